@@ -1,0 +1,1 @@
+"""Verbs: what `ray job submit` names. Each parses, calls a pipeline and reports."""

@@ -1,0 +1,155 @@
+"""Configuration: one frozen, validated, nested value a run. Loads and saves YAML, takes dotted overrides.
+
+Knows nothing of what is configured: each package defines its own `Config` subclasses next to the code that reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rayvec.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, refuses unknown keys, validates defaults too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values. Raises UserError with one line that names the key, the value and what is allowed."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError(_explain(error, cls)) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a whole configuration from a YAML file."""
+        return cls.parse(read_yaml(path))
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again (`model_copy` does not validate)."""
+        return type(self).parse({**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+    def updated(self, *layers: Mapping[str, Any]) -> Self:
+        """A copy with nested mappings laid over it, the last one winning; validated once, at the end."""
+        values = self.model_dump(mode="json")
+        for layer in layers:
+            values = _merge(values, layer)
+        return type(self).parse(values)
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML, in the order in which the fields are declared."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def digest(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the canonical JSON form."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises UserError when the file is missing, is not YAML or is not a mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"configuration file {path} does not exist; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration file {path} cannot be read ({error}); give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise UserError(f"configuration file {path} is not valid YAML: {detail}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"configuration file {path} holds a {type(values).__name__}; write `key: value` lines")
+    return values
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn `a.b=value` assignments into a nested mapping; values are read as YAML.
+
+    >>> parse_overrides(["source.path=data/*.jsonl", "train.steps=20"])
+    {'source': {'path': 'data/*.jsonl'}, 'train': {'steps': 20}}
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not separator or not all(parts):
+            raise UserError(f"--set {assignment!r} is not an assignment; write --set key=value or --set a.b=value")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text  # a path or a sentence that happens to hold YAML's own signs
+        layer: dict[str, Any] = {parts[-1]: value}
+        for part in reversed(parts[:-1]):
+            layer = {part: layer}
+        result = _merge(result, layer)
+    return result
+
+
+def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in layer.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError, config: type[BaseModel]) -> str:
+    """One line for the first thing that is wrong: the key, the value, and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or config.__name__
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(_fields_at(config, first["loc"][:-1]))
+        return f"unknown key {key!r}; known keys here: {known}{more}"
+    if first["type"] == "missing":
+        return f"{key} is required; give it with --set {key}=…{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _fields_at(config: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model that `location` leads to; tags of unions and list positions are stepped over."""
+    model = config
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            candidates = [m for m in _models_in(model) if _tag_of(m) == part]
+            model = candidates[0] if candidates else model
+            continue
+        inner = _models_of(field.annotation)
+        if len(inner) == 1:
+            model = inner[0]
+        elif inner:
+            rest = location[location.index(part) + 1 :]
+            tagged = [m for m in inner if rest and _tag_of(m) == rest[0]]
+            model = tagged[0] if tagged else inner[0]
+    return list(model.model_fields)
+
+
+def _models_in(model: type[BaseModel]) -> list[type[BaseModel]]:
+    return [inner for field in model.model_fields.values() for inner in _models_of(field.annotation)]
+
+
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models named in an annotation such as `A | B | None` or `list[A]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models_of(argument)]
+
+
+def _tag_of(model: type[BaseModel]) -> Any:
+    """The default of a discriminated union's tag field, named `kind` throughout rayvec."""
+    field = model.model_fields.get("kind")
+    return None if field is None else field.default

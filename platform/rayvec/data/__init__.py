@@ -1,0 +1,1 @@
+"""Input: sources of documents, pairs, collators, and readers of embeddings. Knows no model and no Ray."""

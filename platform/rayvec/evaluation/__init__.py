@@ -1,0 +1,1 @@
+"""Evaluation: scores of rankings with intervals, tables and plots. Knows no encoder and no index."""

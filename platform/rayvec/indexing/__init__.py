@@ -1,0 +1,1 @@
+"""Indexing: PCA, FAISS, BM25, versions. The only package that imports faiss."""

@@ -1,0 +1,1 @@
+"""Models: any decoder made bidirectional, pooled into vectors. Pure torch and transformers; knows no Ray."""

@@ -1,0 +1,1 @@
+"""Serving: HTTP in, documents out, on Ray Serve. The only package that imports FastAPI."""

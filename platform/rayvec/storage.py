@@ -1,0 +1,265 @@
+"""Storage: files at a URI through pyarrow.fs, write-then-rename, put-if-absent, checksums, manifests, fingerprints.
+
+A URI is a local path or anything `pyarrow.fs.FileSystem.from_uri` or fsspec opens (s3://, gs://, …). Knows bytes and
+JSON. Knows no Arrow tables, no models, no Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from rayvec.config import Config
+from rayvec.errors import MismatchError, StorageError, UserError, VerificationError
+
+CHUNK = 8 << 20
+JsonObject = dict[str, Any]
+
+
+def is_local(uri: str | Path) -> bool:
+    """Whether the URI is a path of this machine's file system."""
+    return "://" not in str(uri) or str(uri).startswith("file://")
+
+
+def local_path(uri: str | Path) -> Path:
+    """The path of a local URI."""
+    return Path(str(uri).removeprefix("file://")).expanduser()
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """Join parts to a URI with single slashes."""
+    return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a URI, and the path inside it."""
+    if is_local(uri):
+        return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+    try:
+        return pafs.FileSystem.from_uri(str(uri))  # type: ignore[no-any-return]
+    except (ValueError, OSError) as error:
+        return _fsspec(str(uri), error)
+
+
+def _fsspec(uri: str, first_error: Exception) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"cannot open {uri}: {first_error}; {error}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+@contextlib.contextmanager
+def _storage_errors(uri: str | Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(f"no space left writing {uri}; free some and run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(f"{uri} may not be written ({error.strerror}); choose another output") from error
+        raise
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound  # type: ignore[no-any-return]
+
+
+def size(uri: str | Path) -> int:
+    """Bytes of a file; -1 when it is not there."""
+    fs, path = filesystem(uri)
+    info = fs.get_file_info(path)
+    return int(info.size) if info.type == pafs.FileType.File else -1
+
+
+def list_names(uri: str | Path) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted; empty when it is not there."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    return sorted(info.base_name for info in fs.get_file_info(selector))
+
+
+def make_folder(uri: str | Path) -> None:
+    """Make a folder and its parents; nothing happens when it is there."""
+    fs, path = filesystem(uri)
+    with _storage_errors(uri):
+        fs.create_dir(path, recursive=True)
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """The whole of a file. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()  # type: ignore[no-any-return]
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
+    if not is_local(uri):
+        fs, path = filesystem(uri)
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    path = local_path(uri)
+    with _storage_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            _write_synced(temporary, data)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def put_if_absent(uri: str | Path, data: bytes) -> bool:
+    """Write a file only if none is there; False when another writer was first. The content appears whole."""
+    if not is_local(uri):
+        if exists(uri):
+            return False
+        write_bytes(uri, data)
+        return True
+    path = local_path(uri)
+    with _storage_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            _write_synced(temporary, data)
+            os.link(temporary, path)
+            sync_folder(path.parent)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in this folder survive a power cut (POSIX asks for an fsync of the folder itself)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(uri: str | Path) -> JsonObject:
+    """A JSON object. Raises FileNotFoundError, or VerificationError when the file is not a JSON object."""
+    try:
+        value = json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise VerificationError(f"{uri} is not valid JSON ({error}); it was damaged or not written by rayvec") from None
+    if not isinstance(value, dict):
+        raise VerificationError(f"{uri} holds no JSON object; it was damaged or not written by rayvec")
+    return value
+
+
+def write_json(uri: str | Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    write_bytes(uri, to_json(value))
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """Readable JSON with a final newline."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(uri: str | Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open_input_stream(path) as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_file(uri: str | Path, *, bytes_: int, sha256: str) -> None:
+    """Raise VerificationError when a file is missing, or its size or checksum is not what the manifest says."""
+    found = size(uri)
+    if found < 0:
+        raise VerificationError(f"{uri} is missing; restore it or build it again")
+    if found != bytes_:
+        raise VerificationError(f"{uri} has {found} bytes where its manifest says {bytes_}; restore or rebuild it")
+    if sha256_file(uri) != sha256:
+        raise VerificationError(f"{uri} does not match its checksum; it was damaged: restore it or build it again")
+
+
+@contextlib.contextmanager
+def committed_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `final` by rename when the block ends well, and is removed when it does not.
+
+    A finished folder that is there already is replaced. Local only: object stores have no rename of folders.
+    """
+    final = final.absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with _storage_errors(final):
+        temporary.mkdir()
+        try:
+            yield temporary
+            if final.exists():
+                old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+                os.rename(final, old)
+                os.rename(temporary, final)
+                shutil.rmtree(old)
+            else:
+                os.rename(temporary, final)
+            sync_folder(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Fingerprint(Config):
+    """What an encoder is: everything that moves its vectors. Two encoders are the same when all fields are equal."""
+
+    weights: str
+    tokenizer: str
+    attention: str
+    pooling: str
+    prompts: str
+    max_length: int
+    normalize: bool
+    dim: int
+
+    @property
+    def short(self) -> str:
+        """Sixteen hex digits that stand for the whole."""
+        return self.digest()
+
+    def require(self, other: Fingerprint, *, mine: str, theirs: str) -> None:
+        """Raise MismatchError naming every differing field, unless `other` is the same encoder."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
+        differing = [f"{name} ({mine}: {a}, {theirs}: {b})" for name, a, b in pairs if a != b]
+        if differing:
+            raise MismatchError(
+                f"{mine} and {theirs} are not of the same encoder: they differ in {'; '.join(differing)}. "
+                "Use the encoder that made them, or make them again with this one"
+            )
