@@ -94,6 +94,25 @@ def list_names(uri: str | Path) -> list[str]:
     return sorted(info.base_name for info in fs.get_file_info(selector))
 
 
+def list_sizes(uri: str | Path) -> dict[str, int]:
+    """Name and bytes of each file directly in a folder, by one listing; empty when it is not there."""
+    fs, path = filesystem(uri)
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return {info.base_name: int(info.size) for info in infos if info.type == pafs.FileType.File}
+
+
+def absolute(uri: str | Path) -> str:
+    """The same place, whatever folder a worker runs in: local paths become absolute, other URIs stay."""
+    return str(local_path(uri).absolute()) if is_local(uri) else str(uri)
+
+
+def delete(uri: str | Path) -> None:
+    """Remove a file; nothing happens when it is not there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.delete_file(path)
+
+
 def make_folder(uri: str | Path) -> None:
     """Make a folder and its parents; nothing happens when it is there."""
     fs, path = filesystem(uri)
