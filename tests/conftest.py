@@ -29,7 +29,9 @@ def ray_cluster() -> Iterator[None]:
             object_store_memory=150_000_000,
             log_to_driver=False,
             _temp_dir=folder,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(["platform", ".", os.environ.get("PYTHONPATH", "")])}},
+            runtime_env={
+                "env_vars": {"PYTHONPATH": os.pathsep.join(["platform", ".", os.environ.get("PYTHONPATH", "")])}
+            },
         )
         yield
         ray.shutdown()

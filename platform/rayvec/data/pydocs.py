@@ -24,7 +24,9 @@ import pyarrow as pa
 from rayvec.errors import UserError
 
 #: Folders whose docstrings describe tests and vendored copies rather than the library.
-SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_vendor", "vendored", "idle_test", "site-packages", "lib2to3"})
+SKIPPED_FOLDERS = frozenset(
+    {"test", "tests", "testing", "_vendor", "vendored", "idle_test", "site-packages", "lib2to3"}
+)
 MIN_CHARACTERS = 40
 STANDARD_LIBRARY = "python"
 

@@ -49,17 +49,20 @@ class Progress:
     def line(self) -> str:
         """As a person reads it."""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        return (
-            f"step {self.step}/{self.steps}  {shown}  {self.tokens_per_second:,.0f} tokens/s  {self.seconds_left:.0f} s left"
-        )
+        speed = f"{self.tokens_per_second:,.0f} tokens/s  {self.seconds_left:.0f} s left"
+        return f"step {self.step}/{self.steps}  {shown}  {speed}"
 
 
 class Hook(Protocol):
     """Called by the loop: `logged` every `log_every` steps, `stepped` after each step (checkpoints, evaluation)."""
 
-    def logged(self, progress: Progress) -> None: ...
+    def logged(self, progress: Progress) -> None:
+        """A line was logged."""
+        ...
 
-    def stepped(self, step: int) -> None: ...
+    def stepped(self, step: int) -> None:
+        """A step is done; `step` of them in all."""
+        ...
 
 
 class DivergedError(RayvecError):
@@ -78,7 +81,7 @@ class PlainEngine:
         """Backward, clip, step; returns the gradient norm before clipping."""
         import torch
 
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 #: Words with the space before them, CamelCase cut at its humps, single digits, runs of signs, runs of white space.
-PRETOKENIZER = (
-    r" ?[A-Z]?[a-z]+| ?[A-Z]+(?![a-z])| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+PRETOKENIZER = r" ?[A-Z]?[a-z]+| ?[A-Z]+(?![a-z])| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class DecoderConfig(Config):

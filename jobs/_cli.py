@@ -1,0 +1,69 @@
+"""The one command line of all jobs: --recipe, --config, --set, --dry-run, --help; errors as one line and a status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from pipelines.recipes import get_recipe, recipes
+from pipelines.report import Report, summary
+from rayvec.config import Config, parse_overrides, read_yaml
+from rayvec.errors import RayvecError
+
+C = TypeVar("C", bound=Config)
+
+
+def job(verb: str, config_type: type[C], run: Callable[[C], Report]) -> click.Command:
+    """The command of a verb: resolve the configuration, call the pipeline, print the report."""
+    epilog = "\b\nRecipes:\n" + "\n".join(f"  {name}" for name in recipes(config_type))
+
+    @click.command(name=verb, help=run.__doc__, epilog=epilog, context_settings={"max_content_width": 120})
+    @click.option("--recipe", metavar="NAME", help="Start from this recipe (listed below).")
+    @click.option("--config", "file", metavar="FILE", help="Lay a YAML file over it: a saved configuration, or a part.")
+    @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one value, as in --set a.b=3.")
+    @click.option("--dry-run", is_flag=True, help="Print the whole resolved configuration and exit.")
+    def command(recipe: str | None, file: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+        config = resolve(config_type, recipe, file, overrides)
+        if dry_run:
+            click.echo(config.to_yaml(), nl=False)
+            return
+        report = run(config)
+        click.echo(f"{verb}: done")
+        click.echo(summary(report))
+
+    return command
+
+
+def resolve(config_type: type[C], recipe: str | None, file: str | None, overrides: tuple[str, ...]) -> C:
+    """Recipe, then file, then overrides, the last one winning. Raises UserError."""
+    layers = [read_yaml(file)] if file else []
+    layers.append(parse_overrides(overrides))
+    if recipe:
+        return get_recipe(recipe, config_type).updated(*layers)
+    values: dict[str, object] = {}
+    for layer in layers:
+        values |= layer
+    return config_type.parse(values)
+
+
+def main(command: click.Command) -> None:
+    """Run a command as a program: a RayvecError becomes one line on stderr and its exit status."""
+    try:
+        command.main(standalone_mode=False)
+    except RayvecError as error:
+        _fail(str(error), error.exit_status)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        _fail("interrupted; run the same command again to go on", 130)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.stdout.flush()
+    sys.exit(status)

@@ -1,0 +1,80 @@
+"""Starting and leaving Ray: inside a submitted job the cluster it runs on, elsewhere a local one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rayvec.errors import UserError
+
+#: Switches that make Ray unpickle what it finds in files; never set where we run.
+UNSAFE_SWITCHES = (
+    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
+    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
+    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
+    "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
+)
+
+#: Set before Ray is imported: quiet, and the workers' libraries leave each other the cores.
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextlib.contextmanager
+def ray_session(**options: Any) -> Iterator[None]:
+    """Ray for the length of the block; what was running before stays.
+
+    Joins the cluster named by RAY_ADDRESS (Ray sets it for submitted jobs), else starts one on this machine alone,
+    with `options` for `ray.init`.
+    """
+    for name in UNSAFE_SWITCHES:
+        if os.environ.get(name, "0") not in ("", "0", "false", "False"):
+            raise UserError(f"{name} lets Ray run code that lies in data files; unset it")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING, configure_logging=True)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Paths of Unix sockets may not pass 107 bytes, so the session's folder is short and its own.
+    with tempfile.TemporaryDirectory(prefix="rv", ignore_cleanup_errors=True) as folder:
+        local: dict[str, Any] = {
+            "address": "local",
+            "include_dashboard": False,
+            "logging_level": logging.WARNING,
+            "log_to_driver": True,
+            "_temp_dir": folder,
+            "runtime_env": {"env_vars": worker_environment()},
+        }
+        ray.init(**(local | options))
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def worker_environment() -> dict[str, str]:
+    """What workers need to import what the driver imported: in a source checkout `platform/` is not installed."""
+    root = Path(__file__).resolve().parent.parent
+    paths = [str(root / "platform"), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}

@@ -1,0 +1,46 @@
+"""Recipes: functions that return a whole configuration. `tiny.mntp` is the function `mntp` in `tiny.py`.
+
+A run is added by adding a function; nothing is registered by hand. Knows configurations only: imports no torch, no ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import TypeVar, get_type_hints
+
+from rayvec.config import Config
+from rayvec.errors import UserError
+
+C = TypeVar("C", bound=Config)
+Recipe = Callable[[], Config]
+
+
+def recipes(config_type: type[Config] = Config) -> dict[str, Recipe]:
+    """All recipes that return this type of configuration, by name, sorted."""
+    return {
+        name: recipe for name, recipe in sorted(_all()) if issubclass(get_type_hints(recipe)["return"], config_type)
+    }
+
+
+def get_recipe(name: str, config_type: type[C]) -> C:
+    """The configuration that a recipe gives. Raises UserError for an unknown name, listing the known ones."""
+    known = recipes(config_type)
+    if name in known:
+        config = known[name]()
+        assert isinstance(config, config_type)
+        return config
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise UserError(f"no recipe {name!r}{hint}; recipes here: {', '.join(known)}")
+
+
+def _all() -> Iterator[tuple[str, Recipe]]:
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and not name.startswith("_"):
+                yield f"{info.name}.{name}", function
