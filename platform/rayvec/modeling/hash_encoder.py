@@ -20,8 +20,8 @@ from rayvec.storage import Fingerprint
 BEGIN = 0  # the id of the token before every text, so that an empty text has one too
 POSITIONS = 4  # positions that one word touches: two words rarely share all of them
 COMMON_WEIGHT = 0.1
-COMMON_WORDS = """a an and are as at be by can do does for from has have how i if in into is it its no not of on or so such
-that the their then there these this to was we were what when which who will with you"""
+COMMON_WORDS = """a an and are as at be by can do does for from has have how i if in into is it its no not of on or so
+such that the their then there these this to was we were what when which who will with you"""
 COMMON = tuple(COMMON_WORDS.split())
 # Letters and digits; each Chinese or Japanese character is a word of its own, since no spaces part them.
 WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+")

@@ -1,0 +1,250 @@
+"""Backbone: any transformers model as token states, bidirectional or causal, packed or padded.
+
+Decoders become bidirectional by `config.is_causal = False`; whether that holds is found out at load by a self-test
+(`selftest.py`), not from a list of families. Legend: T tokens of a pack, P chosen positions, D hidden, V vocabulary.
+Knows transformers models and packs. Knows no tokenizer, no pooling, no adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from rayvec.errors import UserError
+from rayvec.modeling.attention import NAME, Packing, register
+from rayvec.modeling.batching import PackedBatch
+
+Attention = Literal["bidirectional", "causal", "native"]
+Window = Literal["keep", "full"]
+
+# Where families keep the probability of dropping attention weights (SimCSE's noise).
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+
+
+class Backbone(nn.Module):
+    """A model without its vocabulary head, or beside it, called on packs.
+
+    Training calls it as a module (`backbone(packed)` is `hidden_states`), so that wrappers which average gradients see
+    the call. `decoder` is the transformers model (or the peft model around it), `head` the vocabulary head or None.
+    """
+
+    def __init__(
+        self, decoder: nn.Module, *, head: nn.Module | None = None, causal: bool = False, packed: bool = True
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.causal = causal
+        self.packed = packed
+        self.position_offset = 0
+        self._takes_token_types = "token_type_ids" in inspect.signature(decoder.forward).parameters
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.decoder.config
+
+    @property
+    def dim(self) -> int:
+        """Hidden size: the width of the token states."""
+        return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.decoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number type."""
+        return next(self.decoder.parameters()).dtype
+
+    def forward(self, packed: PackedBatch, causal: bool | None = None) -> Tensor:
+        """The same as `hidden_states`."""
+        return self.hidden_states(packed, causal=causal)
+
+    def hidden_states(self, packed: PackedBatch, *, causal: bool | None = None) -> Tensor:
+        """The last layer's states of all texts, [T, D]; gradients flow, dropout acts in training mode.
+
+        `causal` overrides how this call reads the texts (for a map of what the mask does); None is the backbone's own.
+        """
+        causal = self.causal if causal is None else causal
+        return self._packed_states(packed, causal) if self.packed else self._padded_states(packed, causal)
+
+    def logits_at(self, states_TD: Tensor, positions_P: Tensor) -> Tensor:
+        """The vocabulary head's logits at chosen positions of the pack only, [P, V]."""
+        assert self.head is not None, "load the backbone with head=True"
+        logits_PV: Tensor = self.head(states_TD[positions_P])
+        config = self.config.get_text_config()
+        logits_PV = logits_PV * (getattr(config, "logit_scale", None) or 1.0)
+        logits_PV = logits_PV / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits_PV if cap is None else cap * torch.tanh(logits_PV / cap)
+
+    def _packed_states(self, packed: PackedBatch, causal: bool) -> Tensor:
+        states_1TD = self.decoder(
+            input_ids=packed.input_ids_T[None],
+            position_ids=packed.position_ids_T[None] + self.position_offset,
+            packing=Packing(packed, causal),
+            **self._options(packed.input_ids_T[None], causal),
+        ).last_hidden_state
+        return states_1TD[0]  # type: ignore[no-any-return]
+
+    def _padded_states(self, packed: PackedBatch, causal: bool) -> Tensor:
+        ids_BL = packed.input_ids_T[packed.padded_index_BL]
+        positions_BL = packed.position_ids_T[packed.padded_index_BL]
+        states_BLD = self.decoder(
+            input_ids=ids_BL,
+            attention_mask=packed.padding_mask_BL.long(),
+            position_ids=positions_BL + self.position_offset,
+            **self._options(ids_BL, causal),
+        ).last_hidden_state
+        return states_BLD.flatten(0, 1)[packed.flat_index_T]  # type: ignore[no-any-return]
+
+    def _options(self, input_ids: Tensor, causal: bool) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if causal != self.causal:
+            options["is_causal"] = causal
+        if self._takes_token_types:
+            options["token_type_ids"] = torch.zeros_like(input_ids)
+        return options
+
+    def use_padding(self) -> None:
+        """Leave packed attention for transformers' own kernels over padded batches."""
+        capped = getattr(self.config.get_text_config(), "attn_logit_softcapping", None) is not None
+        for name in ["eager"] if capped else ["sdpa", "eager"]:
+            try:
+                self.decoder.set_attn_implementation(name)
+            except ValueError:
+                continue
+            self.packed = False
+            return
+
+    @classmethod
+    def load(
+        cls,
+        reference: str | Path,
+        *,
+        attention: Attention = "bidirectional",
+        attention_window: Window = "keep",
+        head: bool = False,
+        attention_dropout: float | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        device: str | torch.device = "cpu",
+        selftest: bool = True,
+    ) -> Self:
+        """Load a model folder or a Hugging Face id, and test that it attends as asked.
+
+        Raises UserError when there is no such model, or when the model stays causal where bidirectional was asked for.
+        """
+        config = prepare(_read_config(reference), attention, attention_window, attention_dropout)
+        model = _load_weights(reference, config, head=head, dtype=dtype)
+        return cls._of(model, attention, head=head, device=device, selftest=selftest, name=str(reference))
+
+    @classmethod
+    def create(cls, config: Any, *, attention: Attention = "causal", head: bool = True, selftest: bool = True) -> Self:
+        """A model with fresh random weights, for pretraining. The config is copied, never changed."""
+        config = prepare(config, attention, "keep", None)
+        model = _auto(head).from_config(config, attn_implementation=_implementation(), dtype=torch.float32)
+        return cls._of(model, attention, head=head, device="cpu", selftest=selftest, name=config.model_type)
+
+    @classmethod
+    def _of(cls, model: Any, attention: Attention, *, head: bool, device: Any, selftest: bool, name: str) -> Self:
+        from rayvec.modeling.selftest import settle
+
+        decoder = model.get_decoder() if head else model
+        causal = attention == "causal"
+        backbone = cls(decoder, head=model.get_output_embeddings() if head else None, causal=causal)
+        backbone.to(device).eval()
+        if selftest:
+            settle(backbone, name=name, expect=None if attention == "native" else attention)
+        return backbone
+
+
+def prepare(config: Any, attention: Attention, window: Window, attention_dropout: float | None) -> Any:
+    """A copy of a transformers configuration with the attention asked for; the original is left alone."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for part in {id(config): config, id(text): text}.values():
+        part.use_cache = False
+        if attention != "native":
+            part.is_causal = attention == "causal"
+        if window == "full" and getattr(part, "sliding_window", None):
+            # Wider than any text: the layers keep their kinds (and so their rotary bases), and see everything.
+            part.sliding_window = max(int(part.max_position_embeddings), 1 << 20)
+        if attention_dropout is not None:
+            _set_attention_dropout(part, attention_dropout)
+    return config
+
+
+def _set_attention_dropout(config: Any, probability: float) -> None:
+    names = [name for name in ATTENTION_DROPOUTS if hasattr(config, name)]
+    if not names:
+        raise UserError(f"{config.model_type} models have no attention dropout to set; leave attention_dropout out")
+    for name in names:
+        setattr(config, name, probability)
+
+
+def _implementation() -> str:
+    register()
+    return NAME
+
+
+def _auto(head: bool) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM if head else transformers.AutoModel
+
+
+def _read_config(reference: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(reference))
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{reference} is no model that transformers can load ({detail}); give a folder with config.json and "
+            "model.safetensors, or a Hugging Face id"
+        ) from None
+
+
+def _load_weights(reference: str | Path, config: Any, *, head: bool, dtype: Any) -> Any:
+    """Load under packed attention; a family that refuses the name gets its own kernels, and later the padded path."""
+    options = {"config": config, "dtype": dtype, "output_loading_info": True}
+    auto = _auto(head)
+    with _quiet():
+        try:
+            model, info = auto.from_pretrained(str(reference), attn_implementation=_implementation(), **options)
+        except (OSError, ValueError) as error:
+            if NAME not in str(error):
+                raise UserError(f"{reference} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+            model, info = auto.from_pretrained(str(reference), **options)
+    # A pooler on top of an encoder-only model is never called; any other weight left out would stay random.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise UserError(f"{reference} lacks weights that the model needs ({', '.join(missing[:3])} …); get it whole")
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load report: what matters in them is checked here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

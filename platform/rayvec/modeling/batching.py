@@ -1,0 +1,124 @@
+"""Batches for the model: which rows go together, and how they become one packed sequence without padding.
+
+Legend: B texts, T tokens of all texts end to end. Knows token batches and torch tensors. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayvec.modeling.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class LengthGroup:
+    """The texts of one length in a pack: where their tokens lie, as a range or as an index."""
+
+    length: int
+    start: int  # first token, when the texts lie side by side
+    count: int  # texts
+    index: Tensor | None  # int64 [count * length], when they do not
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """B texts end to end in one row of T tokens; attention stays inside each text (`attention.packed_attention`)."""
+
+    input_ids_T: Tensor  # int64
+    position_ids_T: Tensor  # int64, from 0 in each text
+    cu_seqlens: Tensor  # int32 [B + 1]: text b is tokens [cu_seqlens[b], cu_seqlens[b + 1])
+    pool_start_B: Tensor  # int64: text b's pooled tokens are [pool_start_B[b], pool_stop_B[b]) of the pack
+    pool_stop_B: Tensor  # int64
+    lengths: np.ndarray  # int64 [B], on the host: planning never waits for the device
+    max_length: int
+
+    @classmethod
+    def from_tokens(cls, batch: TokenBatch, device: str | torch.device = "cpu") -> PackedBatch:
+        """Pack all rows of a TokenBatch, in order."""
+        assert len(batch) > 0, "a pack holds at least one text"
+        lengths = batch.lengths
+        starts = batch.offsets[:-1] - batch.offsets[0]
+        positions = np.arange(len(batch.input_ids)) - np.repeat(starts, lengths)
+        cu_seqlens = (batch.offsets - batch.offsets[0]).astype(np.int32)
+
+        def on_device(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+        return cls(
+            input_ids_T=on_device(batch.input_ids.astype(np.int64)),
+            position_ids_T=on_device(positions.astype(np.int64)),
+            cu_seqlens=on_device(cu_seqlens),
+            pool_start_B=on_device(starts + batch.pool_start),
+            pool_stop_B=on_device(starts + batch.pool_end),
+            lengths=lengths,
+            max_length=int(lengths.max()),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.input_ids_T.device
+
+    @cached_property
+    def groups(self) -> tuple[LengthGroup, ...]:
+        """The texts by length, for batched attention without padding; made once a pack, used in every layer."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        groups = []
+        for length in np.unique(self.lengths):
+            rows = np.flatnonzero(self.lengths == length)
+            side_by_side = rows[-1] - rows[0] + 1 == len(rows)
+            index = None
+            if not side_by_side:
+                flat = (starts[rows][:, None] + np.arange(length)).reshape(-1)
+                index = torch.from_numpy(flat).to(self.device)
+            groups.append(LengthGroup(int(length), int(starts[rows[0]]), len(rows), index))
+        return tuple(groups)
+
+    @cached_property
+    def padded_index_BL(self) -> Tensor:
+        """Where each text's token j lies in the pack, int64 [B, L]; beyond a text's end, its last token."""
+        columns_L = torch.arange(self.max_length, device=self.device)
+        first_B1 = self.cu_seqlens[:-1, None].long()
+        last_B1 = self.cu_seqlens[1:, None].long() - 1
+        return torch.minimum(first_B1 + columns_L, last_B1)
+
+    @cached_property
+    def padding_mask_BL(self) -> Tensor:
+        """True at tokens, False at padding, bool [B, L]."""
+        lengths_B1 = (self.cu_seqlens[1:] - self.cu_seqlens[:-1])[:, None]
+        return torch.arange(self.max_length, device=self.device) < lengths_B1
+
+    @cached_property
+    def flat_index_T(self) -> Tensor:
+        """Where each token of the pack lies in the padded [B * L] layout, int64 [T]."""
+        row_T = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return torch.from_numpy(row_T).to(self.device) * self.max_length + self.position_ids_T
+
+
+def plan_batches(lengths: np.ndarray, token_budget: int, *, padded: bool = False) -> Iterator[np.ndarray]:
+    """Rows by batches, sorted by length (longest first: what does not fit in memory fails at once).
+
+    Each batch holds at most `token_budget` tokens (counted with padding when `padded`), and at least one row.
+
+    >>> [rows.tolist() for rows in plan_batches(np.array([3, 9, 3, 4]), token_budget=9)]
+    [[1], [3, 0], [2]]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        if padded:
+            stop = start + max(1, token_budget // max(1, int(lengths[order[start]])))
+        else:
+            total = np.cumsum(lengths[order[start : start + token_budget]])
+            stop = start + max(1, int(np.searchsorted(total, token_budget, side="right")))
+        yield order[start:stop]
+        start = stop
