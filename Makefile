@@ -1,0 +1,49 @@
+# rayvec: `make demo` shows it work, `make test` proves it. Everything lives in .venv and runs/; `make clean` removes both.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := 2.13.0
+SERVE  ?= 1
+PORT   ?= 8000
+RUNS   ?= runs/demo
+export PYTHONPATH := platform:.
+export TOKENIZERS_PARALLELISM := false
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
+
+.PHONY: help setup demo serve test check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/ready  ## make .venv with everything pinned (skipped when nothing changed)
+
+# torch goes first and alone: pip then takes a CPU build where it finds one, and nothing later pulls another.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@echo "setup: making $(VENV) (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check torch==$(TORCH)
+	@DS_BUILD_OPS=0 $(BIN)/pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "setup: done"
+
+demo: setup  ## text → encoder → vectors → index → served search, on the Python docs of this environment
+	@$(BIN)/python -m pipelines.demo --output $(RUNS) $(if $(filter 0,$(SERVE)),--no-serve,--port $(PORT))
+
+serve: setup  ## serve the demo's index again
+	@$(BIN)/python -m jobs.serve --recipe tiny.serve --set index=$(RUNS)/index --set port=$(PORT)
+
+test: setup  ## the whole suite without a GPU
+	@$(BIN)/python -m pytest -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
+
+check: setup  ## format, lint, types, floors
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup  ## put the code in shape
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:  ## remove .venv and runs
+	rm -rf $(VENV) runs build dist platform/*.egg-info

@@ -1,0 +1,85 @@
+"""Configuration: frozen, validated, overridable, with errors that name the cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from rayvec.config import Config, parse_overrides, read_yaml
+from rayvec.errors import UserError
+
+
+class Inner(Config):
+    kind: Literal["inner"] = "inner"
+    size: int = Field(default=3, ge=1)
+
+
+class Outer(Config):
+    name: str = "x"
+    inner: Inner = Inner()
+
+
+def test_overrides_reach_nested_values() -> None:
+    assert Outer().updated(parse_overrides(["inner.size=7"])).inner.size == 7
+
+
+def test_the_last_override_wins() -> None:
+    assert parse_overrides(["a=1", "a=2"]) == {"a": 2}
+
+
+def test_an_override_without_equals_sign_names_the_form() -> None:
+    with pytest.raises(UserError, match="--set key=value"):
+        parse_overrides(["a"])
+
+
+@pytest.mark.parametrize("text", ["data/*.jsonl", "s3://bucket/key", "a: b: c", "[unclosed", ""])
+def test_any_text_can_be_a_value(text: str) -> None:
+    assert parse_overrides([f"path={text}"])["path"] == text
+
+
+def test_an_unknown_key_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'inner\.sise'; known keys here: kind, size"):
+        Outer().updated({"inner": {"sise": 1}})
+
+
+def test_a_wrong_value_names_key_value_and_bound() -> None:
+    with pytest.raises(UserError, match=r"inner\.size = 0: input should be greater than or equal to 1"):
+        Outer().updated({"inner": {"size": 0}})
+
+
+def test_a_missing_value_says_how_to_give_it() -> None:
+    class Needs(Config):
+        path: str
+
+    with pytest.raises(UserError, match="path is required; give it with --set path="):
+        Needs.parse({})
+
+
+def test_replace_validates() -> None:
+    with pytest.raises(UserError):
+        Inner().replace(size=0)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = Outer(name="größer", inner=Inner(size=9))
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert Outer.from_yaml(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(("content", "message"), [("- a", "write `key: value` lines"), ("{", "not valid YAML")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_the_digest_follows_the_values() -> None:
+    assert Outer().digest() == Outer().digest() != Outer(name="y").digest()

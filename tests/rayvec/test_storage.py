@@ -1,0 +1,94 @@
+"""Storage: whole files or none, put-if-absent, checksums, fingerprints."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from rayvec import storage
+from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.storage import Fingerprint
+
+PRINT = Fingerprint(
+    weights="w",
+    tokenizer="t",
+    attention="bidirectional",
+    pooling="mean",
+    prompts="p",
+    max_length=512,
+    normalize=True,
+    dim=8,
+)
+
+
+def test_write_then_read(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "a" / "b", b"x")
+    assert storage.read_bytes(tmp_path / "a" / "b") == b"x"
+
+
+def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "a", b"1")
+    storage.write_bytes(tmp_path / "a", b"2")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_put_if_absent_lets_exactly_one_of_many_win(tmp_path: Path) -> None:
+    barrier, won = threading.Barrier(8), []
+
+    def put(i: int) -> None:
+        barrier.wait()
+        if storage.put_if_absent(tmp_path / "v1.json", str(i).encode()):
+            won.append(i)
+
+    threads = [threading.Thread(target=put, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [storage.read_bytes(tmp_path / "v1.json")] == [str(i).encode() for i in won]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: bytes([b[0] ^ 1]) + b[1:]])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    path, data = tmp_path / "part", b"some bytes"
+    path.write_bytes(damage(data))
+    with pytest.raises(VerificationError, match="part"):
+        storage.check_file(path, bytes_=len(data), sha256=storage.sha256_bytes(data))
+
+
+def test_json_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text('{"a": ')
+    with pytest.raises(VerificationError, match="not valid JSON"):
+        storage.read_json(tmp_path / "m.json")
+
+
+def test_a_committed_folder_appears_whole(tmp_path: Path) -> None:
+    with storage.committed_folder(tmp_path / "v") as folder:
+        (folder / "f").write_text("x")
+        assert not (tmp_path / "v").exists()
+    assert (tmp_path / "v" / "f").read_text() == "x"
+
+
+def test_a_failed_block_leaves_the_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "f").write_text("old")
+    with pytest.raises(RuntimeError), storage.committed_folder(tmp_path / "v"):
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["v"]
+    assert (tmp_path / "v" / "f").read_text() == "old"
+
+
+def test_an_unknown_scheme_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="nosuch://"):
+        storage.filesystem("nosuch://bucket/key")
+
+
+def test_equal_fingerprints_agree() -> None:
+    PRINT.require(PRINT.replace(), mine="encoder", theirs="index")
+
+
+def test_a_mismatch_names_the_field_and_both_values() -> None:
+    with pytest.raises(MismatchError, match=r"pooling \(encoder: mean, index: bos\)"):
+        PRINT.require(PRINT.replace(pooling="bos"), mine="encoder", theirs="index")
