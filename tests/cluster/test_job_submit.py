@@ -1,0 +1,143 @@
+"""The line by `ray job submit`, as the README gives it, against a local cluster with token authentication on."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Cluster:
+    dashboard: str
+    environment: dict[str, str]
+
+    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of the README: waits, prints the job's log, ends with the job's status."""
+        return subprocess.run(
+            [
+                RAY,
+                "job",
+                "submit",
+                "--address",
+                self.dashboard,
+                "--runtime-env",
+                "infra/runtime_env.yaml",
+                "--",
+                *entrypoint,
+            ],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="rj", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / "token"
+        token.write_text(secrets.token_hex(32))
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "DS_ACCELERATOR": "cpu",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        port, dashboard = free_port(), free_port()
+        head = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0", f"--temp-dir={folder}/s",
+             "--object-store-memory=200000000", "--disable-usage-stats"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield Cluster(_wait_for(f"http://127.0.0.1:{dashboard}", head), environment)
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+            try:
+                head.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(head.pid, signal.SIGKILL)
+
+
+def _wait_for(address: str, head: subprocess.Popen[bytes]) -> str:
+    for _ in range(240):
+        assert head.poll() is None, "ray start ended early"
+        try:
+            urllib.request.urlopen(f"{address}/api/gcs_healthz", timeout=2)
+            return address
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the cluster's dashboard did not answer within two minutes")
+
+
+def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
+    assert refusal.value.code == 401
+
+
+def test_embed_then_index(cluster: Cluster, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"id": f"d{i}", "text": f"document number {i}"}) + "\n" for i in range(300)))
+    embedded = cluster.submit(
+        "python", "jobs/embed.py", "--recipe", "hash.embed",
+        "--set", f"source.path={corpus}", "--set", f"output={tmp_path}/embeddings",
+    )  # fmt: skip
+    assert embedded.returncode == 0, embedded.stdout[-3000:] + embedded.stderr[-3000:]
+    indexed = cluster.submit(
+        "python", "jobs/index.py", "--recipe", "hash.index",
+        "--set", f"embeddings={tmp_path}/embeddings", "--set", f"output={tmp_path}/index",
+    )  # fmt: skip
+    assert indexed.returncode == 0, indexed.stdout[-3000:] + indexed.stderr[-3000:]
+    assert (tmp_path / "index" / "CURRENT").exists()
+
+
+def test_train(cluster: Cluster, tmp_path: Path) -> None:
+    texts = tmp_path / "corpus.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"id": f"d{i}", "text": f"sentence number {i} of many"}) + "\n" for i in range(200))
+    )
+    trained = cluster.submit(
+        "python", "jobs/train.py", "--recipe", "tiny.mntp", "--set", f"source.path={texts}",
+        "--set", "source.kind=jsonl", "--set", "steps=2", "--set", f"output={tmp_path}/mntp",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
+    assert (tmp_path / "mntp" / "rayvec.json").exists()
+
+
+def test_the_users_mistake_is_one_line_and_a_failed_job(cluster: Cluster) -> None:
+    failed = cluster.submit("python", "jobs/embed.py", "--recipe", "hash.embd")
+    assert failed.returncode != 0
+    assert "error: no recipe 'hash.embd' (did you mean hash.embed?)" in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stdout
