@@ -1,0 +1,31 @@
+"""Embed a corpus: python -m jobs.embed --recipe hash.embed --set source.path=… --set output=DIR; or --verify DIR."""
+
+from __future__ import annotations
+
+import click
+
+from jobs._cli import job, main
+from pipelines.embed import EmbedConfig, embed, verify
+from pipelines.report import summary
+
+
+def _verify(context: click.Context, _: click.Parameter, folder: str | None) -> None:
+    if folder is not None:
+        click.echo(f"verified\n{summary(verify(folder))}")
+        context.exit()
+
+
+command = job("embed", EmbedConfig, embed)
+command.params.append(
+    click.Option(
+        ["--verify"],
+        metavar="DIR",
+        is_eager=True,
+        expose_value=False,
+        callback=_verify,
+        help="Read everything that was embedded into DIR again and compare; status 7 when something is wrong.",
+    )
+)
+
+if __name__ == "__main__":
+    main(command)

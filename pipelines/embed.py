@@ -1,0 +1,203 @@
+"""Embedding a corpus: plan the units, encode what is not done yet, publish.
+
+A run that was interrupted goes on where it stopped; one that is done says so. Knows the order of things; how each is
+done is told in rayvec.encoding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from pipelines._ray import ray_session
+from pipelines.report import Report
+from rayvec import storage
+from rayvec.config import Config
+from rayvec.data.sources import SourceConfig
+from rayvec.errors import QuarantineExceededError, UserError
+from rayvec.schema import VectorType
+
+if TYPE_CHECKING:
+    from rayvec.encoding.shards import Plan
+    from rayvec.encoding.sink import Record
+    from rayvec.encoding.stages import Pool
+    from rayvec.encoding.work import Work
+
+
+class EmbedConfig(Config):
+    """What to embed, with what, to where, and on how much of the cluster."""
+
+    source: SourceConfig = SourceConfig()
+    #: "hash", "tiny", a folder or URI of an encoder, or a Hugging Face id.
+    encoder: str = "tiny"
+    output: str = ""
+    #: Put before each document, not pooled. Documents usually have none; queries do.
+    instruction: str | None = None
+    #: Whether a title is encoded before its text, on a line of its own.
+    title: Literal["prepend", "ignore"] = "prepend"
+    dtype: VectorType = "float32"
+    keep_text: bool = True
+    #: Records in a unit of work: what is committed, and lost by a kill, at once.
+    unit_rows: PositiveInt = 4096
+    #: Of records with the same id the first is kept and the others are recorded, or the run ends with an error.
+    duplicates: Literal["first", "error"] = "first"
+    #: The share of the records that may be quarantined before a finished run ends with status 6.
+    max_quarantine: float = Field(default=0.01, ge=0, le=1)
+    #: Encoders at work at once; as many as the cluster has room for by default.
+    actors: PositiveInt | None = None
+    num_gpus: float = Field(default=0, ge=0)
+    #: Of each encoder on a CPU.
+    threads: PositiveInt | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What moves a byte of the output, beside the inputs and the encoder; a resumed run must have the same."""
+        names = {"instruction", "title", "dtype", "keep_text", "unit_rows"}
+        source = self.source.model_dump(mode="json", exclude={"path"})
+        return {"source": source, **self.model_dump(mode="json", include=names)}
+
+
+def embed(config: EmbedConfig) -> Report:
+    """Embed a corpus: one vector a document, exactly once, restartable at any point.
+
+    Raises UserError, MismatchError (another plan is there), ConcurrentWriterError, StorageError, or
+    QuarantineExceededError when all is done and published but too much was refused.
+    """
+    from rayvec.encoding.lease import sole_writer
+    from rayvec.encoding.shards import check_output
+
+    if not config.output:
+        raise UserError("output is required; give a folder with --set output=DIR")
+    output = storage.absolute(config.output)
+    started = time.monotonic()
+    check_output(output)
+    with sole_writer(output):
+        report = _run(config, output, started)
+    storage.write_json(storage.join(output, "report.json"), report)
+    _check_quarantine(config, report)
+    return report
+
+
+def verify(output: str) -> Report:
+    """Read everything of an embeddings folder again. Raises VerificationError (status 7) when something is wrong."""
+    from rayvec.data.embeddings import EmbeddingsDataset
+
+    return EmbeddingsDataset.open(output).verify(full=True)
+
+
+def _run(config: EmbedConfig, output: str, started: float) -> Report:
+    from rayvec.data.sources import open_source
+    from rayvec.encoding.publish import manifest, publish, settle_duplicates
+    from rayvec.encoding.shards import Plan, agree
+    from rayvec.encoding.work import Work
+    from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
+
+    reference = _absolute_reference(config.encoder)
+    source = open_source(config.source, cache=storage.join(output, "source"))
+    fingerprint = load_tokenizer_only(reference).fingerprint
+    units = source.units(config.unit_rows)
+    plan = agree(output, Plan(tuple(source.inputs()), tuple(units), fingerprint, config.settings()))
+    storage.write_bytes(storage.join(output, "config.yaml"), config.to_yaml().encode())
+    work = Work(
+        source, output, reference, fingerprint, load_encoder, load_tokenizer_only,
+        config.instruction, config.title, config.dtype, config.keep_text,
+    )  # fmt: skip
+    records, resumed = _work_through(config, work, plan)
+    settled = settle_duplicates(work.sink, plan.units, records)
+    _check_duplicates(config, settled)
+    version, sha256 = publish(work.sink, manifest(plan, settled, work.sink, config.encoder))
+    return _report(config, output, plan, settled, resumed, version, sha256, time.monotonic() - started)
+
+
+def _work_through(config: EmbedConfig, work: Work, plan: Plan) -> tuple[list[Record], int]:
+    """All records in the order of the units, and how many units were done before."""
+    from rayvec.encoding.progress import Progress
+    from rayvec.encoding.stages import run_units
+
+    done = work.sink.committed([unit.name for unit in plan.units])
+    pending = [unit for unit in plan.units if unit.name not in done]
+    resumed = len(done)
+    if pending:
+        progress = Progress(sum(unit.rows_estimate for unit in pending))
+        with ray_session(), contextlib.closing(progress):
+            for record in run_units(work, pending, _pool(config)):
+                done[record.unit] = record
+                progress.add(record)
+    return [done[unit.name] for unit in plan.units], resumed
+
+
+def _pool(config: EmbedConfig) -> Pool:
+    import ray
+
+    from rayvec.encoding.stages import Pool
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return Pool.fit(
+        there.get("CPU", 1.0),
+        there.get("GPU", 0.0),
+        actors=config.actors,
+        num_gpus=config.num_gpus,
+        threads=config.threads,
+    )
+
+
+def _absolute_reference(reference: str) -> str:
+    """A folder is named so that workers find it too; a name of another kind stays."""
+    return storage.absolute(reference) if storage.is_local(reference) and Path(reference).is_dir() else reference
+
+
+def _check_duplicates(config: EmbedConfig, records: list[Record]) -> None:
+    repeated = [record for record in records if record.duplicates]
+    if config.duplicates == "error" and repeated:
+        raise UserError(
+            f"{sum(record.duplicates for record in repeated)} records have the id of an earlier one; see "
+            f"quarantine/{repeated[0].unit}.jsonl in the output; keep the first of each with --set duplicates=first"
+        )
+
+
+def _check_quarantine(config: EmbedConfig, report: Report) -> None:
+    refused, total = sum(report["quarantined"].values()), report["inputs"]
+    if refused > config.max_quarantine * total:
+        reasons = ", ".join(f"{name} {count}" for name, count in report["quarantined"].items())
+        raise QuarantineExceededError(
+            f"done and published, but {refused} of {total} records were quarantined ({reasons}), more than "
+            f"max_quarantine = {config.max_quarantine:g} allows; see {config.output}/quarantine"
+        )
+
+
+def _report(
+    config: EmbedConfig,
+    output: str,
+    plan: Plan,
+    records: list[Record],
+    resumed: int,
+    version: int,
+    sha256: str,
+    seconds: float,
+) -> Report:
+    from rayvec.encoding.publish import totals
+
+    sums = totals(records)
+    family = "hash" if config.encoder.partition(":")[0] == "hash" else "tiny"
+    return {
+        "inputs": sums["records"],
+        "embedded": sums["rows"],
+        "quarantined": sums["reasons"],
+        "duplicates": sums["duplicates"],
+        "truncated": sums["truncated"],
+        "tokens": sums["tokens"],
+        "bytes": sums["bytes"],
+        "files": len(plan.inputs),
+        "units": len(records),
+        "units_resumed": resumed,
+        "seconds": round(seconds, 2),
+        "encoder": config.encoder,
+        "fingerprint": plan.fingerprint.short,
+        "version": version,
+        "manifest_sha256": sha256,
+        "output": output,
+        "next": f"python -m jobs.index --recipe {family}.index --set embeddings={config.output} --set output=DIR",
+    }

@@ -1,0 +1,10 @@
+"""The HashEncoder's recipes: the whole line without any weights."""
+
+from __future__ import annotations
+
+from pipelines.embed import EmbedConfig
+
+
+def embed() -> EmbedConfig:
+    """Embed with hashed words: set source.path and output."""
+    return EmbedConfig(encoder="hash")

@@ -1,0 +1,188 @@
+"""Embeddings as they lie on disk: what a finished run published, read through its manifest and never by listing.
+
+Knows the layout of the artifact, Parquet and checksums. Knows no encoder, no index, no Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayvec import schema, storage
+from rayvec.data.ids import Hashes, concatenate, digest_ids, hash_ids, in_partition, partitions, repeats
+from rayvec.errors import UserError, VerificationError
+from rayvec.storage import Fingerprint
+
+FORMAT = "rayvec.embeddings/1"
+CURRENT = "CURRENT"
+#: How far from 1 the length of a normalised vector may be.
+NORM_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
+
+Part = dict[str, Any]
+
+
+def manifest_uri(uri: str, version: int) -> str:
+    """Where the manifest of a version lies."""
+    return storage.join(uri, "manifests", f"v{version}.json")
+
+
+@dataclass(frozen=True)
+class EmbeddingsDataset:
+    """One published version of an embeddings folder."""
+
+    uri: str
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, uri: str, version: int | None = None) -> EmbeddingsDataset:
+        """Open the current version, or another. Raises UserError when nothing is published there."""
+        uri = storage.absolute(uri)
+        try:
+            name = version or int(storage.read_bytes(storage.join(uri, CURRENT)).decode().strip().removeprefix("v"))
+        except FileNotFoundError:
+            raise UserError(f"{uri} holds no finished embeddings; make them with python -m jobs.embed") from None
+        except ValueError:
+            raise VerificationError(f"{uri}/{CURRENT} is damaged; it should name a version, as in v1") from None
+        try:
+            manifest = storage.read_json(manifest_uri(uri, name))
+        except FileNotFoundError:
+            raise UserError(f"{uri} has no version v{name}; it is named {CURRENT} or was asked for") from None
+        if manifest.get("format") != FORMAT:
+            raise VerificationError(f"{uri} is of format {manifest.get('format')!r}; this version reads {FORMAT!r}")
+        return cls(uri, manifest)
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        return int(self.manifest["version"])
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the encoder that made the vectors."""
+        return Fingerprint.parse(self.manifest["fingerprint"])
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return int(self.manifest["dim"])
+
+    @property
+    def count(self) -> int:
+        """Rows in all parts."""
+        return int(self.manifest["count"])
+
+    @property
+    def payload(self) -> list[str]:
+        """Columns carried beside id, title and text."""
+        return list(self.manifest["payload"])
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts' entries, in the order of the input."""
+        return list(self.manifest["parts"])
+
+    @property
+    def part_uris(self) -> list[str]:
+        """The parts' files, in the order of the input."""
+        return [storage.join(self.uri, part["file"]) for part in self.parts]
+
+    def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """One table a part, in the order of the input; the checksum of every page read is verified."""
+        for uri in self.part_uris:
+            yield read_part(uri, columns)
+
+    def verify(self, full: bool = True) -> dict[str, Any]:
+        """Check every part against the manifest: size and checksum, and if `full` every row of it.
+
+        Returns what was checked. Raises VerificationError (exit status 7) with the first fault found and their number.
+        """
+        faults = [fault for part in self.parts for fault in self._part_faults(part, full)]
+        if full and not faults:
+            faults = [*self._total_faults(), *self._repeated_ids()]
+        if faults:
+            more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+            raise VerificationError(f"{faults[0]}{more}")
+        return {"output": self.uri, "version": self.version, "parts": len(self.parts), "rows": self.count, "faults": 0}
+
+    def _part_faults(self, part: Part, full: bool) -> list[str]:
+        uri = storage.join(self.uri, part["file"])
+        try:
+            storage.check_file(uri, bytes_=part["bytes"], sha256=part["sha256"])
+            if part["quarantine_sha256"] is not None:
+                self._check_quarantine(part)
+            return list(self._row_faults(part, read_part(uri))) if full else []
+        except VerificationError as error:
+            return [str(error)]
+        except (OSError, pa.ArrowException) as error:
+            return [f"{uri} cannot be read ({error}); restore it or build it again"]
+
+    def _check_quarantine(self, part: Part) -> None:
+        uri = storage.join(self.uri, "quarantine", f"{part['unit']}.jsonl")
+        if storage.size(uri) < 0 or storage.sha256_file(uri) != part["quarantine_sha256"]:
+            raise VerificationError(f"{uri} is missing or damaged; restore it or build it again")
+
+    def _row_faults(self, part: Part, table: pa.Table) -> Iterator[str]:
+        file = part["file"]
+        if table.num_rows != part["rows"]:
+            yield f"{file} has {table.num_rows} rows where its manifest says {part['rows']}"
+        if digest_ids(hash_ids(table[schema.ID])) != part["id_digest"]:
+            yield f"{file} holds other ids than its manifest says"
+        if int(table[schema.N_TOKENS].to_numpy().sum()) != part["tokens"]:
+            yield f"{file} holds another number of tokens than its manifest says"
+        vectors_ND = vectors(table).astype(np.float32)
+        if vectors_ND.shape[1] != self.dim:
+            yield f"{file} has vectors of {vectors_ND.shape[1]} numbers where its manifest says {self.dim}"
+        if not np.isfinite(vectors_ND).all():
+            yield f"{file} holds vectors that are not finite"
+        elif self.fingerprint.normalize and len(vectors_ND):
+            off = float(np.abs(np.linalg.norm(vectors_ND, axis=1) - 1).max())
+            if off > NORM_TOLERANCE[self.manifest["dtype"]]:
+                yield f"{file} holds vectors whose length is off 1 by {off:.3g}"
+
+    def _total_faults(self) -> Iterator[str]:
+        if self.count != sum(part["rows"] for part in self.parts):
+            yield f"the manifest's count {self.count} is not the sum of its parts"
+        totals: Counter[str] = Counter()
+        for part in self.parts:
+            totals.update({name: part[name] for name in ("rows", "quarantined", "duplicates", "truncated", "tokens")})
+        yield from (
+            f"the manifest's total of {name} is not the sum of its parts"
+            for name in totals
+            if totals[name] != self.manifest["totals"][name]
+        )
+
+    def _repeated_ids(self) -> Iterator[str]:
+        count = partitions(self.count)
+        for number in range(count):
+            hashes = concatenate([part[in_partition(part, number, count)] for part in self._hashes()])
+            later, _ = repeats(hashes)
+            if len(later):
+                yield f"{len(later)} ids stand in more than one row"
+
+    def _hashes(self) -> Iterator[Hashes]:
+        for table in self.iter_tables([schema.ID]):
+            yield hash_ids(table[schema.ID])
+
+
+def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part and verify its pages' checksums."""
+    fs, path = storage.filesystem(uri)
+    return pq.read_table(
+        path, filesystem=fs, columns=columns, page_checksum_verification=True, partitioning=None, use_threads=False
+    )
+
+
+def vectors(table: pa.Table) -> np.ndarray:
+    """The vector column as an array [N, D] of the stored type; no copy where the table has one chunk."""
+    column = table[schema.EMBEDDING]
+    dim = column.type.list_size
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in column.chunks]
+    if len(chunks) == 1:
+        return chunks[0]  # type: ignore[no-any-return]
+    return np.concatenate(chunks) if chunks else np.empty((0, dim), column.type.value_type.to_pandas_dtype())

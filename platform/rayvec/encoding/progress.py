@@ -1,0 +1,67 @@
+"""What a person sees while a run is going: a line that is rewritten on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from rayvec.encoding.sink import Record
+
+EVERY_S = {True: 0.2, False: 15.0}
+BAR = 24
+
+
+@dataclass
+class Progress:
+    """Counts records as units are committed, and tells rows, tokens a second and the time left."""
+
+    total: int
+    label: str = "embedding"
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    clock: Callable[[], float] = time.monotonic
+    rows: int = 0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.started = self.shown = self.clock()
+        self.first: float | None = None
+        self.on_terminal = self.stream.isatty()
+
+    def add(self, record: Record) -> None:
+        """Another unit is committed."""
+        self.rows += record.input_records
+        self.tokens += record.tokens
+        now = self.clock()
+        if now - self.shown >= EVERY_S[self.on_terminal] or self.rows >= self.total:
+            self.shown = now
+            self._show(now)
+
+    def close(self) -> None:
+        """End the line on a terminal."""
+        if self.on_terminal and self.rows:
+            self.stream.write("\n")
+
+    def _show(self, now: float) -> None:
+        self.stream.write(f"\r{self.line(now)}\x1b[K" if self.on_terminal else f"{self.line(now)}\n")
+        self.stream.flush()
+
+    def line(self, now: float) -> str:
+        """One line: how far, how fast, how long still."""
+        spent = max(now - self.started, 1e-9)
+        share = min(1.0, self.rows / max(self.total, 1))
+        left = spent / share - spent if share else 0.0
+        bar = "█" * round(share * BAR) + "·" * (BAR - round(share * BAR)) + " " if self.on_terminal else ""
+        return (
+            f"{self.label} {bar}{share:4.0%} {self.rows:,} of {max(self.total, self.rows):,} records, "
+            f"{self.tokens / spent:,.0f} tokens/s, {_duration(left)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,135 @@
+"""Publishing: duplicates across units settled, the manifest put if absent, CURRENT moved last.
+
+Runs on the driver when every unit has its record. Killed at any point and run again, it comes to the same manifest.
+Knows records and parts. Knows no source, no encoder, no Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rayvec import schema, storage
+from rayvec.data.embeddings import CURRENT, FORMAT, manifest_uri
+from rayvec.data.ids import concatenate, in_partition, partitions, repeats
+from rayvec.data.units import Unit
+from rayvec.encoding.faults import failpoint
+from rayvec.encoding.shards import Plan
+from rayvec.encoding.sink import Record, Sink
+from rayvec.encoding.work import POSITION, duplicate_line
+from rayvec.errors import ConcurrentWriterError
+
+#: (index of the unit, row in its part)
+Place = tuple[int, int]
+
+
+def settle_duplicates(sink: Sink, units: Sequence[Unit], records: Sequence[Record]) -> list[Record]:
+    """Keep of the rows with one id the first in the order of the input; write the parts of the others again.
+
+    Depends on what is committed alone: a run that was interrupted here goes on to the same parts.
+    """
+    kept_of: dict[int, dict[int, Place]] = defaultdict(dict)
+    for (unit, row), place in _repeated_places(sink, records).items():
+        kept_of[unit][row] = place
+    kept_units = {unit for places in kept_of.values() for unit, _ in places.values()}
+    positions = {unit: sink.hashes(records[unit])[1] for unit in kept_units}  # before any part is replaced
+    settled = list(records)
+    for unit, places in sorted(kept_of.items()):
+        kept = {
+            row: {"unit": records[first].unit, "position": int(positions[first][there])}
+            for row, (first, there) in places.items()
+        }
+        settled[unit] = _without(sink, units[unit], records[unit], kept)
+    return settled
+
+
+def _repeated_places(sink: Sink, records: Sequence[Record]) -> dict[Place, Place]:
+    """For each row whose id an earlier row has: where that first row is."""
+    count = partitions(sum(record.rows for record in records))
+    result: dict[Place, Place] = {}
+    for number in range(count):
+        hashes, places = [], []
+        for index, record in enumerate(records):
+            part, _ = sink.hashes(record)
+            rows = in_partition(part, number, count)
+            hashes.append(part[rows])
+            places.append(np.column_stack([np.full(len(rows), index), rows]))
+        later, first = repeats(concatenate(hashes))
+        if len(later):
+            where = np.concatenate(places).tolist()
+            result |= {tuple(where[a]): tuple(where[b]) for a, b in zip(later, first, strict=True)}
+    return result
+
+
+def _without(sink: Sink, unit: Unit, record: Record, kept: Mapping[int, Mapping[str, Any]]) -> Record:
+    """The unit committed anew without some rows, each of them a duplicate line instead."""
+    table, (_, positions) = sink.table(record), sink.hashes(record)
+    columns = [name for name in (schema.ID, schema.TEXT) if name in table.schema.names]
+    documents = table.select(columns).append_column(POSITION, [positions])
+    lines = [duplicate_line(unit, documents.slice(row, 1), one) for row, one in sorted(kept.items())]
+    remaining = np.delete(np.arange(table.num_rows), sorted(kept))
+    before = sink.lines(record.unit)
+    known = {(line["reason"], line["position"]) for line in before}
+    lines = [line for line in lines if (line["reason"], line["position"]) not in known]
+    return sink.replace(record, table.take(remaining).combine_chunks(), positions[remaining], before + lines)
+
+
+def totals(records: Sequence[Record]) -> dict[str, Any]:
+    """Sums over all units."""
+    names = ("rows", "bytes", "quarantined", "duplicates", "truncated", "tokens")
+    reasons: Counter[str] = Counter()
+    for record in records:
+        reasons.update(record.reasons)
+    sums = {name: sum(getattr(record, name) for record in records) for name in names}
+    return {
+        "records": sum(record.input_records for record in records),
+        **sums,
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def manifest(plan: Plan, records: Sequence[Record], sink: Sink, reference: str) -> dict[str, Any]:
+    """What is published, but for its version. Equal records give equal manifests: no time, no machine."""
+    return {
+        "format": FORMAT,
+        "count": sum(record.rows for record in records),
+        "dim": plan.fingerprint.dim,
+        "dtype": plan.settings["dtype"],
+        "fingerprint": plan.fingerprint.model_dump(),
+        "encoder": reference,
+        "payload": _payload(sink, records),
+        "settings": dict(plan.settings),
+        "plan_sha256": plan.sha256,
+        "parts": [record.to_json() for record in records],
+        "totals": totals(records),
+    }
+
+
+def publish(sink: Sink, content: Mapping[str, Any]) -> tuple[int, str]:
+    """Put the manifest as the next version and point CURRENT at it; returns the version and the manifest's SHA-256.
+
+    A version with this content that is there already is not put again. Raises ConcurrentWriterError (exit status 4)
+    when another run puts the same version first.
+    """
+    names = storage.list_names(storage.join(sink.output, "manifests"))
+    newest = max((int(name[1:-5]) for name in names if name.startswith("v") and name.endswith(".json")), default=0)
+    version = newest
+    if not newest or storage.read_json(manifest_uri(sink.output, newest)) != {**content, "version": newest}:
+        version = newest + 1
+    data = storage.to_json({**content, "version": version})
+    failpoint("before_manifest")
+    if version > newest and not storage.put_if_absent(manifest_uri(sink.output, version), data):
+        raise ConcurrentWriterError(f"another run has just published v{version} of {sink.output}; run again to compare")
+    failpoint("after_manifest")
+    storage.write_bytes(storage.join(sink.output, CURRENT), f"v{version}\n".encode())
+    return version, storage.sha256_bytes(data)
+
+
+def _payload(sink: Sink, records: Sequence[Record]) -> list[str]:
+    if not records:
+        return []
+    names = sink.columns(records[0])
+    return [name for name in names if name not in schema.RESERVED]

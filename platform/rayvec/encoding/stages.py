@@ -1,0 +1,224 @@
+"""The stages on Ray Data: a unit a row. Read and tokenize on the CPU, then encode and commit in a pool of actors.
+
+One row is one unit whatever Ray does with blocks: its documents and tokens travel as Arrow IPC bytes, not copied where
+they are read. What a stage needs and adds is declared and checked before anything runs. Knows Ray Data, and the
+work only by its functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rayvec.data.units import Unit
+from rayvec.encoding.sink import Record
+from rayvec.encoding.work import Prepared, Work, complete, prepare
+from rayvec.errors import RayvecError, UserError
+from rayvec.modeling.encoder import Tokenizing
+from rayvec.modeling.tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+UNIT, DOCUMENTS, TOKENS, LINES, RECORD = "unit", "documents", "tokens", "lines", "record"
+NO_PROGRESS_S = 1800
+CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
+LEAST_CPUS = 0.1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many encoders run at once, and what each of them, and each reading task, holds of the cluster."""
+
+    actors: int
+    num_cpus: float
+    num_gpus: float
+    read_cpus: float
+    threads: int | None
+
+    @classmethod
+    def fit(cls, cpus: float, gpus: float, *, actors: int | None, num_gpus: float, threads: int | None) -> Pool:
+        """The pool for a cluster of so many CPUs and GPUs. Reading always keeps a CPU: without one nothing would start.
+
+        Raises UserError when the cluster is too small for what is asked.
+        """
+        if num_gpus > gpus:
+            raise UserError(f"num_gpus = {num_gpus:g} an encoder, and the cluster has {gpus:g}; set num_gpus=0")
+        reading = 1.0 if cpus >= 2 else cpus / 2
+        if num_gpus > 0:
+            wanted, each = 1.0, None
+        else:
+            each = threads or int(max(1, min(CPU_THREADS, cpus)))
+            wanted = min(float(each), cpus - reading)
+        if actors is not None:
+            wanted = min(wanted, (cpus - reading) / actors)
+        most = int((cpus - reading) / min(wanted, 1.0) + 1e-9)
+        if num_gpus > 0:
+            most = min(most, int(gpus / num_gpus + 1e-9))
+        if actors is not None and (actors > most or wanted < LEAST_CPUS):
+            raise UserError(f"actors = {actors} do not fit beside the reading into {cpus:g} CPUs and {gpus:g} GPUs")
+        chosen = actors or max(1, min(most, int((cpus - reading) / wanted + 1e-9)))
+        return cls(chosen, wanted, num_gpus, reading, each)
+
+
+class ReadUnit:
+    """unit → its documents, their tokens, and the lines of the records refused."""
+
+    needs = (UNIT,)
+    adds = (DOCUMENTS, TOKENS, LINES)
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """One row in, one row out."""
+        for row in range(batch.num_rows):
+            unit = _unit(batch, row)
+            prepared = prepare(self.work, unit, _tokenizer(self.work.load_tokenizer, self.work.reference))
+            yield pa.table(
+                {
+                    UNIT: batch[UNIT].slice(row, 1),
+                    DOCUMENTS: _to_ipc(prepared.documents),
+                    TOKENS: _to_ipc(prepared.tokens.to_arrow()),
+                    LINES: pa.array([json.dumps(prepared.lines)]),
+                }
+            )
+
+
+class EncodeUnit:
+    """A prepared unit → the record of its commit. Lives in an actor, loads the encoder once."""
+
+    needs = (UNIT, DOCUMENTS, TOKENS, LINES)
+    adds = (RECORD,)
+
+    def __init__(self, work: Work, threads: int | None) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self.work = work
+        self.encoder = work.load_encoder(work.reference)
+        if threads and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        work.fingerprint.require(self.encoder.fingerprint, mine="the plan", theirs="the encoder that was loaded")
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """One row in, one row out."""
+        for row in range(batch.num_rows):
+            prepared = Prepared(
+                documents=_from_ipc(batch[DOCUMENTS][row]),
+                tokens=TokenBatch.from_arrow(_from_ipc(batch[TOKENS][row])),
+                lines=json.loads(batch[LINES][row].as_py()),
+            )
+            record = complete(self.work, _unit(batch, row), prepared, self.encoder)
+            yield pa.table({UNIT: batch[UNIT].slice(row, 1), RECORD: [json.dumps(record.to_json())]})
+
+
+def check_chain(columns: Sequence[str], stages: Sequence[type[ReadUnit] | type[EncodeUnit]]) -> None:
+    """Refuse a chain in which a stage needs what no stage before it adds."""
+    there = set(columns)
+    for stage in stages:
+        missing = [name for name in stage.needs if name not in there]
+        assert not missing, f"{stage.__name__} needs {missing}; there are {sorted(there)}"
+        there |= set(stage.adds)
+
+
+def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Iterator[Record]:
+    """Work through the units on the Ray cluster that is joined, and yield each record as it is committed."""
+    check_chain([UNIT], [ReadUnit, EncodeUnit])
+    try:
+        for row in _dataset(work, units, pool).iter_rows():
+            yield Record(**json.loads(row[RECORD]))
+    except RayvecError:
+        raise
+    except Exception as error:
+        ours = _cause(error)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
+    import ray
+
+    _quiet()
+    rows = [{UNIT: json.dumps(unit.to_json())} for unit in units]
+    read = ReadUnit(work)
+    batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(read.__call__, num_cpus=pool.read_cpus, **batches)
+        .map_batches(
+            EncodeUnit,
+            fn_constructor_kwargs={"work": work, "threads": pool.threads},
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus or None,
+            **batches,
+        )
+    )
+
+
+def _quiet() -> None:
+    """No bars and no banners of Ray's own: the driver tells what a person needs to know."""
+    import logging
+
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _cause(error: BaseException) -> RayvecError | None:
+    """The RayvecError that a worker raised, if that is what stopped the run."""
+    seen: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is None or any(one is other for other in seen):
+            continue
+        if isinstance(one, RayvecError):
+            return _plain(one)
+        seen.append(one)
+        pending += [getattr(one, "cause", None), one.__cause__, one.__context__]
+    return None
+
+
+def _plain(error: RayvecError) -> RayvecError:
+    """The error as it was raised: Ray wraps it in a class of both kinds, whose text holds a traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, RayvecError) else error
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(load: Callable[[str], Tokenizing], reference: str) -> Tokenizing:
+    """Once a process: Ray keeps its worker processes from task to task."""
+    return load(reference)
+
+
+def _unit(batch: pa.Table, row: int) -> Unit:
+    return Unit.from_json(json.loads(batch[UNIT][row].as_py()))
+
+
+def _to_ipc(table: pa.Table) -> pa.Array:
+    """A table as the only value of a binary column."""
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    data = stream.getvalue()
+    offsets = pa.array([0, data.size], pa.int64()).buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _from_ipc(value: pa.Scalar) -> pa.Table:
+    """The table in a value of a binary column; its columns are views of the value."""
+    with pa.ipc.open_stream(value.as_buffer()) as reader:
+        return reader.read_all()
