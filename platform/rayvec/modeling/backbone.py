@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -44,7 +43,8 @@ class Backbone(nn.Module):
         self.causal = causal
         self.packed = packed
         self.position_offset = 0
-        self._takes_token_types = "token_type_ids" in inspect.signature(decoder.forward).parameters
+        # BERT's kind alone: GPT-2 takes token types too, but adds a vocabulary embedding for them.
+        self._takes_token_types = getattr(decoder.config, "type_vocab_size", None) is not None
 
     @property
     def config(self) -> Any:
@@ -118,14 +118,22 @@ class Backbone(nn.Module):
 
     def use_padding(self) -> None:
         """Leave packed attention for transformers' own kernels over padded batches."""
+        self.use_own_kernel()
+        self.packed = False
+
+    def use_own_kernel(self) -> None:
+        """Switch the model to transformers' kernel: sdpa where the family has it and it is right, else eager."""
         capped = getattr(self.config.get_text_config(), "attn_logit_softcapping", None) is not None
-        for name in ["eager"] if capped else ["sdpa", "eager"]:
-            try:
-                self.decoder.set_attn_implementation(name)
-            except ValueError:
-                continue
-            self.packed = False
-            return
+        try:
+            # transformers' sdpa leaves the soft-cap of Gemma 2 out.
+            self.decoder.set_attn_implementation("eager" if capped else "sdpa")
+        except ValueError:
+            self.decoder.set_attn_implementation("eager")
+
+    def use_packed_kernel(self) -> None:
+        """Switch the model to packed attention."""
+        self.decoder.set_attn_implementation(NAME)
+        self.packed = True
 
     @classmethod
     def load(

@@ -54,15 +54,43 @@ def _problem(backbone: Backbone, expect: Expect) -> str | None:
 
 def _check(backbone: Backbone, expect: Expect) -> str | None:
     short, long = _texts(backbone)
+    tolerance = TOLERANCES.get(backbone.dtype, HALF_TOLERANCE)
     alone_short, alone_long = _states(backbone, [short]), _states(backbone, [long])
-    together = _states(backbone, [short, long])
-    if not _close(together, torch.cat([alone_short, alone_long]), TOLERANCES.get(backbone.dtype, HALF_TOLERANCE)):
-        return "texts in one batch change each other's states"
     if expect is not None and (problem := _direction(backbone, long, alone_long, short, expect)):
         return problem
     if expect == "bidirectional" and (layer := _causal_layer(backbone, long)) is not None:
         return f"its layer {layer} stays causal"
+    together = _states(backbone, [short, long])
+    if not _close(together, torch.cat([alone_short, alone_long]), tolerance):
+        return "texts in one batch change each other's states"
+    if not _numbers_positions_as_usual(backbone, long, tolerance):
+        return "its own call gives other states than a packed one"
     return None
+
+
+def _numbers_positions_as_usual(backbone: Backbone, text: np.ndarray, tolerance: float) -> bool:
+    """Whether our call gives the states of the model's own, plain call; finds the offset of RoBERTa's positions."""
+    plain = _plain_states(backbone, text)
+    offsets = (0, int(getattr(backbone.config, "pad_token_id", None) or 0) + 1)
+    for offset in offsets:
+        backbone.position_offset = offset
+        if _close(_states(backbone, [text]), plain, tolerance):
+            return True
+    backbone.position_offset = 0
+    return False
+
+
+def _plain_states(backbone: Backbone, text: np.ndarray) -> Tensor:
+    """The states by transformers' own kernel from token ids and an attention mask alone, as a user would call it."""
+    ids_1T = torch.from_numpy(text.astype(np.int64))[None].to(backbone.device)
+    was_packed = backbone.packed
+    backbone.use_own_kernel()
+    try:
+        states: Tensor = backbone.decoder(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).last_hidden_state
+    finally:
+        if was_packed:
+            backbone.use_packed_kernel()
+    return states[0].float()
 
 
 def _direction(backbone: Backbone, long: np.ndarray, alone: Tensor, short: np.ndarray, expect: Expect) -> str | None:
