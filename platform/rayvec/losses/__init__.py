@@ -1,1 +1,1 @@
-"""Losses of the recipe's stages, as functions of tensors. Knows no model and no Ray."""
+"""Losses: masked next token, InfoNCE, and the gather that keeps gradients. A new loss is one file here."""
