@@ -1,0 +1,179 @@
+"""Index: embeddings on disk to a searchable, verified version: check, reduce, train, fill, prove, publish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from pipelines._ray import ray_session
+from pipelines.report import Report
+from rayvec import storage
+from rayvec.config import Config
+from rayvec.errors import VerificationError
+from rayvec.indexing import spec, versions
+from rayvec.schema import ID, TEXT, TITLE
+from rayvec.storage import JsonObject
+
+if TYPE_CHECKING:
+    from rayvec.data.embeddings import EmbeddingsDataset
+    from rayvec.indexing.versions import Draft
+
+
+class IndexConfig(Config):
+    """What to index, how, and how good it must be."""
+
+    embeddings: str = Field(description="The output of the embed job.")
+    output: str = Field(description="Where versions of the index go: a local or mounted folder.")
+    factory: str = Field("auto", description='"auto", or a FAISS factory string such as "Flat" or "IVF1024,SQ8".')
+    dimensions: int | None = Field(None, ge=1, description="Dimensions to keep by PCA; all of them when null.")
+    recall_target: float = Field(0.95, gt=0, le=1, description="recall@10 against exact search that must be reached.")
+    lexical: bool = Field(True, description="Whether to build BM25 over the same documents, for hybrid search.")
+    lexical_columns: tuple[str, ...] = Field((ID, TITLE, TEXT), min_length=1, description="What BM25 searches.")
+    stemmer: str | None = Field(
+        "english", description="Snowball stemmer of BM25's terms; null takes words as they are."
+    )
+    shards: int = Field(0, ge=0, le=4096, description="FAISS files; 0 lets none pass 2 GB.")
+    seed: int = Field(0, ge=0, description="Of the samples for training and for proof.")
+    rebuild: bool = Field(False, description="Build a new version even if the live one is just what would be built.")
+
+    @field_validator("factory")
+    @classmethod
+    def _known_factory(cls, factory: str) -> str:
+        return spec.check_factory(factory)
+
+
+def index(config: IndexConfig) -> Report:
+    """Build a search index over embeddings and make it the live version."""
+    from rayvec.data.embeddings import EmbeddingsDataset
+
+    dataset = EmbeddingsDataset.open(config.embeddings)
+    versions.local_folder(config.output)
+    recipe = _recipe(config, dataset)
+    live = None if config.rebuild else _live(config.output, recipe)
+    if live is not None:
+        return _report(config, live, {}, reused=True)
+    seconds: dict[str, float] = {}
+    with versions.new_version(config.output) as draft, ray_session():
+        manifest = draft.commit({**recipe, **_build(config, dataset, draft, seconds)})
+    report = _report(config, manifest, seconds, reused=False)
+    storage.write_bytes(storage.join(config.output, "config.yaml"), config.to_yaml().encode())
+    storage.write_json(storage.join(config.output, "report.json"), report)
+    return report
+
+
+def _build(config: IndexConfig, dataset: EmbeddingsDataset, draft: Draft, seconds: dict[str, float]) -> JsonObject:
+    """Fill the draft's folder. Returns what the manifest says of it."""
+    from rayvec.indexing import build, pca
+    from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
+
+    corpus = build.Corpus.of(dataset)
+    spec.choose(config.factory, corpus.count, corpus.dim)
+    with _timed(seconds, "check"):
+        build.check(corpus)
+    if config.dimensions is not None:
+        with _timed(seconds, "pca"):
+            corpus = build.reduce(corpus, config.dimensions)
+    if corpus.projection:
+        pca.save(corpus.projection, draft.folder / TRANSFORM)
+    chosen = spec.choose(config.factory, corpus.count, corpus.dim_index)
+    with _timed(seconds, "train"):
+        trained, sample = build.train(corpus, chosen, config.seed)
+    with _timed(seconds, "fill"):
+        entries = build.fill(corpus, trained, build.shard_count(corpus, chosen, config.shards), draft.folder)
+    with _timed(seconds, "documents"):
+        build.write_documents(corpus, dataset.payload, draft.folder / DOCUMENTS)
+    lexical = None
+    if config.lexical:
+        with _timed(seconds, "lexical"):
+            lexical = build.write_lexical(corpus, config.lexical_columns, config.stemmer, draft.folder / LEXICAL)
+    with _timed(seconds, "prove"):
+        proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed)
+    explained = corpus.projection.explained[-1] if corpus.projection else None
+    return {
+        "count": corpus.count,
+        "dim": corpus.dim,
+        "dim_index": corpus.dim_index,
+        "metric": "inner_product",
+        "normalize": corpus.normalize,
+        "transform": {"kind": "pca", "normalize": corpus.normalize, "explained_variance": explained}
+        if corpus.projection
+        else None,
+        "factory": chosen.factory,
+        "why": chosen.why,
+        "trained_on": len(sample),
+        "shards": entries,
+        "search": proof.pop("search"),
+        "proof": proof,
+        "lexical": lexical,
+        "seconds": seconds,
+    }
+
+
+def _recipe(config: IndexConfig, dataset: EmbeddingsDataset) -> JsonObject:
+    """What decides the index: the embeddings' version and the configuration. Equal recipes give equal answers."""
+    settings = config.model_dump(mode="json", exclude={"embeddings", "output", "rebuild"})
+    return {
+        "embeddings": {
+            "uri": dataset.uri,
+            "version": dataset.version,
+            "manifest_sha256": storage.sha256_bytes(storage.to_json(dataset.manifest)),
+        },
+        "encoder": dataset.manifest["encoder"],
+        "fingerprint": dataset.fingerprint.model_dump(),
+        "payload": dataset.payload,
+        "config": settings,
+    }
+
+
+def _live(output: str, recipe: JsonObject) -> JsonObject | None:
+    """The manifest of the live version, if it is whole and of this very recipe."""
+    if not storage.exists(storage.join(output, versions.CURRENT)):
+        return None
+    try:
+        folder = versions.version_folder(output)
+        manifest = versions.read_manifest(folder)
+        if any(manifest.get(key) != value for key, value in recipe.items() if key != "embeddings"):
+            return None
+        if manifest["embeddings"]["manifest_sha256"] != recipe["embeddings"]["manifest_sha256"]:
+            return None
+        versions.verify(folder, manifest)
+    except VerificationError:
+        return None
+    return manifest
+
+
+def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float], *, reused: bool) -> Report:
+    proof = manifest["proof"]
+    transform = manifest["transform"] or {}
+    return {
+        "version": manifest["version"],
+        "reused": reused,
+        "documents": manifest["count"],
+        "dimensions": manifest["dim_index"],
+        "explained_variance": transform.get("explained_variance"),
+        "factory": manifest["factory"],
+        "why": manifest["why"],
+        "search": manifest["search"],
+        "recall@10": proof["recall"],
+        "recall@10_of_pca": proof.get("recall_of_pca"),
+        "latency_ms": proof["latency_ms"],
+        "bytes": {name: _bytes_under(manifest, name) for name in ("shard-", "documents", "lexical", "transform")},
+        "seconds": seconds,
+        "output": config.output,
+        "next": f"python -m jobs.serve --recipe hash.serve --set index={config.output}",
+    }
+
+
+def _bytes_under(manifest: JsonObject, prefix: str) -> int:
+    return sum(int(facts["bytes"]) for name, facts in manifest["files"].items() if name.startswith(prefix))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)

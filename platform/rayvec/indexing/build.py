@@ -1,0 +1,259 @@
+"""Build an index on Ray: check the parts, reduce, sample, train, fill shards, write documents and BM25, prove.
+
+Each function here is one step, run as Ray tasks; `pipelines.index` puts them in order. Every step streams over the
+parts: a task holds a batch of vectors, the sample, or its own shard.
+
+Shapes: N vectors, Q queries, D dimensions of the encoder, R dimensions indexed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce as fold
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayvec import storage
+from rayvec.data.embeddings import EmbeddingsDataset
+from rayvec.errors import UserError
+from rayvec.indexing import documents, pca, proof, tasks
+from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.pca import Moments, Projection
+from rayvec.indexing.ranking import Ranking, Rows, best
+from rayvec.indexing.spec import Spec
+from rayvec.indexing.vectors import (
+    Part,
+    Vectors,
+    check_part,
+    parts_of,
+    read_rows,
+    read_slice,
+    read_vectors,
+    sample_rows,
+    slices,
+)
+from rayvec.schema import ID, TEXT, TITLE
+from rayvec.storage import JsonObject
+
+#: Tasks that a pass over the parts is cut into. A constant, not the cluster's size: sums come out the same everywhere.
+PASSES = 32
+#: A shard larger than this is slow to load and to move.
+SHARD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The vectors to be indexed: the parts in order, and what is done to each vector on the way."""
+
+    parts: tuple[Part, ...]
+    dim: int
+    normalize: bool
+    projection: Projection | None = None
+
+    @classmethod
+    def of(cls, dataset: EmbeddingsDataset) -> Corpus:
+        """The parts of an embeddings dataset. Search is by cosine: vectors are brought to length 1."""
+        return cls(tuple(parts_of(dataset.part_uris, dataset.parts)), dataset.dim, normalize=True)
+
+    @property
+    def count(self) -> int:
+        """Number of vectors."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def dim_index(self) -> int:
+        """Dimensions of what is indexed."""
+        return self.projection.dim_out if self.projection else self.dim
+
+    def batches(self, start: int, stop: int) -> Iterator[Vectors]:
+        """The vectors of rows [start, stop), projected."""
+        for vectors in read_vectors(slices(self.parts, start, stop), self.dim, normalize=self.normalize):
+            yield self.projection(vectors) if self.projection else vectors
+
+    def ranges(self, pieces: int) -> list[tuple[int, int]]:
+        """Rows [0, count) cut into so many ranges of about equal size, none empty."""
+        bounds = np.linspace(0, self.count, max(1, min(pieces, self.count)) + 1).astype(int).tolist()
+        return list(pairwise(bounds))
+
+
+def check(corpus: Corpus) -> None:
+    """Raise VerificationError, naming the part, unless every part is as its manifest says."""
+    for _ in tasks.each(check_part, [(part,) for part in corpus.parts]):
+        pass
+
+
+def reduce(corpus: Corpus, dimensions: int) -> Corpus:
+    """The corpus with a PCA to so many dimensions, fitted by one pass over all vectors."""
+    seen = fold(Moments.__add__, tasks.each(_moments, [(corpus, *rows) for rows in corpus.ranges(PASSES)]))
+    return replace(corpus, projection=pca.fit(seen, dimensions, normalize=corpus.normalize))
+
+
+def _moments(corpus: Corpus, start: int, stop: int) -> Moments:
+    return pca.moments(corpus.batches(start, stop))
+
+
+def take(corpus: Corpus, rows: Rows) -> Vectors:
+    """The vectors of some rows, ascending, as the encoder made them: float32 [len(rows), D]."""
+    found = tasks.each(_take, [(part, rows, corpus.dim, corpus.normalize) for part in _holding(corpus, rows)])
+    return np.concatenate([np.empty((0, corpus.dim), np.float32), *found])
+
+
+def _take(part: Part, rows: Rows, dim: int, normalize: bool) -> Vectors:
+    return read_rows(part, rows, dim, normalize=normalize)
+
+
+def _holding(corpus: Corpus, rows: Rows) -> Iterator[Part]:
+    for part in corpus.parts:
+        low, high = np.searchsorted(rows, [part.start, part.stop])
+        if low < high:
+            yield part
+
+
+def train(corpus: Corpus, spec: Spec, seed: int) -> tuple[Any, Rows]:
+    """An empty trained index as bytes, and the rows of the uniform random sample it was trained on."""
+    rows = sample_rows(corpus.count, spec.samples(corpus.count, corpus.dim_index), seed)
+    cpus = tasks.node_cpus()
+    return tasks.one(_train, corpus, spec, rows, seed, cpus, cpus=cpus), rows
+
+
+def _train(corpus: Corpus, spec: Spec, rows: Rows, seed: int, cpus: int) -> Any:
+    from rayvec.indexing import shards
+
+    shards.use_threads(tasks.threads(cpus))
+    found = [read_rows(part, rows, corpus.dim, normalize=corpus.normalize) for part in _holding(corpus, rows)]
+    sample = np.concatenate([np.empty((0, corpus.dim), np.float32), *found])
+    return shards.train(spec, corpus.dim_index, corpus.projection(sample) if corpus.projection else sample, seed)
+
+
+def shard_count(corpus: Corpus, spec: Spec, asked: int) -> int:
+    """How many shards: as asked, else so many that none passes SHARD_BYTES."""
+    needed = math.ceil(spec.bytes(corpus.count, corpus.dim_index) / SHARD_BYTES)
+    return min(asked or needed, corpus.count)
+
+
+def fill(corpus: Corpus, trained: Any, shards: int, folder: Path) -> list[JsonObject]:
+    """Write the shards, each by a task of its own. Returns their entries for the manifest."""
+    import ray
+
+    cpus = max(1, min(tasks.node_cpus(), tasks.cluster_cpus() // shards))
+    shared = ray.put(trained)
+    names = [(f"shard-{number:05d}.faiss", rows) for number, rows in enumerate(corpus.ranges(shards))]
+    work = [(corpus, shared, *rows, folder / name, cpus) for name, rows in names]
+    counts = list(tasks.each(_fill, work, cpus=cpus))
+    return [
+        {"file": name, "start": start, "rows": rows} for (name, (start, _)), rows in zip(names, counts, strict=True)
+    ]
+
+
+def _fill(corpus: Corpus, trained: Any, start: int, stop: int, path: Path, cpus: int) -> int:
+    from rayvec.indexing import shards
+
+    shards.use_threads(tasks.threads(cpus))
+    return shards.fill(trained, corpus.batches(start, stop), path)
+
+
+def write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
+    """Write id, title, text and payload of every row, in order. Returns how many."""
+    return tasks.one(_write_documents, corpus, tuple(payload), path)
+
+
+def _write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
+    schema = _schema(corpus, [ID, TITLE, TEXT, *payload])
+    batches = (
+        pa.RecordBatch.from_arrays(
+            [batch.column(name).cast(schema.field(name).type) for name in schema.names], schema=schema
+        )
+        for piece in slices(corpus.parts, 0, corpus.count)
+        for batch in read_slice(piece, schema.names)
+    )
+    return documents.write(batches, schema, corpus.count, path)
+
+
+def _schema(corpus: Corpus, names: Sequence[str]) -> pa.Schema:
+    """Those of the columns that the parts hold, with their types."""
+    fs, path = storage.filesystem(corpus.parts[0].uri)
+    found = pq.read_schema(path, filesystem=fs)
+    return pa.schema([found.field(name) for name in names if name in found.names])
+
+
+def write_lexical(corpus: Corpus, columns: Sequence[str], stemmer: str | None, folder: Path) -> JsonObject:
+    """Build BM25 over these columns of every row. Returns its entry for the manifest.
+
+    Raises UserError when the parts hold none of the columns.
+    """
+    return tasks.one(_write_lexical, corpus, tuple(columns), stemmer, folder)
+
+
+def _write_lexical(corpus: Corpus, columns: Sequence[str], stemmer: str | None, folder: Path) -> JsonObject:
+    names = _schema(corpus, columns).names
+    if not names:
+        raise UserError(
+            f"lexical search needs one of the columns {', '.join(columns)}, and the embeddings hold none; embed with "
+            "keep_text=true, or set lexical=false"
+        )
+    lexical = Lexical.build(_texts(corpus, names), stemmer=stemmer)
+    lexical.save(folder)
+    return {"columns": names, "stemmer": stemmer, "terms": lexical.term_count}
+
+
+def _texts(corpus: Corpus, names: Sequence[str]) -> Iterator[str]:
+    for piece in slices(corpus.parts, 0, corpus.count):
+        for batch in read_slice(piece, names):
+            columns = [batch.column(name).to_pylist() for name in names]
+            for values in zip(*columns, strict=True):
+                yield "\n".join(str(value) for value in values if value is not None)
+
+
+def truth(corpus: Corpus, queries: Vectors) -> Ranking:
+    """The true nearest rows of each query, by comparing it with every vector; as wide as the proof needs."""
+    found = list(tasks.each(_truth, [(corpus, queries, *rows) for rows in corpus.ranges(PASSES)]))
+    rows = np.concatenate([ranking.rows for ranking in found], axis=1)
+    return best(rows, np.concatenate([ranking.scores for ranking in found], axis=1), proof.WIDE)
+
+
+def _truth(corpus: Corpus, queries: Vectors, start: int, stop: int) -> Ranking:
+    from rayvec.indexing import shards
+
+    shards.use_threads(1)
+    return shards.exact(_numbered(corpus, start, stop), queries, proof.WIDE)
+
+
+def _numbered(corpus: Corpus, start: int, stop: int) -> Iterator[tuple[int, Vectors]]:
+    for vectors in corpus.batches(start, stop):
+        yield start, vectors
+        start += len(vectors)
+
+
+def prove(
+    corpus: Corpus, entries: list[JsonObject], folder: Path, trained_on: Rows, target: float, seed: int
+) -> JsonObject:
+    """Measure the written shards against exact search, in a process that has only read them from disk.
+
+    Raises VerificationError when the recall target is not reached.
+    """
+    own = sample_rows(corpus.count, proof.QUERIES, seed + 1, avoid=trained_on)
+    queries = take(corpus, own)
+    projected = corpus.projection(queries) if corpus.projection else queries
+    nearest = truth(corpus, projected)
+    result = tasks.one(_prove, entries, folder, corpus.dim_index, projected, nearest, own, target)
+    if corpus.projection:
+        unreduced = truth(replace(corpus, projection=None), queries)
+        result["recall_of_pca"] = proof.recall(nearest, unreduced, own)
+    return result
+
+
+def _prove(
+    entries: list[JsonObject], folder: Path, dim: int, queries: Vectors, nearest: Ranking, own: Rows, target: float
+) -> JsonObject:
+    from rayvec.indexing.shards import Shard, use_threads
+
+    use_threads(1)
+    parts = [Shard.read(folder / e["file"], start=e["start"], rows=e["rows"], dim=dim) for e in entries]
+    return {"k": proof.K, "queries": len(own), "target": target, **proof.prove(parts, queries, nearest, own, target)}

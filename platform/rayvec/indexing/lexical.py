@@ -1,0 +1,105 @@
+"""Lexical search: BM25 (by bm25s) over terms of our own. Built from texts, saved as plain arrays, read memory-mapped.
+
+Knows texts and rows. Knows no vectors, no documents table, no Ray. No pickle: bm25s writes .npy arrays and JSON.
+
+Shapes: Q queries, K results a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayvec import storage
+from rayvec.errors import UserError, VerificationError
+from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, check_k
+from rayvec.indexing.terms import STEMMER, Terms
+
+ANALYZER = "analyzer.json"
+FORMAT = "rayvec.lexical/1"
+#: Anserini's defaults for BM25, tuned on passage and news collections.
+K1, B = 0.9, 0.4
+
+
+class Lexical:
+    """BM25 over a list of texts.
+
+    >>> lexical = Lexical.build(["os.path.join(a, *p): join path components", "list.sort(): sort in place"])
+    >>> lexical.search(["path join"], k=2).rows.tolist()
+    [[0, -1]]
+    """
+
+    def __init__(self, bm25: Any, terms: Terms) -> None:
+        self._bm25 = bm25
+        self._terms = terms
+
+    @property
+    def count(self) -> int:
+        """Number of texts."""
+        return int(self._bm25.scores["num_docs"])
+
+    @property
+    def term_count(self) -> int:
+        """Number of different terms."""
+        return len(self._bm25.vocab_dict)
+
+    @classmethod
+    def build(cls, texts: Iterable[str], *, k1: float = K1, b: float = B, stemmer: str | None = STEMMER) -> Lexical:
+        """Index the texts; row i is the i-th. Raises UserError when there are none, or none holds a word."""
+        import bm25s
+
+        terms = Terms(stemmer)
+        vocabulary: dict[str, int] = {}
+        ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in terms(text)] for text in texts]
+        if not ids:
+            raise UserError("no texts to index; give at least one")
+        if not vocabulary:
+            raise UserError("none of the texts holds a word that lexical search could find; set lexical=false")
+        bm25 = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+        bm25.index((ids, vocabulary), show_progress=False)
+        return cls(bm25, terms)
+
+    def search(self, queries: Sequence[str], k: int) -> Ranking:
+        """The texts that share a term with each query, best first. Raises UserError when k is below 1."""
+        k = check_k(k, self.count)
+        rows = np.full((len(queries), k), NO_ROW, dtype=np.int64)
+        scores = np.full((len(queries), k), NO_SCORE, dtype=np.float32)
+        for place, query in enumerate(queries):
+            found, values = self._one(query, k)
+            rows[place, : len(found)] = found
+            scores[place, : len(found)] = values
+        return Ranking(rows, scores)
+
+    def _one(self, query: str, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        ids = self._bm25.get_tokens_ids(self._terms(query))
+        scores: npt.NDArray[np.float32] = self._bm25.get_scores_from_ids(ids)
+        found = np.flatnonzero(scores > 0)
+        if len(found) > k:
+            # Keep all that tie with the k-th, so that the smaller rows of them win and not the luck of the partition.
+            bound = np.partition(scores[found], len(found) - k)[len(found) - k]
+            found = found[scores[found] >= bound]
+        order = np.lexsort((found, -scores[found]))[:k]
+        return found[order], scores[found[order]]
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays, the vocabulary and the analyser's settings into a folder."""
+        self._bm25.save(folder, show_progress=False, allow_pickle=False)
+        storage.write_json(folder / ANALYZER, {"format": FORMAT, "stemmer": self._terms.stemmer})
+
+    @classmethod
+    def load(cls, folder: Path) -> Lexical:
+        """Read what `save` wrote; the arrays are memory-mapped, so that processes share them."""
+        import bm25s
+
+        try:
+            settings = storage.read_json(folder / ANALYZER)
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no lexical index; build one") from None
+        if settings.get("format") != FORMAT:
+            raise VerificationError(f"{folder / ANALYZER} is not of {FORMAT}; build the index again with this rayvec")
+        bm25 = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
+        return cls(bm25, Terms(settings["stemmer"]))

@@ -1,0 +1,107 @@
+"""Proof of an index: recall against exact search, the least effort that reaches the target, and the time a query takes.
+
+Queries are vectors of the data itself, which training did not see; a query's own row counts for nothing.
+
+Knows shards and rankings. Knows no parts and no Ray.
+
+Shapes: Q queries, W places of the wide exact ranking, D dimensions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rayvec.errors import VerificationError
+from rayvec.indexing import shards
+from rayvec.indexing.ranking import Ranking, Rows
+from rayvec.indexing.shards import Effort, Shard
+from rayvec.indexing.vectors import Vectors
+
+K = 10
+QUERIES = 256
+#: Exact neighbours kept a query: more than K, so that all that tie with the K-th are known.
+WIDE = 64
+TIMED_QUERIES = 100
+#: A graph searched wider than this is slower than reading everything.
+MOST_EF_SEARCH = 4096
+#: Scores this close are equal: float32 sums of the same products differ by as much from one order to another.
+TIE = 1e-5
+
+
+def recall(found: Ranking, truth: Ranking, own: Rows, k: int = K) -> float:
+    """The mean share of the true k nearest among the first k found; whatever ties with the k-th counts as true.
+
+    found: at least k + 1 places a query, since the query itself may take one; own: the query's own row [Q].
+    """
+    shares = [_one(found.hits(i), truth.hits(i), int(own[i]), k) for i in range(len(own))]
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def _one(found: list[tuple[int, float]], truth: list[tuple[int, float]], own: int, k: int) -> float:
+    true = [(row, score) for row, score in truth if row != own]
+    if not true:
+        return 1.0
+    k = min(k, len(true))
+    good = {row for row, score in true if score >= true[k - 1][1] - TIE}
+    return sum(row in good for row in [row for row, _ in found if row != own][:k]) / k
+
+
+def tune(measure: Callable[[int], float], most: int, target: float) -> tuple[int, float]:
+    """The least effort in 1…most whose recall reaches the target, by bisection, and that recall.
+
+    Raises VerificationError when even the most effort does not reach it.
+
+    >>> tune(lambda effort: effort / 100, most=128, target=0.42)
+    (42, 0.42)
+    """
+    highest = measure(most)
+    if highest < target:
+        raise VerificationError(
+            f"recall@{K} is {highest:.3f} at most, under the target {target}: nothing was published. Choose a finer "
+            "codec (Flat instead of SQ8), more links, or lower recall_target"
+        )
+    low, high, reached = 0, most, highest
+    while high - low > 1:
+        middle = (low + high) // 2
+        value = measure(middle)
+        if value >= target:
+            high, reached = middle, value
+        else:
+            low = middle
+    return high, reached
+
+
+def prove(parts: Sequence[Shard], queries_QD: Vectors, truth: Ranking, own: Rows, target: float) -> dict[str, Any]:
+    """Tune the shards to the target and measure them: the chosen search parameters, recall, milliseconds a query.
+
+    Raises VerificationError when the target cannot be reached.
+    """
+    several = list(parts)
+    count = sum(shard.count for shard in several)
+
+    def measure(effort: int) -> float:
+        found = shards.search(several, queries_QD, min(K + 1, count), several[0].effort(effort))
+        return recall(found, truth, own)
+
+    most = max(shard.most_effort for shard in several)
+    if several[0].effort(1).ef_search:
+        most = min(most, MOST_EF_SEARCH)
+    value, reached = tune(measure, max(most, 1), target)
+    effort = several[0].effort(value)
+    search = {name: number for name, number in vars(effort).items() if number is not None}
+    return {"search": search, "recall": reached, "latency_ms": latency(several, queries_QD, effort, min(K, count))}
+
+
+def latency(parts: list[Shard], queries_QD: Vectors, effort: Effort, k: int) -> dict[str, float]:
+    """Milliseconds of a search for one query on one core, its median and 95th percentile."""
+    shards.use_threads(1)
+    times = []
+    for query in queries_QD[:TIMED_QUERIES]:
+        start = time.perf_counter()
+        shards.search(parts, query[None], k, effort)
+        times.append((time.perf_counter() - start) * 1e3)
+    return {"p50": round(float(np.median(times)), 4), "p95": round(float(np.quantile(times, 0.95)), 4)}

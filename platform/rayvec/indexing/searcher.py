@@ -1,0 +1,141 @@
+"""Search an index: dense by FAISS, lexical by BM25, documents by row. Everything is verified before it is read.
+
+Knows a version's folder. Knows no encoder (it is given vectors) and no HTTP.
+
+Shapes: Q queries, K results a query, D dimensions of the encoder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayvec.errors import UserError, VerificationError
+from rayvec.indexing import pca, shards, versions
+from rayvec.indexing.documents import Documents
+from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.ranking import Ranking, Rows, check_k
+from rayvec.indexing.shards import Effort, Shard
+from rayvec.indexing.vectors import Vectors, unit
+from rayvec.storage import Fingerprint, JsonObject
+
+__all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking"]
+
+DOCUMENTS = "documents.parquet"
+TRANSFORM = "transform.faiss"
+LEXICAL = "lexical"
+
+
+class Index:
+    """One version of an index, open for search. Its methods may be called by several threads at once.
+
+    `Index.open(uri)` takes the live version, and keeps it when another becomes live.
+    """
+
+    def __init__(self, folder: Path, manifest: JsonObject, threads: int | None = None) -> None:
+        """Take `Index.open`, which verifies first; `manifest` holds the facts about the files in `folder`."""
+        self.manifest = manifest
+        self.fingerprint = Fingerprint.parse(manifest["fingerprint"])
+        self.dim: int = manifest["dim"]
+        self.count: int = manifest["count"]
+        self._threads = threads or os.cpu_count() or 1
+        self._normalize: bool = manifest["normalize"]
+        self._effort = Effort(**manifest["search"])
+        self._projection = _projection(folder, manifest)
+        self._shards = _shards(folder, manifest)
+        self._documents = Documents(folder / DOCUMENTS)
+        self._lexical = Lexical.load(folder / LEXICAL) if manifest["lexical"] else None
+        self._check_counts(folder)
+
+    @classmethod
+    def open(cls, uri: str | Path, version: str | None = None, threads: int | None = None) -> Index:
+        """Open a version, the live one by default, after every size and checksum was verified.
+
+        threads: OpenMP threads that a dense search takes; all cores by default. Give 1 where many searches run at once.
+
+        Raises UserError when there is no such index or version, VerificationError naming the file that is damaged.
+        """
+        folder = versions.version_folder(uri, version)
+        manifest = versions.read_manifest(folder)
+        versions.verify(folder, manifest)
+        return cls(folder, manifest, threads)
+
+    @property
+    def version(self) -> str:
+        """The version's name."""
+        return str(self.manifest["version"])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `documents` gives."""
+        return self._documents.names
+
+    @property
+    def has_lexical(self) -> bool:
+        """Whether `lexical` may be called."""
+        return self._lexical is not None
+
+    def dense(self, vectors_QD: npt.ArrayLike, k: int) -> Ranking:
+        """The k documents nearest to each vector: rows and cosines [Q, min(k, count)], best first, no place empty.
+
+        Raises UserError when k is below 1, or a vector has another dimension, is not finite, or is zero.
+        """
+        k = check_k(k, self.count)
+        queries = self._prepare(vectors_QD)
+        shards.use_threads(self._threads)
+        return shards.search(self._shards, queries, k, self._effort)
+
+    def lexical(self, queries: Sequence[str], k: int) -> Ranking:
+        """The k best by BM25: rows and scores [Q, min(k, count)]; -1 where fewer documents share a word with the query.
+
+        Raises UserError when k is below 1, or the index was built without its lexical side.
+        """
+        if self._lexical is None:
+            raise UserError("this index has no lexical side; build it again with --set lexical=true")
+        return self._lexical.search(queries, k)
+
+    def documents(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The documents of these rows, in their order: id, title, text and payload, or the columns asked for."""
+        return self._documents.read(rows, columns)
+
+    def _prepare(self, vectors_QD: npt.ArrayLike) -> Vectors:
+        """The queries as the shards want them: checked, normalised, projected."""
+        queries = np.asarray(vectors_QD, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise UserError(f"query vectors have shape {list(queries.shape)}; this index takes [queries, {self.dim}]")
+        if not np.isfinite(queries).all():
+            raise UserError("a query vector is not finite (NaN or infinity); encode the query again")
+        if not queries.any(axis=1).all():
+            raise UserError("a query vector is zero, which has no direction; give a query that is not empty")
+        if self._normalize:
+            queries = unit(queries)
+        return np.ascontiguousarray(self._projection(queries) if self._projection else queries)
+
+    def _check_counts(self, folder: Path) -> None:
+        """Files of one build agree in number; this catches a manifest that was sealed over the wrong files."""
+        counts = {DOCUMENTS: self._documents.count, "shards": sum(shard.count for shard in self._shards)}
+        if self._lexical is not None:
+            counts[LEXICAL] = self._lexical.count
+        for name, count in counts.items():
+            if count != self.count:
+                raise VerificationError(
+                    f"{folder / name} holds {count} documents, not {self.count}; build the index again"
+                )
+
+
+def _projection(folder: Path, manifest: JsonObject) -> pca.Projection | None:
+    facts = manifest["transform"]
+    return pca.load(folder / TRANSFORM, normalize=facts["normalize"]) if facts else None
+
+
+def _shards(folder: Path, manifest: JsonObject) -> list[Shard]:
+    dim = manifest["dim_index"]
+    return [
+        Shard.read(folder / facts["file"], start=facts["start"], rows=facts["rows"], dim=dim)
+        for facts in manifest["shards"]
+    ]

@@ -1,0 +1,165 @@
+"""Vectors out of embedding parts: batches as float32 arrays, ranges of rows over several parts, random samples of rows.
+
+Knows parquet parts, their manifest records and numpy. Knows no FAISS and no Ray.
+
+Shapes: N vectors of a batch, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayvec import storage
+from rayvec.errors import VerificationError
+from rayvec.schema import EMBEDDING
+
+Vectors = npt.NDArray[np.float32]
+BATCH_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Part:
+    """One embeddings part: where it lies, what its manifest says of it, and the row of the index where it begins."""
+
+    uri: str
+    bytes: int
+    sha256: str
+    rows: int
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The row of the index after its last."""
+        return self.start + self.rows
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [start, stop) of one part, counted within the part."""
+
+    part: Part
+    start: int
+    stop: int
+
+
+def parts_of(uris: Sequence[str], records: Sequence[dict[str, Any]]) -> list[Part]:
+    """The parts that hold rows, in the order of the manifest, which is the order of the index's rows."""
+    parts: list[Part] = []
+    start = 0
+    for uri, record in zip(uris, records, strict=True):
+        if not record["rows"]:
+            continue
+        parts.append(Part(uri, int(record["bytes"]), str(record["sha256"]), int(record["rows"]), start))
+        start += parts[-1].rows
+    return parts
+
+
+def check_part(part: Part) -> None:
+    """Raise VerificationError when a part's size, checksum or number of rows is not what the manifest says."""
+    storage.check_file(part.uri, bytes_=part.bytes, sha256=part.sha256)
+    with _open(part.uri) as file:
+        if file.metadata.num_rows != part.rows:
+            raise VerificationError(
+                f"{part.uri} holds {file.metadata.num_rows} rows where its manifest says {part.rows}; embed again"
+            )
+
+
+def slices(parts: Sequence[Part], start: int, stop: int) -> list[Slice]:
+    """The pieces of the parts that make up rows [start, stop) of the index."""
+    pieces = ((part, max(start, part.start), min(stop, part.stop)) for part in parts)
+    return [Slice(part, low - part.start, high - part.start) for part, low, high in pieces if low < high]
+
+
+def read_slice(piece: Slice, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a slice in batches; row groups outside it are not read."""
+    with _open(piece.part.uri) as file:
+        start = 0
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            if start < piece.stop and piece.start < stop:
+                low, high = max(piece.start, start) - start, min(piece.stop, stop) - start
+                yield from _within(file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)), low, high)
+            start = stop
+
+
+def _within(batches: Iterator[pa.RecordBatch], low: int, high: int) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in batches:
+        first, last = max(low - start, 0), min(high - start, batch.num_rows)
+        if first < last:
+            yield batch.slice(first, last - first)
+        start += batch.num_rows
+        if start >= high:
+            return
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    fs, path = storage.filesystem(uri)
+    return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+
+
+def read_vectors(pieces: Sequence[Slice], dim: int, *, normalize: bool) -> Iterator[Vectors]:
+    """The vectors of the slices in order, float32 [N, dim] a batch.
+
+    Raises VerificationError when one is of another dimension, not finite, or, where they are normalised, zero.
+    """
+    for piece in pieces:
+        for batch in read_slice(piece, [EMBEDDING]):
+            vectors = as_array(batch.column(EMBEDDING))
+            if vectors.shape[1] != dim:
+                raise VerificationError(f"{piece.part.uri} holds vectors of {vectors.shape[1]} dimensions, not {dim}")
+            if not np.isfinite(vectors).all():
+                raise VerificationError(f"{piece.part.uri} holds vectors that are not finite; embed that part again")
+            if normalize:
+                vectors = unit(vectors)
+                if not vectors.any(axis=1).all():
+                    raise VerificationError(
+                        f"{piece.part.uri} holds zero vectors, which have no direction; embed again"
+                    )
+            yield vectors
+
+
+def as_array(column: pa.Array) -> Vectors:
+    """A FixedSizeList column as float32 [N, D]; float32 values are not copied."""
+    if not pa.types.is_fixed_size_list(column.type):
+        raise VerificationError(f"column {EMBEDDING!r} is {column.type}, not a fixed-size list of floats; embed again")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, dtype=np.float32).reshape(len(column), column.type.list_size)
+
+
+def unit(vectors_ND: Vectors) -> Vectors:
+    """Each vector at length 1; a zero vector stays zero."""
+    lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return np.divide(vectors_ND, lengths, out=np.zeros_like(vectors_ND), where=lengths > 0)
+
+
+def sample_rows(count: int, size: int, seed: int, avoid: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+    """Rows drawn uniformly without replacement, ascending; none of `avoid` as long as enough others are left.
+
+    >>> sample_rows(10, 3, seed=1).shape
+    (3,)
+    """
+    generator = np.random.default_rng(seed)
+    pool: npt.NDArray[np.int64] | int = count
+    if avoid is not None and count - len(avoid) >= size:
+        pool = np.setdiff1d(np.arange(count, dtype=np.int64), avoid, assume_unique=True)
+    return np.sort(generator.choice(pool, size=min(size, count), replace=False)).astype(np.int64)
+
+
+def read_rows(part: Part, rows: npt.NDArray[np.int64], dim: int, *, normalize: bool) -> Vectors:
+    """Some rows of one part, numbered as in the index and ascending; float32 [len(rows), dim]."""
+    wanted = rows[(rows >= part.start) & (rows < part.stop)] - part.start
+    found: list[Vectors] = []
+    start = 0
+    for vectors in read_vectors([Slice(part, 0, part.rows)], dim, normalize=normalize):
+        here = wanted[(wanted >= start) & (wanted < start + len(vectors))] - start
+        found.append(vectors[here])
+        start += len(vectors)
+    return np.concatenate(found) if found else np.empty((0, dim), np.float32)
