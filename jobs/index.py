@@ -1,4 +1,4 @@
-"""python -m jobs.index: build a search index over embeddings."""
+"""Build a search index: python -m jobs.index --recipe hash.index --set embeddings=DIR --set output=DIR."""
 
 from jobs._cli import job, main
 from pipelines.index import IndexConfig, index

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from pipelines._ray import ray_session
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.errors import VerificationError
+from rayvec.errors import UserError, VerificationError
 from rayvec.indexing import spec, versions
+from rayvec.indexing.spec import AUTO
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
 
@@ -26,19 +27,26 @@ if TYPE_CHECKING:
 class IndexConfig(Config):
     """What to index, how, and how good it must be."""
 
-    embeddings: str = Field(description="The output of the embed job.")
-    output: str = Field(description="Where versions of the index go: a local or mounted folder.")
-    factory: str = Field("auto", description='"auto", or a FAISS factory string such as "Flat" or "IVF1024,SQ8".')
-    dimensions: int | None = Field(None, ge=1, description="Dimensions to keep by PCA; all of them when null.")
-    recall_target: float = Field(0.95, gt=0, le=1, description="recall@10 against exact search that must be reached.")
-    lexical: bool = Field(True, description="Whether to build BM25 over the same documents, for hybrid search.")
-    lexical_columns: tuple[str, ...] = Field((ID, TITLE, TEXT), min_length=1, description="What BM25 searches.")
-    stemmer: str | None = Field(
-        "english", description="Snowball stemmer of BM25's terms; null takes words as they are."
-    )
-    shards: int = Field(0, ge=0, le=4096, description="FAISS files; 0 lets none pass 2 GB.")
-    seed: int = Field(0, ge=0, description="Of the samples for training and for proof.")
-    rebuild: bool = Field(False, description="Build a new version even if the live one is just what would be built.")
+    #: The output of the embed job.
+    embeddings: str = ""
+    #: Where the versions of the index go: a local or mounted folder.
+    output: str = ""
+    #: "auto", or a FAISS factory string such as "Flat", "IVF1024,SQ8" or "HNSW32".
+    factory: str = AUTO
+    #: Dimensions to keep by PCA; all of them when null.
+    dimensions: PositiveInt | None = None
+    #: recall@10 against exact search that the index must reach; a build that cannot publishes nothing.
+    recall_target: float = Field(default=0.95, gt=0, le=1)
+    #: Whether to build BM25 over the same documents, for hybrid search; over which columns, and which Snowball stemmer.
+    lexical: bool = True
+    lexical_columns: tuple[str, ...] = Field(default=(ID, TITLE, TEXT), min_length=1)
+    stemmer: Literal["english", "porter"] | None = "english"
+    #: FAISS files; 0 lets none pass 2 GB.
+    shards: int = Field(default=0, ge=0, le=4096)
+    #: Of the random samples for training and for proof.
+    seed: NonNegativeInt = 0
+    #: Build a new version even if the live one is just what would be built.
+    rebuild: bool = False
 
     @field_validator("factory")
     @classmethod
@@ -47,9 +55,16 @@ class IndexConfig(Config):
 
 
 def index(config: IndexConfig) -> Report:
-    """Build a search index over embeddings and make it the live version."""
+    """Build a search index over embeddings, prove its recall, and make it the live version.
+
+    Raises UserError, VerificationError (a damaged part, or a recall under the target), ConcurrentWriterError or
+    StorageError; what was live stays live.
+    """
     from rayvec.data.embeddings import EmbeddingsDataset
 
+    for key in ("embeddings", "output"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
     dataset = EmbeddingsDataset.open(config.embeddings)
     versions.local_folder(config.output)
     recipe = _recipe(config, dataset)
