@@ -1,61 +1,144 @@
 """Sources: a corpus in files, cut into units of work and read as Arrow tables of documents.
 
-`open_source(config)` finds the files and their columns, and refuses what cannot be read before any work is done. Knows
-which format has which reader (the READERS table). Knows no encoder, no Ray.
+`open_source(config)` finds the files and their columns, and refuses what cannot be read before any work is done. A new
+format is one file in `readers/` and one row in READERS. Knows no encoder, no Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
 from dataclasses import dataclass
-from typing import Literal
 
-from rayvec.config import Config
-from rayvec.data.units import Input, Rejected, Unit, UnitData
+import pyarrow.parquet as pq
+
+from rayvec import storage
+from rayvec.data.files import Listing, check_unchanged, kind_of, list_files, newest
+from rayvec.data.readers.base import Reader, Span
+from rayvec.data.readers.delimited import DelimitedReader
+from rayvec.data.readers.documents import DocumentReader
+from rayvec.data.readers.lines import JsonlReader, TextLinesReader
+from rayvec.data.readers.parquet import ParquetReader
+from rayvec.data.records import Layout
+from rayvec.data.source_config import SourceConfig
+from rayvec.data.units import Input, Rejected, Unit, UnitData, unit_name
+from rayvec.errors import UserError
 
 __all__ = ["Input", "Rejected", "Source", "SourceConfig", "Unit", "UnitData", "open_source"]
 
-Kind = Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "pydocs"]
+READERS: dict[str, Reader] = {
+    "parquet": ParquetReader(),
+    "jsonl": JsonlReader(),
+    "csv": DelimitedReader(),
+    "tsv": DelimitedReader(),
+    "text": DocumentReader(),
+    "lines": TextLinesReader(),
+}
 
 
-class SourceConfig(Config):
-    """Where the documents come from, and which of their columns are what."""
-
-    kind: Kind = "auto"
-    #: A file, a folder (read recursively), a glob pattern, or a URI of these. Not used by pydocs.
-    path: str = ""
-    id_column: str | None = None
-    title_column: str | None = None
-    text_columns: tuple[str, ...] = ()
-    #: Columns carried beside the text; "all" for every column that is not id, title or text.
-    payload: tuple[str, ...] | Literal["all"] = ()
-
-
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """An opened source. Plain data, so it can be sent to the workers that read its units."""
 
     config: SourceConfig
+    listing: Listing
+    layout: Layout
+
+    @property
+    def payload(self) -> list[str]:
+        """The names of the columns carried beside id, title and text."""
+        return [name for name, _ in self.layout.payload]
+
+    @property
+    def _reader(self) -> Reader:
+        return READERS["lines" if self.config.lines else self.config.kind]
 
     def inputs(self) -> list[Input]:
         """The files, in the order in which they are read."""
-        raise NotImplementedError
+        return list(self.listing.files)
 
     def units(self, unit_rows: int) -> list[Unit]:
-        """Cut the source into units of about `unit_rows` records. The same files give the same units."""
-        raise NotImplementedError
+        """Cut the source into units of about `unit_rows` records; the same files give the same units.
+
+        Fewer where records are large, more where a compressed file would need too many. Raises UserError when there is
+        nothing to read, or a file is damaged and source.on_bad_input is "fail".
+        """
+        if unit_rows < 1:
+            raise UserError(f"unit_rows = {unit_rows}: a unit holds at least 1 record; 4096 is usual")
+        spans = self._reader.spans(self.config, self.listing, unit_rows)
+        units = [self._unit(ordinal, span) for ordinal, span in enumerate(spans)]
+        if not units:
+            raise UserError(f"{self.config.path} holds no records; check source.path")
+        return units
+
+    def _unit(self, ordinal: int, span: Span) -> Unit:
+        bytes_ = sum(file.bytes for file in span.files)
+        covers = [[self.listing.name(file.uri), file.bytes] for file in span.files]
+        several = len(span.files) > 1 or self._reader is READERS["text"]
+        return Unit(
+            name=unit_name(ordinal, covers, span.start, span.stop),
+            kind=self.config.kind,
+            uri=span.files[0].uri,
+            start=span.start,
+            stop=span.stop,
+            first=span.first,
+            rows_estimate=span.rows,
+            input_bytes=bytes_,
+            modified=newest(list(span.files)),
+            files=tuple(file.uri for file in span.files) if several else (),
+        )
 
     def read(self, unit: Unit) -> UnitData:
-        """Read one unit. Raises MismatchError when its file has changed since the plan."""
-        raise NotImplementedError
+        """Read one unit. Raises MismatchError when a file of it has changed since the plan."""
+        check_unchanged(unit.files or (unit.uri,), unit.input_bytes, unit.modified)
+        return self._reader.read(self.config, self.listing, self.layout, unit)
 
 
 def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     """Find the files and their columns. Raises UserError when something is missing or of the wrong format.
 
-    `cache` is a folder or URI (that every worker can read) in which pydocs are collected once.
+    `cache` is a folder or URI that every worker can read, in which pydocs are collected once.
     """
-    raise NotImplementedError
+    if config.kind == "pydocs":
+        assert cache is not None, "pydocs need a folder to be collected in"
+        config = _collected(config, cache)
+    listing = list_files(config.path, known_only=config.kind == "auto")
+    if config.kind == "auto":
+        config = config.replace(kind=_common_kind(config.path, listing))
+    if config.lines and config.kind != "text":
+        raise UserError(f"source.lines is for plain text, and {config.path} is {config.kind}; leave it out")
+    reader = READERS["lines" if config.lines else config.kind]
+    return Source(config, listing, reader.layout(config, listing))
 
 
-def _unused(_: Sequence[Rejected]) -> None: ...
+def _common_kind(path: str, listing: Listing) -> str:
+    kinds = {file.uri: kind_of(file.uri) for file in listing.files}
+    unknown = [uri for uri, kind in kinds.items() if kind is None]
+    if unknown:
+        raise UserError(
+            f"the extension of {unknown[0]} does not say what it is; name it with "
+            "--set source.kind=parquet|jsonl|csv|tsv|text"
+        )
+    found = sorted({str(kind) for kind in kinds.values()})
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds files of several kinds ({', '.join(found)}); choose one with --set source.kind=… "
+            "and a glob pattern such as --set 'source.path=FOLDER/*.jsonl'"
+        )
+    return found[0]
+
+
+def _collected(config: SourceConfig, cache: str) -> SourceConfig:
+    """Collect the documents of this Python environment to a Parquet file, unless it is there; then read that."""
+    from rayvec.data import pydocs
+
+    key = config.replace(path="", payload=()).digest()
+    uri = storage.join(storage.absolute(cache), f"pydocs-{key}.parquet")
+    if not storage.exists(uri):
+        workers = min(8, os.cpu_count() or 1)
+        table = pydocs.collect(config.packages or None, config.min_characters, workers)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, row_group_size=4096, compression="zstd", write_page_checksum=True)
+        storage.write_bytes(uri, buffer.getvalue())
+    payload = config.payload or tuple(pydocs.PAYLOAD)
+    return SourceConfig(kind="parquet", path=uri, payload=payload, on_bad_input=config.on_bad_input)

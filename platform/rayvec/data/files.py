@@ -1,0 +1,155 @@
+"""Files: what a path, folder, glob pattern or URI stands for. Knows names, sizes and times; opens nothing.
+
+A folder is walked recursively; names that begin with `.` or `_` (temporary files, markers) are left out of a walk.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pyarrow.fs as pafs
+
+from rayvec import storage
+from rayvec.data.units import Input
+from rayvec.errors import MismatchError, UserError
+
+#: What the end of a name says about its content, once a compression's own ending is taken off.
+EXTENSIONS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files in the order in which they are read, and the folder that their names are told relative to."""
+
+    base: str
+    files: tuple[Input, ...]
+
+    def name(self, uri: str) -> str:
+        """The name of a file relative to the base; part of the ids of records that bring none."""
+        return uri.removeprefix(self.base).lstrip("/")
+
+
+def list_files(path: str, known_only: bool = True) -> Listing:
+    """The files of a path, sorted by name. Raises UserError when there are none.
+
+    known_only: of a folder take only the files whose extension says what they are.
+    """
+    if not path:
+        raise UserError("source.path is not set; give a file, a folder or a glob pattern with --set source.path=…")
+    uri = storage.absolute(path)
+    fs, inner = storage.filesystem(uri)
+    prefix = uri[: len(uri) - len(inner)] if uri.endswith(inner) else ""
+    info = fs.get_file_info(inner)
+    if info.type == pafs.FileType.File:
+        return Listing(_parent(uri), (_input(info, prefix),))
+    if info.type == pafs.FileType.Directory:
+        found = [file for file in _walk(fs, inner, recursive=True) if not known_only or kind_of(file.path)]
+        return _listing(path, inner, prefix, found, f"holds no file that rayvec reads ({', '.join(EXTENSIONS)})")
+    if not _MAGIC.search(inner):
+        raise UserError(f"{path} does not exist; check source.path")
+    base, pattern = _split_pattern(inner)
+    expression = re.compile(_translate(pattern))
+    walked = _walk(fs, base, recursive="/" in pattern)
+    found = [file for file in walked if expression.fullmatch(file.path.removeprefix(base).lstrip("/"))]
+    return _listing(path, base, prefix, found, "matches no file")
+
+
+def kind_of(name: str) -> str | None:
+    """The kind that a name's extension says, or None.
+
+    >>> kind_of("a/corpus.jsonl.gz"), kind_of("notes.docx")
+    ('jsonl', None)
+    """
+    path = PurePosixPath(name)
+    if path.suffix in COMPRESSIONS:
+        path = path.with_suffix("")
+    return EXTENSIONS.get(path.suffix.lower())
+
+
+def compression_of(name: str) -> str | None:
+    """The name of the codec that a file is compressed with, or None."""
+    return COMPRESSIONS.get(PurePosixPath(name).suffix)
+
+
+def check_unchanged(uris: tuple[str, ...], bytes_: int, modified: int | None) -> None:
+    """Raise MismatchError unless the files have the size and time they had when their unit was planned."""
+    found = [stat(uri) for uri in uris]
+    if sum(file.bytes for file in found) != bytes_ or newest(found) != modified:
+        raise MismatchError(
+            f"{uris[0]}{' or a file planned with it' if len(uris) > 1 else ''} has changed since the run was planned; "
+            "put the old file back, or start again with another output"
+        )
+
+
+def stat(uri: str) -> Input:
+    """Size and time of a file; size -1 when it is not there."""
+    fs, inner = storage.filesystem(uri)
+    info = fs.get_file_info(inner)
+    return Input(uri, info.size if info.type == pafs.FileType.File else -1, info.mtime_ns)
+
+
+def newest(files: list[Input]) -> int | None:
+    """The latest time of change, where the storage tells it."""
+    return max((file.modified for file in files if file.modified is not None), default=None)
+
+
+def _walk(fs: pafs.FileSystem, base: str, *, recursive: bool) -> list[pafs.FileInfo]:
+    infos = fs.get_file_info(pafs.FileSelector(base, recursive=recursive, allow_not_found=True))
+    return [info for info in infos if info.type == pafs.FileType.File and not _is_hidden(info.path, base)]
+
+
+def _is_hidden(path: str, base: str) -> bool:
+    return any(part[0] in "._" for part in path.removeprefix(base).split("/") if part)
+
+
+def _listing(path: str, base: str, prefix: str, found: list[pafs.FileInfo], otherwise: str) -> Listing:
+    if not found:
+        raise UserError(f"{path} {otherwise}; check source.path")
+    return Listing(prefix + base.rstrip("/"), tuple(_input(i, prefix) for i in sorted(found, key=lambda i: i.path)))
+
+
+def _input(info: pafs.FileInfo, prefix: str) -> Input:
+    return Input(prefix + info.path, info.size, info.mtime_ns)
+
+
+def _parent(uri: str) -> str:
+    return uri.rsplit("/", 1)[0]
+
+
+def _split_pattern(inner: str) -> tuple[str, str]:
+    """The folder before the first part with a wild card, and the rest."""
+    parts = inner.split("/")
+    first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
+    return "/".join(parts[:first]), "/".join(parts[first:])
+
+
+def _translate(pattern: str) -> str:
+    """A glob pattern as a regular expression; `**/` stands for any number of folders, `*` stays inside one."""
+    result = ""
+    for piece in re.findall(r"\*\*/|\*+|\?|\[[^\]]+\]|.", pattern):
+        if piece == "**/":
+            result += "(?:.*/)?"
+        elif piece[0] == "*":
+            result += ".*" if piece == "**" else "[^/]*"
+        elif piece == "?":
+            result += "[^/]"
+        elif piece[0] == "[" and len(piece) > 1:
+            result += piece.replace("[!", "[^")
+        else:
+            result += re.escape(piece)
+    return result

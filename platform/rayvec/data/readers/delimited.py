@@ -1,0 +1,211 @@
+"""csv and tsv. Fields in quotes may hold separators and line feeds, so files are cut where records begin.
+
+A quote that is never closed costs its own line only: reading goes on at the next one. Values are text; no types are
+guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from rayvec.data.files import Listing, compression_of
+from rayvec.data.readers.base import UNIT_BYTES, BadFileError, Span, inspect
+from rayvec.data.readers.lines import check_text, head
+from rayvec.data.records import Builder, Layout, resolve_layout
+from rayvec.data.source_config import SourceConfig
+from rayvec.data.streams import END, MAX_COMPRESSED_UNITS, Cut, DamagedError, Line, lines, merge_cuts
+from rayvec.data.units import Input, Unit, UnitData
+from rayvec.errors import UserError
+
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record: where it begins, and its fields; or the reason why it has none."""
+
+    line: int
+    offset: int
+    fields: list[str]
+    reason: str | None = None
+    detail: str = ""
+
+
+class DelimitedReader:
+    """See base.Reader."""
+
+    def layout(self, config: SourceConfig, listing: Listing) -> Layout:
+        """The columns of the first file's header; every other file must have them, in whatever order."""
+        headers = [(file, header) for file, header in inspect(config, listing.files, _checked_header(config)) if header]
+        if not headers:
+            raise UserError(f"{config.path} holds no records; check source.path")
+        layouts = [
+            resolve_layout(
+                file.uri,
+                dict.fromkeys(header, pa.string()),
+                id_column=config.id_column,
+                title_column=config.title_column,
+                text_columns=config.text_columns,
+                payload=config.payload,
+            )
+            for file, header in headers
+        ]
+        for (file, _), layout in zip(headers, layouts, strict=True):
+            if set(layout.columns) != set(layouts[0].columns):
+                raise UserError(f"{file.uri} has other columns than {headers[0][0].uri}; read them as two sources")
+        return layouts[0]
+
+    def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
+        """See base.Reader. Reads all files once, one record after the other."""
+        cuts = dict(inspect(config, listing.files, lambda file: _cut(config, file, unit_rows)))
+        for file in listing.files:
+            for cut in cuts[file]:
+                yield Span((file,), cut.start, cut.stop, cut.first_line, cut.lines)
+
+    def read(self, config: SourceConfig, listing: Listing, layout: Layout, unit: Unit) -> UnitData:
+        """See base.Reader."""
+        builder = Builder(layout, listing.name(unit.uri))
+        source = lines(unit.uri, unit.start, unit.stop, config.max_record_bytes)
+        last = unit.first - 1
+        try:
+            header = _header(config, unit.uri)
+            for row in rows(config, source, unit.first):
+                last = row.line
+                _add(builder, header, row)
+        except DamagedError as error:
+            builder.reject(last + 1, error.offset, "damaged", detail=f"{unit.uri}: {error}; nothing after it is read")
+        return builder.finish()
+
+
+def _add(builder: Builder, header: list[str], row: Row) -> None:
+    if row.reason is not None:
+        builder.reject(row.line, row.offset, row.reason, detail=row.detail)
+    elif len(row.fields) != len(header):
+        detail = f"{len(row.fields)} fields where there are {len(header)} columns"
+        builder.reject(row.line, row.offset, "invalid_csv", detail=detail)
+    else:
+        builder.add(row.line, row.offset, dict(zip(header, row.fields, strict=True)))
+
+
+def _header(config: SourceConfig, uri: str) -> list[str]:
+    """The names of the columns; empty when the file is."""
+    if config.column_names:
+        return list(config.column_names)
+    first = next(rows(config, lines(uri, 0, None, config.max_record_bytes), 1), None)
+    return [] if first is None else first.fields
+
+
+def _checked_header(config: SourceConfig) -> Callable[[Input], list[str]]:
+    def look(file: Input) -> list[str]:
+        check_text(config, file)
+        first = next(rows(config, head(config, file), 1), None)
+        if first is None:
+            return []
+        if first.reason is not None:
+            raise BadFileError(f"its header cannot be read: {first.detail or first.reason}")
+        header = list(config.column_names) or first.fields
+        repeated = sorted({name for name in header if header.count(name) > 1})
+        if repeated:
+            raise BadFileError(f"its header names {', '.join(map(repr, repeated))} more than once")
+        return header
+
+    return look
+
+
+def _cut(config: SourceConfig, file: Input, unit_rows: int) -> list[Cut]:
+    cuts: list[Cut] = []
+    first: Row | None = None
+    count, damage = 0, None
+    try:
+        for row in _data_rows(config, file.uri):
+            if first is None:
+                first, count = row, 0
+            elif count >= unit_rows or row.offset - first.offset >= UNIT_BYTES:
+                cuts.append(Cut(first.offset, row.offset, first.line, count))
+                first, count = row, 0
+            count += 1
+    except DamagedError as error:
+        damage = error
+        if config.on_bad_input == "fail":
+            raise BadFileError(f"damaged after {error.offset} bytes of its content ({error})") from None
+    if first is not None or damage is not None:
+        start, line = (first.offset, first.line) if first is not None else (0, 1)
+        end = END if damage is None else damage.offset + 1
+        cuts.append(Cut(start, end, line, count))
+    return merge_cuts(cuts, MAX_COMPRESSED_UNITS) if compression_of(file.uri) else cuts
+
+
+def _data_rows(config: SourceConfig, uri: str) -> Iterator[Row]:
+    found = rows(config, lines(uri, 0, None, config.max_record_bytes), 1)
+    return found if config.column_names else itertools.islice(found, 1, None)
+
+
+def rows(config: SourceConfig, source: Iterator[Line], first_line: int) -> Iterator[Row]:
+    """The records of these lines; blank lines are none. Raises DamagedError."""
+    return _Parser(config, source, first_line).rows()
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _Parser:
+    """Hands lines to csv.reader and watches how many it takes for a record, so that any line can be taken back."""
+
+    def __init__(self, config: SourceConfig, source: Iterator[Line], first_line: int) -> None:
+        self.max_bytes = config.max_record_bytes
+        self.options = {
+            "delimiter": config.delimiter or _SEPARATORS.get(config.kind, ","),
+            "quoting": csv.QUOTE_MINIMAL if config.quotes else csv.QUOTE_NONE,
+        }
+        self.source = ((number, line) for number, line in enumerate(source, first_line))
+        self.waiting: deque[tuple[int, Line]] = deque()
+        self.taken: list[tuple[int, Line]] = []
+        self.taken_bytes = 0
+        self.ended = False
+        # Process-wide, and far too small as it comes; the lines handed over are bounded here.
+        csv.field_size_limit(max(csv.field_size_limit(), self.max_bytes))
+
+    def rows(self) -> Iterator[Row]:
+        reader = csv.reader(self, **self.options)  # type: ignore[arg-type]
+        while True:
+            self.taken, self.taken_bytes, self.ended = [], 0, False
+            fault = None
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except _TooLargeError:
+                fault = ("record_too_large", f"more than {self.max_bytes} bytes, or a quote that is never closed")
+            except csv.Error as error:
+                fault = ("invalid_csv", str(error))
+            number, line = self.taken[0]
+            if fault is None and self.ended:
+                fault = ("invalid_csv", "a quote is never closed")
+            if fault is not None:
+                self.waiting.extendleft(reversed(self.taken[1:]))
+                yield Row(number, line.offset, [], *fault)
+                reader = csv.reader(self, **self.options)  # type: ignore[arg-type]
+            elif fields:
+                yield Row(number, line.offset, fields)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        item = self.waiting.popleft() if self.waiting else next(self.source, None)
+        if item is None:
+            self.ended = bool(self.taken)
+            raise StopIteration
+        self.taken.append(item)
+        self.taken_bytes += item[1].size
+        if item[1].data is None or self.taken_bytes > self.max_bytes:
+            raise _TooLargeError
+        # Bytes that are not UTF-8 become lone surrogates, which the record's check refuses.
+        return item[1].data.decode(errors="surrogateescape") + "\n"

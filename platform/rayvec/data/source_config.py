@@ -1,0 +1,60 @@
+"""The configuration of a source. Knows no reader."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayvec.config import Config
+
+Kind = Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "pydocs"]
+
+
+class SourceConfig(Config):
+    """Where the documents come from, and which of their columns are what."""
+
+    #: "auto" goes by the files' extensions.
+    kind: Kind = "auto"
+    #: A file, a folder (read recursively), a glob pattern, or a URI of these. Not used by pydocs.
+    path: str = ""
+    #: Default: `id`, then `_id`; where neither is there, ids are made: "<file name>:<position>".
+    id_column: str | None = None
+    #: Default: `title`, where it is there.
+    title_column: str | None = None
+    #: Joined by newlines. Default: the first that is there of `text`, `abstract`, `content`, `body`.
+    text_columns: tuple[str, ...] = ()
+    #: Columns carried beside the text; "all" for every column that is not id, title or text.
+    payload: tuple[str, ...] | Literal["all"] = ()
+
+    #: csv and tsv without a header line: the names of the columns.
+    column_names: tuple[str, ...] = ()
+    #: csv and tsv: the separator, where it is neither a comma nor a tab.
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    #: csv and tsv: whether `"` encloses fields; false takes it as it stands, as many tsv files mean it.
+    quotes: bool = True
+    #: text: false makes one document of each file, true one of each line that is not blank.
+    lines: bool = False
+
+    #: pydocs: names of distributions, `python` for the standard library; none takes all that is installed.
+    packages: tuple[str, ...] = ()
+    #: pydocs: docstrings shorter than this are left out.
+    min_characters: int = Field(40, ge=0)
+
+    #: Files found damaged or of the wrong format before the work: refuse the run, or quarantine them and go on.
+    on_bad_input: Literal["fail", "quarantine"] = "fail"
+    #: Larger records are quarantined, without ever being held in memory.
+    max_record_bytes: int = Field(64 << 20, ge=1)
+
+    @model_validator(mode="after")
+    def _options_fit_the_kind(self) -> SourceConfig:
+        fits = {
+            "column_names": ("csv", "tsv", "auto"),
+            "delimiter": ("csv", "tsv", "auto"),
+            "lines": ("text", "auto"),
+            "packages": ("pydocs",),
+        }
+        for name, kinds in fits.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"{name} is for kind {' or '.join(kinds)}, not {self.kind}")
+        return self

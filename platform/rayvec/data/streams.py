@@ -1,0 +1,175 @@
+"""Streams: a file as decompressed bytes, as lines, and where it may be cut. Bounded memory, whatever the file holds.
+
+Offsets count decompressed bytes from 0. Knows bytes and line feeds. Knows no records, no columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from rayvec import storage
+from rayvec.data.files import compression_of
+
+CHUNK = 1 << 20
+#: Compressed files are read in steps of this length from their start, so every reader meets damage at the same place;
+#: what lies between the last whole step and the damage is lost.
+STEP = 1 << 16
+#: A compressed file is read from its start for each of its units: this many at most, so the cost stays linear.
+MAX_COMPRESSED_UNITS = 32
+BOM = b"\xef\xbb\xbf"
+
+
+class DamagedError(Exception):
+    """The stream cannot be read on from `offset`: a truncated or corrupt compressed file."""
+
+    def __init__(self, offset: int, cause: str) -> None:
+        super().__init__(cause)
+        self.offset = offset
+
+
+class Line(NamedTuple):
+    """A line without its line feed; `data` is None when it is longer than allowed."""
+
+    offset: int
+    size: int
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A range [start, stop) of the stream that begins and ends at the starts of lines."""
+
+    start: int
+    stop: int
+    first_line: int
+    lines: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where a file may be cut, and where and why it cannot be read further, if so."""
+
+    cuts: list[Cut]
+    damage: DamagedError | None = None
+
+
+def chunks(uri: str, start: int = 0) -> Iterator[bytes]:
+    """The decompressed bytes of a file from `start` on. Raises DamagedError."""
+    fs, path = storage.filesystem(uri)
+    codec = compression_of(uri)
+    if codec is None:
+        with fs.open_input_file(path) as file:
+            file.seek(start)
+            while chunk := file.read(CHUNK):
+                yield chunk
+        return
+    with fs.open_input_stream(path, compression=None) as raw, pa.CompressedInputStream(raw, codec) as stream:
+        offset = 0
+        while chunk := _read(stream, offset):
+            if offset + len(chunk) > start:
+                yield chunk[max(0, start - offset) :]
+            offset += len(chunk)
+
+
+def _read(stream: pa.NativeFile, offset: int) -> bytes:
+    try:
+        return stream.read(STEP)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise DamagedError(offset, str(error)) from None
+
+
+def lines(uri: str, start: int, stop: int | None, max_bytes: int) -> Iterator[Line]:
+    """The lines that begin in [start, stop), the file's byte order mark taken off. Raises DamagedError.
+
+    A line over `max_bytes` is given without its data, and is never held in memory.
+    """
+    offset, parts, held, too_long = start, list[bytes](), 0, False
+    for chunk in chunks(uri, start):
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            size = held + len(piece)
+            data = b"".join([*parts, piece]) if size <= max_bytes and not too_long else None
+            yield _line(offset, size, data)
+            offset += size + 1
+            parts, held, too_long = [], 0, False
+            if stop is not None and offset >= stop:
+                return
+        held += len(rest)
+        too_long = too_long or held > max_bytes
+        parts = [] if too_long else [*parts, rest]
+    if held:
+        yield _line(offset, held, None if too_long else b"".join(parts))
+
+
+def _line(offset: int, size: int, data: bytes | None) -> Line:
+    if offset == 0 and data is not None:
+        data = data.removeprefix(BOM)
+    return Line(offset, size, data)
+
+
+#: The end of a stream, as the `stop` of its last cut.
+END = 1 << 62
+
+
+def scan(uri: str, unit_lines: int, unit_bytes: int) -> Scan:
+    """Cut a file at line starts, by one fast pass over it: `unit_lines` lines a cut, or fewer that fill `unit_bytes`.
+
+    A damaged file is cut up to the last whole line before the damage; the last cut's `stop` lies behind the damage, so
+    that its reader meets it.
+    """
+    cutter = _Cutter(unit_lines, unit_bytes)
+    damage = None
+    try:
+        for chunk in chunks(uri):
+            cutter.feed(chunk)
+    except DamagedError as error:
+        damage = error
+    cuts = cutter.finish(damage is not None)
+    return Scan(merge_cuts(cuts, MAX_COMPRESSED_UNITS) if compression_of(uri) else cuts, damage)
+
+
+class _Cutter:
+    """Finds the cuts of a stream of chunks."""
+
+    def __init__(self, unit_lines: int, unit_bytes: int) -> None:
+        self.unit_lines, self.unit_bytes = unit_lines, unit_bytes
+        self.cuts: list[Cut] = []
+        self.start, self.first = 0, 0
+        self.offset, self.lines, self.open = 0, 0, False
+
+    def feed(self, chunk: bytes) -> None:
+        starts = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == 10) + self.offset + 1
+        self.offset += len(chunk)
+        self.open = not chunk.endswith(b"\n")
+        while len(starts):
+            by_lines = self.first + self.unit_lines - self.lines - 1
+            by_bytes = int(np.searchsorted(starts, self.start + self.unit_bytes))
+            index = min(by_lines, by_bytes)
+            if index >= len(starts):
+                break
+            self._cut(int(starts[index]), self.lines + index + 1)
+            starts = starts[index + 1 :]
+        self.lines += len(starts)
+
+    def _cut(self, stop: int, lines: int) -> None:
+        self.cuts.append(Cut(self.start, stop, self.first + 1, lines - self.first))
+        self.start, self.first, self.lines = stop, lines, lines
+
+    def finish(self, damaged: bool) -> list[Cut]:
+        if self.offset > self.start or damaged:
+            stop = self.offset + 1 if damaged else self.offset
+            self.cuts.append(Cut(self.start, stop, self.first + 1, self.lines - self.first + self.open))
+        return self.cuts
+
+
+def merge_cuts(cuts: list[Cut], most: int) -> list[Cut]:
+    """Neighbouring cuts put together until there are no more than `most`."""
+    step = math.ceil(len(cuts) / most) or 1
+    groups = [cuts[i : i + step] for i in range(0, len(cuts), step)]
+    return [Cut(g[0].start, g[-1].stop, g[0].first_line, sum(cut.lines for cut in g)) for g in groups]
