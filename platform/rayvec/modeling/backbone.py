@@ -26,6 +26,8 @@ Window = Literal["keep", "full"]
 # Where families keep the probability of dropping attention weights (SimCSE's noise).
 ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class Backbone(nn.Module):
     """A model without its vocabulary head, or beside it, called on packs.
@@ -116,6 +118,14 @@ class Backbone(nn.Module):
             options["token_type_ids"] = torch.zeros_like(input_ids)
         return options
 
+    def saved_config(self) -> Any:
+        """A copy of the configuration for a folder: without the name of our attention, which others do not know."""
+        config = copy.deepcopy(self.config)
+        for part in {id(c): c for c in (config, config.get_text_config())}.values():
+            part._attn_implementation_internal = None
+            part.dtype = self.dtype
+        return config
+
     def use_padding(self) -> None:
         """Leave packed attention for transformers' own kernels over padded batches."""
         self.use_own_kernel()
@@ -152,7 +162,7 @@ class Backbone(nn.Module):
 
         Raises UserError when there is no such model, or when the model stays causal where bidirectional was asked for.
         """
-        config = prepare(_read_config(reference), attention, attention_window, attention_dropout)
+        config = prepare(read_config(reference), attention, attention_window, attention_dropout)
         model = _load_weights(reference, config, head=head, dtype=dtype)
         return cls._of(model, attention, head=head, device=device, selftest=selftest, name=str(reference))
 
@@ -174,6 +184,22 @@ class Backbone(nn.Module):
         if selftest:
             settle(backbone, name=name, expect=None if attention == "native" else attention)
         return backbone
+
+
+def choose_device(name: str) -> str:
+    """The device of a name; "auto" is a GPU when there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """The number type of a name; "auto" is bfloat16 on a GPU and float32 elsewhere (CPUs are slower in halves)."""
+    if name == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}; known are auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def prepare(config: Any, attention: Attention, window: Window, attention_dropout: float | None) -> Any:
@@ -211,7 +237,7 @@ def _auto(head: bool) -> Any:
     return transformers.AutoModelForCausalLM if head else transformers.AutoModel
 
 
-def _read_config(reference: str | Path) -> Any:
+def read_config(reference: str | Path) -> Any:
     from transformers import AutoConfig
 
     try:

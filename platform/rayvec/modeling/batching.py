@@ -1,11 +1,11 @@
-"""Batches for the model: which rows go together, and how they become one packed sequence without padding.
+"""PackedBatch: texts end to end in one sequence, without padding, as tensors. The input of every forward pass.
 
-Legend: B texts, T tokens of all texts end to end. Knows token batches and torch tensors. Knows no model.
+Legend: B texts, T tokens of all texts, L tokens of the longest. Which texts go together is said in `batching_plan`.
+Knows token batches and torch tensors. Knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,23 +102,3 @@ class PackedBatch:
         """Where each token of the pack lies in the padded [B * L] layout, int64 [T]."""
         row_T = np.repeat(np.arange(len(self.lengths)), self.lengths)
         return torch.from_numpy(row_T).to(self.device) * self.max_length + self.position_ids_T
-
-
-def plan_batches(lengths: np.ndarray, token_budget: int, *, padded: bool = False) -> Iterator[np.ndarray]:
-    """Rows by batches, sorted by length (longest first: what does not fit in memory fails at once).
-
-    Each batch holds at most `token_budget` tokens (counted with padding when `padded`), and at least one row.
-
-    >>> [rows.tolist() for rows in plan_batches(np.array([3, 9, 3, 4]), token_budget=9)]
-    [[1], [3, 0], [2]]
-    """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        if padded:
-            stop = start + max(1, token_budget // max(1, int(lengths[order[start]])))
-        else:
-            total = np.cumsum(lengths[order[start : start + token_budget]])
-            stop = start + max(1, int(np.searchsorted(total, token_budget, side="right")))
-        yield order[start:stop]
-        start = stop

@@ -1,18 +1,32 @@
-"""Encoders: texts in, vectors out. The Protocol that every stage asks for, and the loader by reference.
+"""Encoders: texts in, vectors out. The Protocol that every stage asks for, TextEncoder, and the loaders by reference.
 
 Importing this module loads no torch; a TextEncoder loads it when it is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from rayvec.errors import UserError
+from rayvec.modeling.batching_plan import plan_batches
+from rayvec.modeling.folder import EncoderFolder, open_encoder, open_model, write_folder
 from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.modeling.manifest import PoolingName
+from rayvec.modeling.prompts import Prompts
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.storage import Fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+    from rayvec.modeling.backbone import Backbone
+
+# Tokens of one forward pass: enough to keep the matrix products busy, little enough for an 8B model's activations.
+TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
 
 
 @runtime_checkable
@@ -24,6 +38,10 @@ class Tokenizing(Protocol):
     @property
     def fingerprint(self) -> Fingerprint:
         """What makes the vectors; see storage.Fingerprint."""
+
+    @property
+    def instructions(self) -> Mapping[str, str]:
+        """The encoder's instructions by name; "query" is what search puts before a query. May be empty."""
 
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Token ids and pooled spans, one row a text, cut to `max_length` tokens."""
@@ -42,15 +60,154 @@ class Encoder(Tokenizing, Protocol):
         """`encode_tokens(tokenize(texts, instruction))`."""
 
 
+class TokenizerOnly:
+    """The CPU side of a TextEncoder: tokenizes and knows the fingerprint, without weights."""
+
+    def __init__(self, folder: EncoderFolder) -> None:
+        self.folder = folder
+        self.max_length = folder.manifest.max_length
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the encoder it belongs to."""
+        return self.folder.fingerprint
+
+    @property
+    def instructions(self) -> Mapping[str, str]:
+        """The encoder's instructions by name."""
+        return self.folder.manifest.prompts.instructions
+
+    def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
+        """Token ids and pooled spans; see TextTokenizer."""
+        return self.folder.tokenizer.tokenize(texts, instruction)
+
+
+class TextEncoder(TokenizerOnly):
+    """A language model as an encoder: `TextEncoder.load(folder).encode(texts)`.
+
+    Adapters are merged into the weights, there is no vocabulary head, and a text's vector does not depend on what else
+    is in the batch (≤ 1e-5 in fp32).
+    """
+
+    def __init__(self, folder: EncoderFolder, backbone: Backbone, token_budget: int | None = None) -> None:
+        super().__init__(folder)
+        self.backbone = backbone
+        self.dim = folder.manifest.dim
+        if self.dim > backbone.dim:
+            raise UserError(f"dim {self.dim} is more than the model's {backbone.dim}; lower it")
+        self.token_budget = token_budget or TOKEN_BUDGETS.get(backbone.device.type, 4096)
+
+    @classmethod
+    def load(
+        cls,
+        reference: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+        base: str | Path | None = None,
+        verify: bool = True,
+    ) -> Self:
+        """Load an encoder folder, "tiny", a plain transformers model, a URI or a Hugging Face id.
+
+        device: "auto" is a GPU when there is one. dtype: "auto" is bfloat16 on a GPU and float32 on a CPU. Raises
+        UserError, MismatchError or VerificationError (see `folder.open_encoder`), each naming the cure.
+        """
+        return cls._of(open_encoder(reference, base=base, verify=verify), device, dtype, token_budget)
+
+    @classmethod
+    def from_decoder(
+        cls,
+        base: str | Path,
+        *,
+        adapters: Sequence[str | Path] = (),
+        attention: Literal["bidirectional", "causal", "native"] = "bidirectional",
+        attention_window: Literal["keep", "full"] = "keep",
+        pooling: PoolingName = "mean",
+        prompts: Prompts | None = None,
+        max_length: int | None = None,
+        normalize: bool = True,
+        dim: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+    ) -> Self:
+        """An encoder from a transformers model and adapters in merge order."""
+        settings = {
+            "attention": attention,
+            "attention_window": attention_window,
+            "pooling": pooling,
+            "normalize": normalize,
+            **({"dim": dim} if dim else {}),
+        }
+        folder = open_model(base, adapter_folders=adapters, max_length=max_length, prompts=prompts, **settings)
+        return cls._of(folder, device, dtype, token_budget)
+
+    @classmethod
+    def _of(cls, folder: EncoderFolder, device: str, dtype: str, token_budget: int | None) -> Self:
+        from rayvec.modeling import adapters
+        from rayvec.modeling.backbone import Backbone, choose_device, choose_dtype
+
+        place = choose_device(device)
+        backbone = Backbone.load(
+            folder.weights,
+            attention=folder.manifest.attention,
+            attention_window=folder.manifest.attention_window,
+            dtype=choose_dtype(dtype, place),
+            device=place,
+        )
+        adapters.load_merged(backbone, folder.adapters)
+        return cls(folder, backbone.eval(), token_budget)
+
+    def save(self, path: str | Path, merged: bool = False) -> None:
+        """Write an encoder folder: the adapters with a reference to their base, or (merged) one model that needs neither.
+
+        A merged folder loads in plain transformers and in sentence-transformers; see `export`.
+        """
+        if merged or self.folder.manifest.merged:
+            from rayvec.modeling.export import export
+
+            export(self, Path(path))
+            return
+        folder = self.folder
+        write_folder(Path(path), folder.manifest, folder.tokenizer, self.backbone.saved_config(), folder.adapters)
+
+    def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
+        """Vectors float32 [n, dim] of the texts, each read after the instruction (which is not pooled)."""
+        return self.encode_tokens(self.tokenize(texts, instruction))
+
+    def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
+        """Vectors float32 [n, dim] in the order of the rows; sorted by length and packed inside."""
+        import torch
+
+        result = np.empty((len(batch), self.dim), np.float32)
+        plans = list(plan_batches(batch.lengths, self.token_budget, padded=not self.backbone.packed))
+        with torch.inference_mode():
+            # Copies to the host come last: on a GPU nothing waits between two batches.
+            vectors = [self._vectors(batch.select(rows)) for rows in plans]
+            for rows, vectors_BD in zip(plans, vectors, strict=True):
+                result[rows] = vectors_BD.cpu().numpy()
+        return result
+
+    def _vectors(self, batch: TokenBatch) -> torch.Tensor:
+        from rayvec.modeling.batching import PackedBatch
+        from rayvec.modeling.pooling import pool
+
+        packed = PackedBatch.from_tokens(batch, self.backbone.device)
+        states_TD = self.backbone.hidden_states(packed)
+        manifest = self.folder.manifest
+        return pool(manifest.pooling, states_TD, packed, dim=self.dim, normalize=manifest.normalize)
+
+
 def load_encoder(reference: str) -> Encoder:
     """An encoder by reference: "hash", "hash:64", "tiny" (the embedded one), a folder, a URI or a Hugging Face id."""
-    if reference == "hash" or reference.startswith("hash:"):
-        return HashEncoder.parse(reference)
-    raise NotImplementedError(reference)
+    return HashEncoder.parse(reference) if _is_hash(reference) else TextEncoder.load(reference)
 
 
 def load_tokenizer_only(reference: str) -> Tokenizing:
     """The CPU side of the encoder that `load_encoder` gives: tokenizes, knows the fingerprint, loads no weights."""
-    if reference == "hash" or reference.startswith("hash:"):
-        return HashEncoder.parse(reference)
-    raise NotImplementedError(reference)
+    return HashEncoder.parse(reference) if _is_hash(reference) else TokenizerOnly(open_encoder(reference))
+
+
+def _is_hash(reference: str) -> bool:
+    return reference == "hash" or reference.startswith("hash:")

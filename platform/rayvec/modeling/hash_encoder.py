@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -79,6 +79,11 @@ class HashEncoder:
             normalize=True,
             dim=self.dim,
         )
+
+    @property
+    def instructions(self) -> Mapping[str, str]:
+        """None: an instruction would change nothing."""
+        return {}
 
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Hashed words; the instruction's come first and are not pooled. Cut to `max_length` at the text's end."""

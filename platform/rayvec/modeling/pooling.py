@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayvec.errors import UserError
+from rayvec.modeling.batching import PackedBatch
 
 
 class Spans(NamedTuple):
@@ -81,6 +82,15 @@ def pooling(name: str) -> Pooling:
     if name not in POOLINGS:
         raise UserError(f"unknown pooling {name!r}; known are {', '.join(POOLINGS)}")
     return POOLINGS[name]
+
+
+def pool(
+    name: str, states_TD: Tensor, packed: PackedBatch, *, dim: int | None = None, normalize: bool = True
+) -> Tensor:
+    """One vector a text from a pack's states, fp32 [B, D]: pooled, cut to `dim` dimensions, of length 1 if asked."""
+    spans = Spans(packed.cu_seqlens[:-1].long(), packed.pool_start_B, packed.pool_stop_B)
+    vectors_BD = pooling(name)(states_TD, spans)[:, :dim]
+    return torch.nn.functional.normalize(vectors_BD, dim=-1) if normalize else vectors_BD
 
 
 def _segment_sums(states_TD: Tensor, spans: Spans) -> Tensor:

@@ -1,0 +1,150 @@
+"""An encoder folder, opened: its manifest, tokenizer and adapters, all checked; no weights loaded yet.
+
+Knows folders, manifests and tokenizers. Knows no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rayvec.errors import MismatchError, UserError
+from rayvec.modeling import adapters, manifest, references
+from rayvec.modeling.manifest import EncoderManifest
+from rayvec.modeling.prompts import Prompts, template_for
+from rayvec.modeling.text_tokenizer import TextTokenizer
+from rayvec.storage import Fingerprint
+
+DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class EncoderFolder:
+    """What is needed to load an encoder: weights folder, adapters on top of it in merge order, and how to read texts."""
+
+    manifest: EncoderManifest
+    weights: Path
+    adapters: tuple[Path, ...]
+    tokenizer: TextTokenizer
+
+    def with_settings(self, **changes: Any) -> EncoderFolder:
+        """The same weights read otherwise: pooling, prompts, max_length, normalize, attention, attention_window."""
+        new = self.manifest.replace(**changes)
+        tokenizer = TextTokenizer(self.tokenizer.tokenizer, new.prompts, new.max_length)
+        return replace(self, manifest=new, tokenizer=tokenizer)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The encoder's fingerprint."""
+        return self.manifest.fingerprint
+
+
+def open_encoder(reference: str | Path, *, base: str | Path | None = None, verify: bool = True) -> EncoderFolder:
+    """Open an encoder folder, or a plain transformers model as an encoder with usual settings.
+
+    `base` says where the base model is when it is not where the manifest says. Raises UserError when something is
+    not there, MismatchError when base or adapters are others than the manifest's, VerificationError when damaged.
+    """
+    folder = references.resolve(reference)
+    if not (folder / manifest.FILE).exists():
+        return open_model(reference)
+    record = EncoderManifest.read(folder)
+    record.require_chain()
+    if verify:
+        record.check_files(folder)
+    tokenizer = TextTokenizer.load(folder, record.prompts, record.max_length)
+    if record.merged:
+        return EncoderFolder(record, folder, (), tokenizer)
+    weights = _base_of(folder, record, base)
+    names = adapter_names(record)
+    records = adapters.read_records([folder / n for n in names], record.base_sha256, where=record.base)
+    if records != record.adapters:
+        raise MismatchError(f"the adapters in {folder} are not those of its {manifest.FILE}; copy the folder whole")
+    return EncoderFolder(record, weights, tuple(folder / name for name in names), tokenizer)
+
+
+def open_model(
+    reference: str | Path,
+    *,
+    adapter_folders: Sequence[str | Path] = (),
+    max_length: int | None = None,
+    prompts: Prompts | None = None,
+    **settings: Any,
+) -> EncoderFolder:
+    """Open a plain transformers model, with adapters in merge order, as an encoder."""
+    from rayvec.modeling.backbone import read_config
+
+    weights = references.resolve(reference)
+    config = read_config(weights).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    prompts = prompts or _usual_prompts(str(reference), settings.get("pooling", "mean"))
+    length = max_length or min(DEFAULT_MAX_LENGTH, int(longest))
+    if length > int(longest):
+        raise UserError(f"max_length {length} is more than the model's {longest} positions; lower it")
+    tokenizer = TextTokenizer.load(weights, prompts, length)
+    paths = tuple(references.resolve(folder) for folder in adapter_folders)
+    base_sha256 = references.weights_sha256(weights)
+    record = EncoderManifest.parse(
+        {
+            "base": references.canonical(reference),
+            "base_sha256": base_sha256,
+            "adapters": adapters.read_records(paths, base_sha256, where=str(reference)),
+            "prompts": prompts,
+            "max_length": length,
+            "dim": int(config.hidden_size),
+            "tokenizer": tokenizer.digest,
+            **settings,
+        }
+    )
+    return EncoderFolder(record, weights, paths, tokenizer)
+
+
+def _usual_prompts(name: str, pooling: str) -> Prompts:
+    return Prompts(template=template_for(name), append_eos=pooling == "last_token")
+
+
+def _base_of(folder: Path, record: EncoderManifest, base: str | Path | None) -> Path:
+    """The folder of the base model, checked to be the very weights that the adapters were trained on."""
+    reference = record.base if base is None else base
+    try:
+        weights = references.resolve(reference)
+    except UserError as error:
+        raise UserError(
+            f"{folder} is an encoder on top of {record.base}, which is not there ({error}); put it there, give "
+            "base=PATH, or use a merged export"
+        ) from None
+    if references.weights_sha256(weights) != record.base_sha256:
+        raise MismatchError(
+            f"{reference} is not the base that {folder} was trained on (weights {record.base_sha256[:12]}, found "
+            f"{references.weights_sha256(weights)[:12]}); give base=PATH of that one"
+        )
+    return weights
+
+
+def adapter_names(record: EncoderManifest) -> list[str]:
+    """Where each adapter lies in the folder: adapters/1-mntp, adapters/2-simcse, …"""
+    return [f"adapters/{i}-{adapter.stage}" for i, adapter in enumerate(record.adapters, start=1)]
+
+
+def write_folder(
+    path: Path, record: EncoderManifest, tokenizer: TextTokenizer, config: Any, adapter_folders: Sequence[Path]
+) -> EncoderManifest:
+    """Write an adapter folder: tokenizer, config.json, adapters; rayvec.json last, so that it stands for the whole."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, source in zip(adapter_names(record), adapter_folders, strict=True):
+        adapters.copy(source, path / name)
+    tokenizer.save(path)
+    config.save_pretrained(str(path))
+    written = written_files(path, [*adapter_names(record), "."])
+    record = record.replace(files=manifest.record_files(path, written))
+    record.write(path)
+    return record
+
+
+def written_files(path: Path, folders: Sequence[str]) -> list[str]:
+    """The files directly in these folders of an encoder folder, without the manifest, hidden files and reports."""
+    skipped = {manifest.FILE, "report.json", "config.yaml", "README.md"}
+    files = (file for folder in folders for file in sorted((path / folder).iterdir()) if file.is_file())
+    return [str(f.relative_to(path)) for f in files if f.name not in skipped and not f.name.startswith(".")]

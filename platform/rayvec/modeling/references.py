@@ -1,0 +1,100 @@
+"""References: the name of a model, made a folder of this machine. Embedded names, folders, URIs, Hugging Face ids.
+
+Knows folders and hashes of weight files. Loads no model.
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from rayvec import assets, storage
+from rayvec.errors import UserError
+
+EMBEDDED = "embedded:"
+ALIASES = {"tiny": "tiny-encoder"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What of a repository is needed: no pickled weights, no copies in other formats.
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "adapters/*", "tokenizer*"]
+
+
+def resolve(reference: str | Path) -> Path:
+    """The folder a reference names; fetched first where it is remote. Raises UserError when there is none."""
+    text = str(reference)
+    name = ALIASES.get(text, text).removeprefix(EMBEDDED)
+    if name in assets.NAMES or text.startswith(EMBEDDED):
+        return assets.path(name)
+    if storage.is_local(text):
+        path = storage.local_path(text)
+        if path.is_dir():
+            return path
+        if not HUB_ID.fullmatch(text) or path.exists():
+            raise UserError(
+                f"no model at {text}: there is no such folder; give the folder that a training job or save() wrote, a "
+                "folder of a transformers model, a Hugging Face id, tiny or hash"
+            )
+        return _from_hub(text)
+    return _fetched(text)
+
+
+def canonical(reference: str | Path) -> str:
+    """How a manifest names this reference: embedded models by name, folders by absolute path, all else as it is."""
+    text = str(reference)
+    name = ALIASES.get(text, text).removeprefix(EMBEDDED)
+    if name in assets.NAMES:
+        return EMBEDDED + name
+    if not storage.is_local(text) or not storage.local_path(text).is_dir():
+        return text
+    path = storage.local_path(text).resolve()
+    own = Path(assets.__file__).resolve().parent
+    return EMBEDDED + path.name if path.parent == own and path.name in assets.NAMES else str(path)
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub's client raises a dozen kinds, all of which mean: not there, or not reachable
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"no model {name}: there is no such folder, and the Hugging Face hub does not give it ({detail}); give a "
+            "folder, or fetch it where the network allows"
+        ) from None
+
+
+@cache
+def _fetched(uri: str) -> Path:
+    """A copy of a remote folder, for as long as this process lives."""
+    import pyarrow.fs as pafs
+
+    fs, path = storage.filesystem(uri)
+    if not storage.list_names(uri):
+        raise UserError(f"no model at {uri}: there is no such folder, or it is empty; check the URI")
+    folder = Path(tempfile.mkdtemp(prefix="rayvec-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    pafs.copy_files(path, str(folder), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    return folder
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of a model folder's weight files; for one file, its SHA-256."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder} holds no *.safetensors; give a folder with model.safetensors (other formats: load it with "
+            "transformers and save_pretrained it)"
+        )
+    hashes = [_file_sha256(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashes[0] if len(hashes) == 1 else storage.sha256_bytes("+".join(hashes).encode())
+
+
+@cache
+def _file_sha256(path: str, size: int, modified: int) -> str:
+    """Read a file once a process, as long as its size and time stay."""
+    del size, modified
+    return storage.sha256_file(path)
