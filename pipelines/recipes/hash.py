@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
+from rayvec.serving.config import ServeConfig
 
 
 def embed() -> EmbedConfig:
@@ -14,3 +15,8 @@ def embed() -> EmbedConfig:
 def index() -> IndexConfig:
     """Index whatever the HashEncoder embedded: set embeddings and output."""
     return IndexConfig()
+
+
+def serve() -> ServeConfig:
+    """Serve an index with the encoder that its manifest names: set index."""
+    return ServeConfig()

@@ -1,0 +1,136 @@
+"""The HTTP interface: routes, their errors, and the search page. One route is a schema in and a schema out.
+
+Knows HTTP. Knows no model, no index, no Ray: a Gateway answers, wherever its parts run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from rayvec import __version__
+from rayvec.serving.gateway import Gateway
+from rayvec.serving.problems import Problem, from_validation, to_response
+from rayvec.serving.schemas import (
+    EmbeddingAnswer,
+    EmbeddingRequest,
+    ErrorAnswer,
+    Models,
+    Ready,
+    SearchAnswer,
+    SearchRequest,
+)
+from rayvec.serving.security import Guard, Keys
+from rayvec.serving.strict import StrictRoute
+
+#: The search page, by path: its file in `page/` and how to send it.
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in {
+        400: "the body is not valid JSON",
+        401: "no valid API key",
+        404: "no such model or route",
+        413: "the body is too large",
+        415: "the body is not JSON",
+        422: "a field is missing, unknown or out of range",
+        429: "too many requests at once; see Retry-After",
+        503: "a part of the service does not answer now; see Retry-After",
+    }.items()
+}
+
+
+def make_api(gateway: Gateway, *, body_bytes: int, keys: Keys | None = None, loopback_only: bool = True) -> ASGIApp:
+    """The whole interface as an ASGI application. `/docs` is left out: its page loads scripts from elsewhere."""
+    app = FastAPI(title="rayvec", version=__version__, docs_url=None, redoc_url=None)
+    app.state.body_bytes = body_bytes
+    app.include_router(_v1(gateway))
+    app.include_router(_health(gateway))
+    app.include_router(_page())
+    app.add_exception_handler(StarletteHTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_bug)
+    return Guard(app, keys, loopback_only=loopback_only)
+
+
+def _v1(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=_ERRORS)
+
+    @router.post("/search", summary="Documents for one or many queries", response_model=SearchAnswer)
+    async def search(request: SearchRequest) -> Response:
+        return _json(await gateway.search(request))
+
+    @router.post("/embeddings", summary="Vectors of texts, as OpenAI's API gives them", response_model=EmbeddingAnswer)
+    async def embeddings(request: EmbeddingRequest) -> Response:
+        return _json(await gateway.embed(request))
+
+    @router.get("/models", summary="The model that is served", response_model=Models)
+    async def models() -> Response:
+        return _json(await gateway.models())
+
+    return router
+
+
+def _health(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health", summary="This process is alive")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", summary="Model and index answer", response_model=Ready, responses={503: _ERRORS[503]})
+    async def ready() -> Response:
+        return _json(await gateway.ready())
+
+    return router
+
+
+def _page() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    for path, (name, media_type) in PAGE.items():
+        content = resources.files("rayvec.serving").joinpath("page", name).read_bytes()
+        router.add_api_route(path, _file(content, media_type), methods=["GET", "HEAD"])
+    return router
+
+
+def _file(content: bytes, media_type: str) -> Any:
+    """A route for one file, sent only when the browser does not have this very content."""
+    headers = {"etag": f'"{hashlib.sha256(content).hexdigest()[:16]}"', "cache-control": "no-cache"}
+
+    async def send(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    return send
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _on_http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StarletteHTTPException)
+    return to_response(error)
+
+
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return to_response(from_validation(error.errors()))
+
+
+async def _on_bug(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001, its text may hold the user's
+    return to_response(Problem(500, "internal_error", "the service failed on this request; its log has the details"))

@@ -1,0 +1,90 @@
+"""What a search service is told: which index and encoder, where to listen, how much one request may ask.
+
+Knows values only. Knows no Ray, no HTTP, no model; importing it loads none of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rayvec.config import Config
+
+
+#: Addresses that stand for every interface of a machine.
+EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104
+
+
+class Limits(Config):
+    """How much one request, and all requests together, may take. Past a limit the answer is a clear 4xx."""
+
+    body_bytes: int = Field(2_000_000, ge=1_000, le=64_000_000)
+    request_tokens: int = Field(16_384, ge=1, le=1_000_000)
+    batch_tokens: int = Field(16_384, ge=1, le=1_000_000)
+    in_flight: int = Field(128, ge=1, le=100_000)
+    queued_per_replica: int = Field(256, ge=1, le=100_000)
+    timeout_seconds: float = Field(30.0, gt=0, le=3_600)
+
+
+class Replicas(Config):
+    """How many copies of each part run; the CPUs and GPUs that Ray sets aside for a copy of the encoder.
+
+    `threads` is how many a copy of the encoder or the retriever computes with; all of the machine's by default.
+    """
+
+    gateway: int = Field(1, ge=1)
+    encoder: int = Field(1, ge=1)
+    retriever: int = Field(1, ge=1)
+    encoder_cpus: float = Field(0.0, ge=0)
+    encoder_gpus: float = Field(0.0, ge=0)
+    threads: int | None = Field(None, ge=1, le=1_024)
+
+
+class ServeConfig(Config):
+    """A search service over one index version.
+
+    `index` is an index folder or URI; `index_version` pins a version, else the one that CURRENT names when the service
+    starts. `encoder` defaults to the reference in the index's manifest. `model_name` is what clients pass as `model`.
+    `keys` is a file of hashed API keys (see `rayvec.serving.security`), and is required off the loopback interface.
+    """
+
+    index: str = ""
+    index_version: str | None = None
+    encoder: str | None = None
+    model_name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65_535)
+    keys: str | None = None
+    replicas: Replicas = Replicas()
+    limits: Limits = Limits()
+
+    @property
+    def address(self) -> str:
+        """Where a browser on this machine finds the service."""
+        host = "127.0.0.1" if self.host in EVERYWHERE else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _open_only_with_keys(self) -> Self:
+        if not self.keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and no API keys are set; make one with "
+                "`python -m rayvec.serving.security keys.txt NAME` and give keys=keys.txt, or keep host=127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address.
+
+    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("example.org")
+    (True, True, False, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,283 @@
+"""The two parts that do the work: QueryEncoder (texts to vectors) and Retriever (vectors and words to documents).
+
+Plain classes; `rayvec.serving.app` makes deployments of them. Both work off the event loop, so that health checks and new
+requests are answered while they are busy. Know the encoder and the index. Know no HTTP and no Ray.
+
+Shapes: B texts, Q queries, D dimensions, K hits a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rayvec.errors import UserError
+from rayvec.modeling.tokens import TokenBatch, concatenate
+from rayvec.schema import ID, TEXT, TITLE
+from rayvec.serving.batcher import Batcher
+from rayvec.serving.config import Limits
+from rayvec.serving.problems import Problem, invalid, unavailable
+from rayvec.serving.schemas import Hit, Include, Mode, Signal
+from rayvec.storage import Fingerprint
+
+if TYPE_CHECKING:
+    from rayvec.indexing.ranking import Ranking
+    from rayvec.indexing.searcher import Index
+    from rayvec.modeling.encoder import Encoder
+
+#: A hybrid search looks this much deeper in each ranking than it answers: a good hit may stand low in one of them.
+POOL_FACTOR = 4
+POOL_MINIMUM = 100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors float32 [B, D] of one request, the tokens that were read, and which texts were cut."""
+
+    vectors_BD: np.ndarray
+    n_tokens: int
+    truncated: list[bool]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The hits of each query, all from one version of the index."""
+
+    hits: list[list[Hit]]
+    version: str
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What an encoder part serves."""
+
+    fingerprint: str
+    dim: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What an index part serves."""
+
+    version: str
+    count: int
+    modes: list[Mode]
+
+
+class EncoderService(Protocol):
+    """What the gateway asks of a QueryEncoder, here or in another process."""
+
+    async def encode(self, texts: list[str], instruction: str | None) -> Encoded:
+        """Vectors of texts."""
+
+    async def encode_ids(self, ids: list[list[int]]) -> Encoded:
+        """Vectors of texts that are tokenized already."""
+
+    async def facts(self) -> EncoderFacts:
+        """What is loaded."""
+
+
+class RetrieverService(Protocol):
+    """What the gateway asks of a Retriever, here or in another process."""
+
+    async def search(
+        self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
+    ) -> Found:
+        """The hits of each query."""
+
+    async def facts(self) -> IndexFacts:
+        """What is loaded."""
+
+
+class QueryEncoder:
+    """Encodes the texts of many requests in shared batches. Raises MismatchError unless the encoder is the expected one."""
+
+    def __init__(self, encoder: Encoder, expected: Fingerprint | None = None, limits: Limits | None = None) -> None:
+        if expected is not None:
+            expected.require(encoder.fingerprint, mine="index", theirs="encoder")
+        self._encoder = encoder
+        self._limits = limits or Limits()
+        self._batcher = Batcher(self._encode_many, self._limits.batch_tokens)
+        # Tokenizers are not all safe in two threads at once; one thread also keeps the CPUs for the encoder.
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+
+    async def encode(self, texts: list[str], instruction: str | None = None) -> Encoded:
+        """Vectors of texts. Raises Problem when they are more tokens than a request may have."""
+        loop = asyncio.get_running_loop()
+        try:
+            batch = await loop.run_in_executor(self._tokenizer_thread, self._encoder.tokenize, texts, instruction)
+        except ValueError as error:  # an instruction that leaves no room for the text, say: the client's own mistake
+            raise invalid(str(error), "instruction" if instruction else None) from None
+        return await self._encode(batch)
+
+    async def encode_ids(self, ids: list[list[int]]) -> Encoded:
+        """Vectors of token ids of this encoder's own tokenizer, special tokens included; all of them are pooled."""
+        known = getattr(self._encoder, "vocab_size", 2**31)
+        worst = max(max(row) for row in ids)
+        if worst >= known:
+            message = f"input: token id {worst} is not in this model's vocabulary of {known}; send text instead"
+            raise invalid(message, "input")
+        longest = self._encoder.max_length
+        cut = [len(row) > longest for row in ids]
+        return await self._encode(TokenBatch.from_rows([row[:longest] for row in ids], truncated=cut))
+
+    async def _encode(self, batch: TokenBatch) -> Encoded:
+        n_tokens = int(batch.lengths.sum())
+        if n_tokens > self._limits.request_tokens:
+            message = (
+                f"input: {n_tokens} tokens in one request, {self._limits.request_tokens} allowed; send fewer texts"
+            )
+            raise invalid(message, "input", code="too_many_tokens")
+        vectors_BD = await self._batcher.run(batch, n_tokens)
+        if not np.isfinite(vectors_BD).all():
+            raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
+        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist())
+
+    def _encode_many(self, batches: Sequence[TokenBatch]) -> list[np.ndarray]:
+        vectors_BD = self._encoder.encode_tokens(concatenate(batches))
+        return np.split(vectors_BD, np.cumsum([len(batch) for batch in batches])[:-1])
+
+    async def facts(self) -> EncoderFacts:
+        """What is loaded."""
+        encoder = self._encoder
+        return EncoderFacts(encoder.fingerprint.short, encoder.dim, encoder.max_length)
+
+    async def check_health(self) -> None:
+        """Called by Serve: a batch that hangs (a stuck device) makes the part be restarted."""
+        limit = 2 * self._limits.timeout_seconds
+        if self._batcher.busy_seconds > limit:
+            raise RuntimeError(f"one batch has been running for more than {limit:.0f} s")
+
+
+class Retriever:
+    """Searches one version of an index, and changes to another without a request seeing both.
+
+    It holds none until `reconfigure` names one, which Serve does before the first request.
+    """
+
+    def __init__(self, uri: str, expected: Fingerprint | None = None) -> None:
+        self._uri = uri
+        self._expected = expected
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+        self._index: Index | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve: load, check and warm the version named, then serve it; on any error the old one goes on.
+
+        Raises MismatchError unless the index was made by the expected encoder, VerificationError when it is damaged.
+        """
+        version = user_config.get("version")
+        if self._index is None or version not in (None, self._index.version):
+            self._index = await self._in_thread(self._open, version)
+
+    def _open(self, version: str | None) -> Index:
+        from rayvec.indexing.searcher import Index
+
+        index = Index.open(self._uri, version)
+        if self._expected is not None:
+            index.fingerprint.require(self._expected, mine="index", theirs="encoder")
+        search_index(index, ["warm up"], np.ones((1, index.dim), np.float32), 1, index_modes(index)[0], ["text"])
+        return index
+
+    def _live(self) -> Index:
+        if self._index is None:
+            raise unavailable("no index is loaded yet", code="not_ready")
+        return self._index
+
+    async def search(
+        self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
+    ) -> Found:
+        """The k best documents of each query, fewer where the index has fewer."""
+        index = self._live()  # taken once: a change of version during this request does not reach it
+        if mode not in index_modes(index):
+            allowed = " or ".join(index_modes(index))
+            raise invalid(f"mode: this index has no {mode} search; use {allowed}", "mode")
+        try:
+            hits = await self._in_thread(search_index, index, queries, vectors_QD, k, mode, include)
+        except UserError as error:  # a query whose vector has no direction, say
+            raise invalid(str(error), "query") from None
+        return Found(hits, index.version)
+
+    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def facts(self) -> IndexFacts:
+        """What is loaded."""
+        index = self._live()
+        return IndexFacts(index.version, index.count, index_modes(index))
+
+    async def check_health(self) -> None:
+        """Called by Serve; it answers while searches run, since they are off the event loop."""
+
+
+def index_modes(index: Index) -> list[Mode]:
+    """The searches that an index can answer, the best one first."""
+    return ["hybrid", "dense", "lexical"] if index.has_lexical else ["dense"]
+
+
+def search_index(
+    index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: Sequence[Include]
+) -> list[list[Hit]]:
+    """Rank, fetch the documents and put the two together: a list of hits for each query."""
+    ranking, parts = _rank(index, queries, vectors_QD, min(k, index.count), mode)
+    found = [ranking.hits(query) for query in range(len(queries))]
+    documents = _documents(index, sorted({row for hits in found for row, _ in hits}), include)
+    answers = []
+    for query, hits in enumerate(found):
+        signals = {name: _places(part, query) for name, part in parts.items()}
+        answers.append([_hit(place, *hit, documents[hit[0]], signals) for place, hit in enumerate(hits, 1)])
+    return answers
+
+
+def _documents(index: Index, rows: list[int], include: Sequence[Include]) -> dict[int, dict[str, Any]]:
+    """By row: id, title, and of text and payload what was asked for; columns not asked for are not read."""
+    wanted = [name for name in index.columns if name in (ID, TITLE) or _part_of(name) in include]
+    documents = index.documents(rows, wanted) if rows else []
+    return {
+        row: {
+            "id": columns[ID],
+            "title": columns.get(TITLE),
+            "text": columns.get(TEXT),
+            "payload": {name: value for name, value in columns.items() if _part_of(name) == "payload"}
+            if "payload" in include
+            else None,
+        }
+        for row, columns in zip(rows, documents, strict=True)
+    }
+
+
+def _part_of(column: str) -> str:
+    return column if column in (ID, TITLE, TEXT) else "payload"
+
+
+def _rank(
+    index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode
+) -> tuple[Ranking, dict[str, Ranking]]:
+    """The ranking, and for a hybrid one the rankings it was made of."""
+    from rayvec.indexing.hybrid import reciprocal_rank_fusion
+
+    if mode == "lexical":
+        return index.lexical(queries, k), {}
+    assert vectors_QD is not None, "only a lexical search goes without vectors"
+    if mode == "dense":
+        return index.dense(vectors_QD, k), {}
+    pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), index.count)
+    parts = {"dense": index.dense(vectors_QD, pool), "lexical": index.lexical(queries, pool)}
+    return reciprocal_rank_fusion(list(parts.values()), k), parts
+
+
+def _places(ranking: Ranking, query: int) -> dict[int, Signal]:
+    return {row: Signal(rank=rank, score=score) for rank, (row, score) in enumerate(ranking.hits(query), 1)}
+
+
+def _hit(place: int, row: int, score: float, document: dict[str, Any], signals: dict[str, dict[int, Signal]]) -> Hit:
+    if not np.isfinite(score):
+        raise unavailable("the index gave a score that is not finite; build it again", code="index_not_finite")
+    found_by = {name: places[row] for name, places in signals.items() if row in places}
+    return Hit(rank=place, score=score, signals=found_by, **document)

@@ -1,0 +1,183 @@
+"""The gateway: what happens to a request between its arrival as a checked value and its answer.
+
+Encode, search, count the time, bound how much runs at once. Knows the two services by their protocols, wherever they
+run. Knows no routes, no HTTP framework beyond the errors it raises, and no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from rayvec.serving.config import Limits
+from rayvec.serving.deployments import Encoded, EncoderFacts, EncoderService, IndexFacts, RetrieverService
+from rayvec.serving.problems import Problem, invalid, overloaded, unavailable
+from rayvec.serving.schemas import (
+    Embedding,
+    EmbeddingAnswer,
+    EmbeddingRequest,
+    Model,
+    Models,
+    Ready,
+    SearchAnswer,
+    SearchRequest,
+    SearchResult,
+    Timings,
+    Usage,
+)
+
+READY_SECONDS = 5.0
+
+
+class Gateway:
+    """Answers requests through an encoder and a retriever. `index_version` is the one that embeddings belong to."""
+
+    def __init__(
+        self,
+        encoder: EncoderService,
+        retriever: RetrieverService,
+        *,
+        model: str,
+        index_version: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._retriever = retriever
+        self._model = model
+        self.index_version = index_version
+        self._limits = limits or Limits()
+        self._in_flight = 0
+        self._started = int(time.time())
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
+        if self._in_flight >= self._limits.in_flight:
+            raise overloaded()
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                yield
+        except TimeoutError:
+            message = f"not done within {self._limits.timeout_seconds:g} s; send less, or try again"
+            raise unavailable(message, code="timeout") from None
+        finally:
+            self._in_flight -= 1
+
+    async def search(self, request: SearchRequest) -> SearchAnswer:
+        """Documents for queries. A lexical search does not trouble the encoder."""
+        async with self._admitted():
+            begin = time.perf_counter()
+            queries = request.queries
+            encoded = None
+            if request.mode != "lexical":
+                encoded = await self._encoder.encode(queries, request.instruction)
+            middle = time.perf_counter()
+            vectors_QD = None if encoded is None else encoded.vectors_BD
+            found = await self._retriever.search(queries, vectors_QD, request.k, request.mode, request.include)
+            end = time.perf_counter()
+        truncated = encoded.truncated if encoded else [False] * len(queries)
+        return SearchAnswer(
+            model=self._model,
+            mode=request.mode,
+            index_version=found.version,
+            results=[SearchResult(hits=h, truncated=t) for h, t in zip(found.hits, truncated, strict=True)],
+            usage=_usage(encoded),
+            timings=Timings(
+                encode_ms=_ms(middle - begin) if encoded else 0.0,
+                search_ms=_ms(end - middle),
+                total_ms=_ms(end - begin),
+            ),
+        )
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingAnswer:
+        """Vectors, as OpenAI's API gives them."""
+        if request.model != self._model:
+            message = f"the model {request.model!r} is not served here; this service has {self._model!r}"
+            raise Problem(404, "model_not_found", message, "model")
+        async with self._admitted():
+            encoded = await self._encode(request)
+        vectors_BD = _shortened(encoded.vectors_BD, request.dimensions)
+        as_json = _to_base64 if request.encoding_format == "base64" else _to_floats
+        return EmbeddingAnswer(
+            data=[Embedding(index=i, embedding=as_json(vector)) for i, vector in enumerate(vectors_BD)],
+            model=self._model,
+            usage=_usage(encoded),
+            index_version=self.index_version,
+            truncated=[i for i, cut in enumerate(encoded.truncated) if cut],
+        )
+
+    async def _encode(self, request: EmbeddingRequest) -> Encoded:
+        texts, ids = request.texts_or_ids()
+        if ids is None:
+            return await self._encoder.encode(texts, request.instruction)
+        if request.instruction:
+            message = "instruction: token ids are taken as they are; send text, or leave the instruction out"
+            raise invalid(message, "instruction")
+        return await self._encoder.encode_ids(ids)
+
+    async def models(self) -> Models:
+        """The one model that is served."""
+        facts = await self._encoder_facts()
+        model = Model(
+            id=self._model,
+            created=self._started,
+            dimensions=facts.dim,
+            max_input_tokens=facts.max_length,
+            fingerprint=facts.fingerprint,
+            index_version=self.index_version,
+        )
+        return Models(data=[model])
+
+    async def ready(self) -> Ready:
+        """Both parts answer, or Problem 503."""
+        _, index = await asyncio.gather(self._encoder_facts(), self._index_facts())
+        return Ready(model=self._model, index_version=index.version, documents=index.count, modes=index.modes)
+
+    async def _encoder_facts(self) -> EncoderFacts:
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return await self._encoder.facts()
+        except TimeoutError:
+            raise unavailable("the encoder does not answer", code="not_ready") from None
+
+    async def _index_facts(self) -> IndexFacts:
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return await self._retriever.facts()
+        except TimeoutError:
+            raise unavailable("the index does not answer", code="not_ready") from None
+
+
+def _usage(encoded: Encoded | None) -> Usage:
+    tokens = encoded.n_tokens if encoded else 0
+    return Usage(prompt_tokens=tokens, total_tokens=tokens)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def _shortened(vectors_BD: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """The leading dimensions, brought to length 1 again, as OpenAI does."""
+    dim = vectors_BD.shape[1]
+    if dimensions is None or dimensions == dim:
+        return vectors_BD
+    if dimensions > dim:
+        raise invalid(f"dimensions: {dimensions} asked, but this model's vectors have {dim}", "dimensions")
+    head = vectors_BD[:, :dimensions]
+    norms = np.linalg.norm(head, axis=1, keepdims=True)
+    return head / np.where(norms > 0, norms, 1.0)
+
+
+def _to_base64(vector_D: np.ndarray) -> str:
+    return base64.b64encode(vector_D.astype("<f4").tobytes()).decode()
+
+
+def _to_floats(vector_D: np.ndarray) -> list[float]:
+    return [float(x) for x in vector_D.tolist()]

@@ -1,0 +1,83 @@
+"""What a client can be told went wrong, in the shape OpenAI's clients read: {"error": {message, type, code, param}}.
+
+Knows HTTP statuses and wording. Knows no route, no model, no index; never carries a trace, a path or a user's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+#: Type by status class, as OpenAI names them.
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+#: Code for a status that the framework raises itself.
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class Problem(HTTPException):
+    """An answer that is an error. Plain values only, so that it survives the way between Ray's processes."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail=message, headers=dict(headers or {}))
+        self.code = code
+        self.param = param
+
+    def __reduce__(self) -> tuple[type[Problem], tuple[Any, ...]]:
+        return type(self), (self.status_code, self.code, self.detail, self.param, self.headers)
+
+
+def overloaded(retry_after: int = 1) -> Problem:
+    """429: the queue is full. The client should wait `retry_after` seconds."""
+    message = "the service is at its limit of requests; try again shortly"
+    return Problem(429, "overloaded", message, headers={"Retry-After": str(retry_after)})
+
+
+def unavailable(message: str, code: str = "unavailable", retry_after: int = 1) -> Problem:
+    """503: a part of the service does not answer now, but is expected back."""
+    return Problem(503, code, message, headers={"Retry-After": str(retry_after)})
+
+
+def invalid(message: str, param: str | None, code: str = "invalid_value") -> Problem:
+    """422: well-formed, but not something that can be answered."""
+    return Problem(422, code, message, param)
+
+
+def to_response(problem: HTTPException) -> JSONResponse:
+    """The answer for a problem, or for one of the framework's own HTTP errors."""
+    status = problem.status_code
+    code = getattr(problem, "code", _CODES.get(status, "invalid_request"))
+    body = {
+        "message": str(problem.detail),
+        "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+        "code": code,
+        "param": getattr(problem, "param", None),
+    }
+    return JSONResponse({"error": body}, status, headers=problem.headers)
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """One line for the first thing that is wrong with a body: the field, what is wrong, what is allowed."""
+    first = errors[0]
+    # A choice between types (text, list of texts, …) adds its own tag to the place; a client knows only the fields.
+    place = [str(part) for part in first["loc"] if not _is_tag(part)]
+    param = ".".join(place) or None
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    code = "missing_field" if first["type"] == "missing" else "invalid_value"
+    code = "unknown_field" if first["type"] == "extra_forbidden" else code
+    return invalid(f"{param or 'body'}: {message[:1].lower()}{message[1:]}{more}", param, code)
+
+
+def _is_tag(part: object) -> bool:
+    return part == "body" or (isinstance(part, str) and part.startswith("<"))

@@ -1,0 +1,76 @@
+"""The encoder and the retriever in other processes: calls through Serve's handles, and Ray's errors as HTTP answers.
+
+Both are idempotent, so a request whose replica died is sent once more to another. Knows Ray Serve's handles and errors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from rayvec.serving.deployments import Encoded, EncoderFacts, Found, IndexFacts
+from rayvec.serving.problems import Problem, overloaded, unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ray.serve.handle import DeploymentHandle
+
+    from rayvec.serving.schemas import Include, Mode
+
+ATTEMPTS = 2
+
+
+class RemoteEncoder:
+    """An EncoderService behind a deployment handle."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def encode(self, texts: list[str], instruction: str | None) -> Encoded:
+        """Vectors of texts."""
+        return await _call(self._handle.encode, texts, instruction)  # type: ignore[no-any-return]
+
+    async def encode_ids(self, ids: list[list[int]]) -> Encoded:
+        """Vectors of texts that are tokenized already."""
+        return await _call(self._handle.encode_ids, ids)  # type: ignore[no-any-return]
+
+    async def facts(self) -> EncoderFacts:
+        """What is loaded."""
+        return await _call(self._handle.facts)  # type: ignore[no-any-return]
+
+
+class RemoteRetriever:
+    """A RetrieverService behind a deployment handle."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def search(
+        self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
+    ) -> Found:
+        """The hits of each query."""
+        return await _call(self._handle.search, queries, vectors_QD, k, mode, include)  # type: ignore[no-any-return]
+
+    async def facts(self) -> IndexFacts:
+        """What is loaded."""
+        return await _call(self._handle.facts)  # type: ignore[no-any-return]
+
+
+async def _call(method: Any, *arguments: Any) -> Any:
+    """Call, again if the replica died on the way; raise Problem for what the client should hear of."""
+    for _ in range(ATTEMPTS):
+        try:
+            return await method.remote(*arguments)
+        except BackPressureError:
+            raise overloaded() from None
+        except DeploymentUnavailableError:
+            raise unavailable("a part of the service is being started again") from None
+        except RayTaskError as error:
+            if isinstance(error.cause, Problem):
+                raise error.cause from None
+            raise
+        except RayActorError:
+            continue
+    raise unavailable("a part of the service stopped while it worked on this request")

@@ -1,0 +1,238 @@
+"""Requests and answers of the HTTP interface: strict types, unknown fields refused, every size bounded.
+
+Knows shapes and bounds. Knows no route, no model, no index. What passes here may go to a tokenizer and to FAISS.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_K = 1_000
+MAX_TEXTS = 64
+MAX_CHARACTERS = 100_000
+MAX_INSTRUCTION = 2_000
+MAX_IDS = 32_768
+
+Mode = Literal["hybrid", "dense", "lexical"]
+Include = Literal["text", "payload"]
+
+
+def _encodable(text: str) -> str:
+    """A lone surrogate is valid JSON but no text: it has no UTF-8 form, and tokenizers fail on it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has a lone surrogate at character {error.start}, which is not text") from None
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; give some text")
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_encodable), AfterValidator(_not_blank)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+Instruction = Annotated[str, Field(max_length=MAX_INSTRUCTION), AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS)]
+TokenLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+def _shape(value: Any) -> str:
+    """Which of the accepted forms a value means, told by its first element, so that only one set of errors is shown."""
+    if not isinstance(value, list):
+        return "<text>"
+    head = value[0] if value else ""
+    if isinstance(head, list):
+        return "<token lists>"
+    return "<tokens>" if isinstance(head, int) and not isinstance(head, bool) else "<texts>"
+
+
+OneOrMoreTexts = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[Texts, Tag("<texts>")],
+    Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<text>"),
+]
+TextsOrTokens = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[Texts, Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[TokenLists, Tag("<token lists>")],
+    Discriminator(_shape),
+]
+
+
+class Request(BaseModel):
+    """Base of what clients send."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Answer(BaseModel):
+    """Base of what clients get. Not validated on the way out: numbers are checked where they are made."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class SearchRequest(Request):
+    """One or many queries against the index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "read a parquet file", "k": 3, "mode": "hybrid", "include": ["text"]}]
+        }
+    )
+
+    query: OneOrMoreTexts = Field(description="one query, or a list of up to 64")
+    k: int = Field(10, ge=1, le=MAX_K, description="hits per query")
+    mode: Mode = Field("hybrid", description="dense: by meaning; lexical: by words (BM25); hybrid: both, fused by rank")
+    instruction: Instruction | None = Field(
+        None, description="what the query is for; goes before it, as the encoder does"
+    )
+    include: list[Include] = Field(default=["text", "payload"], max_length=2, description="what each hit carries")
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries as a list."""
+        return [self.query] if isinstance(self.query, str) else self.query
+
+
+class Signal(Answer):
+    """Where one of the two searches of a hybrid put a hit."""
+
+    rank: int
+    score: float
+
+
+class Hit(Answer):
+    """A document found. `signals` tells, by search, where it was found, and is empty where only one was asked."""
+
+    rank: int
+    id: str
+    score: float
+    title: str | None = None
+    text: str | None = None
+    payload: dict[str, Any] | None = None
+    signals: dict[str, Signal] = {}
+
+
+class SearchResult(Answer):
+    """The hits of one query, best first. `truncated` says that the encoder saw only the query's beginning."""
+
+    hits: list[Hit]
+    truncated: bool = False
+
+
+class Timings(Answer):
+    """Milliseconds: the encoder's part, the index's part, and all of the request."""
+
+    encode_ms: float
+    search_ms: float
+    total_ms: float
+
+
+class Usage(Answer):
+    """Tokens that the encoder read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class SearchAnswer(Answer):
+    """One result for each query, in the order asked, all from the one index version named."""
+
+    object: Literal["search"] = "search"
+    model: str
+    mode: Mode
+    index_version: str
+    results: list[SearchResult]
+    usage: Usage
+    timings: Timings
+
+
+class EmbeddingRequest(Request):
+    """OpenAI's request, and `instruction`. Token ids are those of this model's own tokenizer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "hash:64", "input": ["a text", "another"]}]})
+
+    input: TextsOrTokens = Field(description="a text, a list of up to 64, a list of token ids, or a list of such lists")
+    model: str = Field(max_length=256, description="as `GET /v1/models` names it")
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
+    dimensions: int | None = Field(None, ge=1, le=65_536, description="keep this many leading dimensions, normalised")
+    user: str | None = Field(None, max_length=512, description="accepted for OpenAI's clients, and ignored")
+    instruction: Instruction | None = Field(None, description="for queries: what they are for")
+
+    def texts_or_ids(self) -> tuple[list[str], list[list[int]] | None]:
+        """The input as a list of texts, or as a list of token ids."""
+        value: Any = self.input
+        rows = value if isinstance(value, list) else [value]
+        if isinstance(rows[0], str):
+            return rows, None
+        return [], rows if isinstance(rows[0], list) else [rows]
+
+
+class Embedding(Answer):
+    """One vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(Answer):
+    """OpenAI's answer, the index version that these vectors can be searched against, and which inputs were cut."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    index_version: str
+    truncated: list[int]
+
+
+class Model(Answer):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["rayvec"] = "rayvec"
+    dimensions: int
+    max_input_tokens: int
+    fingerprint: str
+    index_version: str
+
+
+class Models(Answer):
+    """The models that are served: one."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Ready(Answer):
+    """What answers now."""
+
+    status: Literal["ready"] = "ready"
+    model: str
+    index_version: str
+    documents: int
+    modes: list[Mode]
+
+
+class ErrorBody(Answer):
+    """What went wrong, and with which field."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class ErrorAnswer(Answer):
+    """OpenAI's error shape."""
+
+    error: ErrorBody

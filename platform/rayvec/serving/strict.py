@@ -1,0 +1,91 @@
+"""Reading a JSON body strictly: bounded while it streams, UTF-8, no NaN, no key twice, no depth that breaks a parser.
+
+Knows bytes and JSON. Knows no schema and no route.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from rayvec.serving.problems import Problem
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON text. Raises Problem 400 for whatever is not strictly JSON.
+
+    >>> parse_json(b'{"k": 3}')
+    {'k': 3}
+    """
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise _bad_json(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise _bad_json("nested too deeply") from None
+    except ValueError as error:
+        raise _bad_json(str(error)) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return result
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _bad_json(reason: str) -> Problem:
+    return Problem(400, "invalid_json", f"the body is not valid JSON: {reason}")
+
+
+class StrictRequest(Request):
+    """A request whose body is read strictly. The limit is the application's `state.body_bytes`."""
+
+    async def body(self) -> bytes:
+        """The body, given up as soon as it passes the limit, whatever length the client claimed."""
+        if not hasattr(self, "_body"):
+            limit: int = self.app.state.body_bytes
+            body = bytearray()
+            async for chunk in self.stream():
+                body += chunk
+                if len(body) > limit:
+                    message = f"the body has more than {limit} bytes; send less at a time"
+                    raise Problem(413, "body_too_large", message, headers={"Connection": "close"})
+            self._body = bytes(body)
+        return self._body
+
+    async def json(self) -> Any:
+        """The body's value."""
+        return parse_json(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own handler, given a StrictRequest."""
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            if request.method == "POST":
+                _check_headers(request)
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handler
+
+
+def _check_headers(request: Request) -> None:
+    """JSON, not compressed: a small compressed body may unpack to gigabytes."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "unsupported_encoding", "compressed bodies are not read; send the body as it is")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem(415, "unsupported_media_type", "send JSON, with the header `Content-Type: application/json`")
