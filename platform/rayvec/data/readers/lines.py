@@ -153,8 +153,8 @@ def _scan(config: SourceConfig, file: Input, unit_rows: int) -> Scan:
 
 
 def _json_sample(config: SourceConfig, file: Input) -> list[dict[str, Any]]:
-    """The first good records. Raises BadFileError when there are lines and none is a JSON object."""
-    sample, fault = [], ""
+    """The first good records. Raises BadFileError when no line is a JSON object, or they stand in an array."""
+    sample, fault, array = [], "", False
     for line in head(config, file):
         if line.data is None or not line.data.strip():
             continue
@@ -162,7 +162,8 @@ def _json_sample(config: SourceConfig, file: Input) -> list[dict[str, Any]]:
             sample.append(parse_json(line.data))
         except RefusedError as error:
             fault = fault or _explain(line.data, error)
-    if fault and not sample:
+            array = array or line.data.strip() == b"["
+    if fault and (array or not sample):
         raise BadFileError(f"not JSON lines: {fault}")
     return sample
 

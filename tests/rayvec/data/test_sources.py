@@ -1,0 +1,278 @@
+"""Sources, whatever the format: what they find, refuse before any work, cut and read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rayvec.data.sources import Source, SourceConfig, Unit, open_source
+from rayvec.errors import MismatchError, UserError
+
+Records = list[dict[str, Any]]
+
+
+def jsonl(records: Records) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def delimited(records: Records, delimiter: str = ",") -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["id", "title", "text"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue().encode()
+
+
+def parquet(records: Records) -> bytes:
+    buffer = io.BytesIO()
+    schema = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), buffer, row_group_size=7)
+    return buffer.getvalue()
+
+
+def zst(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)  # type: ignore[no-any-return]
+
+
+FORMATS: dict[str, Callable[[Records], bytes]] = {
+    "corpus.parquet": parquet,
+    "corpus.jsonl": jsonl,
+    "corpus.jsonl.gz": lambda records: gzip.compress(jsonl(records)),
+    "corpus.jsonl.zst": lambda records: zst(jsonl(records)),
+    "corpus.csv": delimited,
+    "corpus.csv.gz": lambda records: gzip.compress(delimited(records)),
+    "corpus.tsv": lambda records: delimited(records, "\t"),
+}
+
+
+def make(count: int) -> Records:
+    return [{"id": f"d{i}", "title": f"Title {i}", "text": f'Text "{i}",\nwith é and\ttabs'} for i in range(count)]
+
+
+def write(folder: Path, name: str, data: bytes) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return str(path)
+
+
+def open_path(path: str | Path, **options: Any) -> Source:
+    return open_source(SourceConfig(path=str(path), **options))
+
+
+def read_all(source: Source, unit_rows: int = 4096) -> pa.Table:
+    return pa.concat_tables([source.read(unit).table for unit in source.units(unit_rows)])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_documents(tmp_path: Path, name: str) -> None:
+    records = make(40)
+    table = read_all(open_path(write(tmp_path, name, FORMATS[name](records))), 9)
+    assert table.select(["id", "title", "text"]).to_pylist() == records
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(list(FORMATS)),
+    texts=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=30), min_size=1, max_size=40
+    ),
+    unit_rows=st.integers(1, 50),
+)
+def test_units_cover_each_record_exactly_once(tmp_path: Path, name: str, texts: list[str], unit_rows: int) -> None:
+    records = [{"id": f"d{i}", "title": "T", "text": text} for i, text in enumerate(texts)]
+    source = open_path(write(tmp_path, name, FORMATS[name](records)))
+    read = [source.read(unit) for unit in source.units(unit_rows)]
+    kept = {row["id"]: row["text"] for part in read for row in part.table.to_pylist()}
+    refused = [rejected.id for part in read for rejected in part.rejected]
+    assert sorted([*kept, *refused]) == sorted(record["id"] for record in records)
+    assert all(records[int(id_[1:])]["text"] == text for id_, text in kept.items())
+    assert all(rejected.reason == "empty_text" for part in read for rejected in part.rejected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_units_are_the_same_again_and_survive_json(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, FORMATS[name](make(30)))
+    units = open_path(path).units(8)
+    saved = json.loads(json.dumps([unit.to_json() for unit in open_path(path).units(8)]))
+    assert [Unit.from_json(value) for value in saved] == units
+    assert len(units) > 1
+    assert len({unit.name for unit in units}) == len(units)
+
+
+def test_a_source_can_be_sent_to_a_worker(tmp_path: Path) -> None:
+    source = open_path(write(tmp_path, "c.jsonl", jsonl(make(5))), payload="all")
+    sent = pickle.loads(pickle.dumps(source))
+    assert read_all(sent).equals(read_all(source))
+
+
+def test_the_unit_names_change_with_what_they_cover(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.jsonl", jsonl(make(5)))
+    before = open_path(path).units(10)[0].name
+    write(tmp_path, "c.jsonl", jsonl(make(6)))
+    assert open_path(path).units(10)[0].name != before
+
+
+def test_a_file_that_changed_after_the_plan_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.jsonl", jsonl(make(5)))
+    source = open_path(path)
+    unit = source.units(10)[0]
+    with Path(path).open("ab") as file:
+        file.write(b'{"id":"x","text":"y"}\n')
+    with pytest.raises(MismatchError, match="has changed since the run was planned"):
+        source.read(unit)
+
+
+def test_a_folder_is_read_recursively_in_order_without_hidden_files(tmp_path: Path) -> None:
+    for name in ("b/2.jsonl", "a/1.jsonl", "c.jsonl", "_tmp/x.jsonl", ".y.jsonl", "README.unknown"):
+        write(tmp_path, name, jsonl([{"id": name, "text": "t"}]))
+    assert read_all(open_path(tmp_path))["id"].to_pylist() == ["a/1.jsonl", "b/2.jsonl", "c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("*.jsonl", ["c"]), ("**/*.jsonl", ["a/1", "b/2", "c"]), ("[ab]/?.jsonl", ["a/1", "b/2"]), ("[!a]/*", ["b/2"])],
+)
+def test_glob_patterns(tmp_path: Path, pattern: str, found: list[str]) -> None:
+    for name in ("b/2", "a/1", "c"):
+        write(tmp_path, f"{name}.jsonl", jsonl([{"id": name, "text": "t"}]))
+    assert read_all(open_path(tmp_path / pattern))["id"].to_pylist() == found
+
+
+def test_a_uri_is_read_through_its_file_system(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.parquet", parquet(make(3)))
+    assert len(read_all(open_path(f"file://{path}"))) == 3
+
+
+def test_a_file_in_memory_is_read_through_fsspec() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://sources/c.jsonl", "wb") as file:
+        file.write(jsonl(make(3)))
+    assert len(read_all(open_path("memory://sources/*.jsonl"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "options", "message"),
+    [
+        ("c.parquet", b"PAR1 this is not parquet", {}, "c.parquet: not a readable Parquet file"),
+        ("c.parquet", parquet(make(50))[:-30], {}, "c.parquet: not a readable Parquet file"),
+        ("c.jsonl", bytes(range(256)) * 40, {}, "c.jsonl: not JSON lines"),
+        ("c.json", b'[\n{"text": "a"}\n]\n', {}, "a JSON array; write one object a line"),
+        ("c.jsonl", b"", {}, "holds no records"),
+        ("c.jsonl", jsonl([{"id": "1", "words": "a"}]), {}, "it has 'id', 'words': name the text with --set"),
+        (
+            "c.jsonl",
+            jsonl(make(1)),
+            {"id_column": "key"},
+            r"no column 'key' \(source.id_column\); it has 'id', 'title'",
+        ),
+        ("c.jsonl", jsonl(make(1)), {"payload": ["year"]}, "no column 'year'"),
+        ("c.jsonl", jsonl([{"text": "a", "embedding": 1}]), {"payload": "all"}, "may not carry 'embedding'"),
+        ("c.csv", b"id,body text\n1,a\n", {}, "it has 'id', 'body text'"),
+        ("c.csv", b"id,id,text\n1,2,a\n", {}, "names 'id' more than once"),
+        ("c.csv", b"\xff\xfei\0d\0\n\0", {}, "not a UTF-8 text file"),
+        ("c.txt", b"\x7fELF\0\0\xff\xff", {}, "not a UTF-8 text file"),
+        ("c.parquet", parquet([{"id": "1", "text": "a"}]), {"text_columns": ["txt"]}, "no column 'txt'"),
+        ("c.jsonl.gz", gzip.compress(jsonl(make(9)))[:-9], {}, "damaged after|cannot be decompressed"),
+        ("c.csv.gz", b"not gzip", {}, "cannot be decompressed"),
+        ("c.docx", b"x", {}, "does not say what it is; name it with --set source.kind="),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_the_work(
+    tmp_path: Path, name: str, data: bytes, options: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, name, data)
+    with pytest.raises(UserError, match=message) as caught:
+        open_path(path, **options).units(10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("", "not set"), ("nowhere.jsonl", "does not exist"), ("*.x", "no file")]
+)
+def test_a_missing_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_path(path)
+
+
+def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", b"no")
+    write(tmp_path, "b.parquet", parquet(make(2)))
+    write(tmp_path, "c.parquet", b"no")
+    with pytest.raises(UserError, match=r"a\.parquet: .*c\.parquet: .*on_bad_input=quarantine"):
+        open_path(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.csv.gz"])
+def test_bad_files_can_be_quarantined(tmp_path: Path, name: str) -> None:
+    good = name.replace("a", "b", 1)
+    write(tmp_path, good, FORMATS[f"corpus{name[1:]}"](make(3)))
+    write(tmp_path, name, b"neither one nor the other")
+    source = open_path(tmp_path, on_bad_input="quarantine")
+    read = [source.read(unit) for unit in source.units(10)]
+    assert [rejected.reason for part in read for rejected in part.rejected] == ["damaged"]
+    assert sum(len(part.table) for part in read) == 3
+
+
+def test_files_of_several_kinds_need_a_choice(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", jsonl(make(1)))
+    write(tmp_path, "b.csv", delimited(make(1)))
+    with pytest.raises(UserError, match="several kinds"):
+        open_path(tmp_path)
+
+
+def test_an_option_of_another_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="lines is for kind text or auto, not jsonl"):
+        SourceConfig.parse({"kind": "jsonl", "lines": True})
+
+
+def test_beir_field_names_are_found(tmp_path: Path) -> None:
+    path = write(tmp_path, "corpus.jsonl", jsonl([{"_id": "7", "title": "", "text": "a", "metadata": {}}]))
+    row = read_all(open_path(path)).to_pylist()[0]
+    assert row == {"id": "7", "title": None, "text": "a", "position": 1}
+
+
+@pytest.mark.parametrize("name", ["c.parquet", "c.jsonl", "c.csv"])
+def test_text_columns_are_joined_by_newlines(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, FORMATS[f"corpus{name[1:]}"]([{"id": "1", "title": "T", "text": "body"}]))
+    assert read_all(open_path(path, text_columns=["title", "text"]))["text"].to_pylist() == ["T\nbody"]
+
+
+def text_only(name: str, count: int) -> bytes:
+    records = [{"text": f"t{i}"} for i in range(count)]
+    if name.endswith("parquet"):
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(records), buffer, row_group_size=5)
+        return buffer.getvalue()
+    return jsonl(records) if name.endswith("jsonl") else "\n".join(["text", *(r["text"] for r in records)]).encode()
+
+
+@pytest.mark.parametrize(("name", "first"), [("c.parquet", 0), ("c.jsonl", 1), ("c.csv", 2)])
+def test_records_without_ids_are_named_by_place(tmp_path: Path, name: str, first: int) -> None:
+    write(tmp_path, f"sub/{name}", text_only(name, 12))
+    table = read_all(open_path(tmp_path), 5)
+    assert table["id"].to_pylist() == [f"sub/{name}:{first + i}" for i in range(12)]
+    assert table["position"].to_pylist() == list(range(first, first + 12))
+
+
+def test_pydocs_are_collected_once_and_then_read_as_parquet(tmp_path: Path) -> None:
+    config = SourceConfig(kind="pydocs", packages=("pyyaml",), min_characters=20)
+    source = open_source(config, str(tmp_path))
+    again = open_source(config, str(tmp_path))
+    assert again.inputs() == source.inputs()
+    table = read_all(source)
+    assert table.column_names == ["id", "title", "text", "package", "version", "kind", "file", "line", "position"]
+    assert "yaml.load" in table["id"].to_pylist()
