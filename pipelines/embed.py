@@ -17,11 +17,12 @@ from pipelines._ray import ray_session
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.data.sources import SourceConfig
+from rayvec.data.source_config import SourceConfig
 from rayvec.errors import QuarantineExceededError, UserError
 from rayvec.schema import VectorType
 
 if TYPE_CHECKING:
+    from rayvec.data.sources import Source
     from rayvec.encoding.shards import Plan
     from rayvec.encoding.sink import Record
     from rayvec.encoding.stages import Pool
@@ -52,12 +53,6 @@ class EmbedConfig(Config):
     num_gpus: float = Field(default=0, ge=0)
     #: Of each encoder on a CPU.
     threads: PositiveInt | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """What moves a byte of the output, beside the inputs and the encoder; a resumed run must have the same."""
-        names = {"instruction", "title", "dtype", "keep_text", "unit_rows"}
-        source = self.source.model_dump(mode="json", exclude={"path"})
-        return {"source": source, **self.model_dump(mode="json", include=names)}
 
 
 def embed(config: EmbedConfig) -> Report:
@@ -99,7 +94,7 @@ def _run(config: EmbedConfig, output: str, started: float) -> Report:
     source = open_source(config.source, cache=storage.join(output, "source"))
     fingerprint = load_tokenizer_only(reference).fingerprint
     units = source.units(config.unit_rows)
-    plan = agree(output, Plan(tuple(source.inputs()), tuple(units), fingerprint, config.settings()))
+    plan = agree(output, Plan(tuple(source.inputs()), tuple(units), fingerprint, _settings(config, source)))
     storage.write_bytes(storage.join(output, "config.yaml"), config.to_yaml().encode())
     work = Work(
         source, output, reference, fingerprint, load_encoder, load_tokenizer_only,
@@ -127,6 +122,13 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan) -> tuple[list[Rec
                 done[record.unit] = record
                 progress.add(record)
     return [done[unit.name] for unit in plan.units], resumed
+
+
+def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
+    """What moves a byte of the output, beside the inputs and the encoder; a resumed run must have the same."""
+    names = {"instruction", "title", "dtype", "keep_text", "unit_rows"}
+    opened = source.config.model_dump(mode="json", exclude={"path"})
+    return {"source": opened, **config.model_dump(mode="json", include=names)}
 
 
 def _pool(config: EmbedConfig) -> Pool:

@@ -41,7 +41,8 @@ def repeats(hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     """
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal hashes keep their order of rows
     sorted_N2 = hashes[order]
-    same = np.concatenate([[False], (sorted_N2[1:] == sorted_N2[:-1]).all(axis=1)])
+    same = np.zeros(len(order), bool)
+    same[1:] = (sorted_N2[1:] == sorted_N2[:-1]).all(axis=1)
     heads = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     later, first = order[same], order[heads[same]]
     ascending = np.argsort(later)

@@ -26,8 +26,9 @@ class Progress:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.started = self.shown = self.clock()
-        self.first: float | None = None
+        self.shown = self.clock()
+        #: When the first unit was committed, and what it held: speed is told from there on, without the start.
+        self.first: tuple[float, int, int] | None = None
         self.on_terminal = self.stream.isatty()
 
     def add(self, record: Record) -> None:
@@ -35,6 +36,8 @@ class Progress:
         self.rows += record.input_records
         self.tokens += record.tokens
         now = self.clock()
+        if self.first is None:
+            self.first = (now, self.rows, self.tokens)
         if now - self.shown >= EVERY_S[self.on_terminal] or self.rows >= self.total:
             self.shown = now
             self._show(now)
@@ -50,14 +53,14 @@ class Progress:
 
     def line(self, now: float) -> str:
         """One line: how far, how fast, how long still."""
-        spent = max(now - self.started, 1e-9)
         share = min(1.0, self.rows / max(self.total, 1))
-        left = spent / share - spent if share else 0.0
         bar = "█" * round(share * BAR) + "·" * (BAR - round(share * BAR)) + " " if self.on_terminal else ""
-        return (
-            f"{self.label} {bar}{share:4.0%} {self.rows:,} of {max(self.total, self.rows):,} records, "
-            f"{self.tokens / spent:,.0f} tokens/s, {_duration(left)} left"
-        )
+        line = f"{self.label} {bar}{share:4.0%} {self.rows:,} of {max(self.total, self.rows):,} records"
+        began, rows, tokens = self.first or (now, 0, 0)
+        if now <= began or self.rows == rows:
+            return line
+        left = (now - began) * max(self.total - self.rows, 0) / (self.rows - rows)
+        return f"{line}, {(self.tokens - tokens) / (now - began):,.0f} tokens/s, {_duration(left)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -31,6 +31,9 @@ UNIT, DOCUMENTS, TOKENS, LINES, RECORD = "unit", "documents", "tokens", "lines",
 NO_PROGRESS_S = 1800
 CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
 LEAST_CPUS = 0.1
+#: A reader waits for storage half of its time. It also keeps Ray from fusing reading into the encoders, whose share is
+#: another, so that the next unit is read while this one is encoded.
+READ_CPUS = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Pool:
         """
         if num_gpus > gpus:
             raise UserError(f"num_gpus = {num_gpus:g} an encoder, and the cluster has {gpus:g}; set num_gpus=0")
-        reading = 1.0 if cpus >= 2 else cpus / 2
+        reading = min(READ_CPUS, cpus / 2)
         if num_gpus > 0:
             wanted, each = 1.0, None
         else:

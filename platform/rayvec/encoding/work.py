@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from rayvec import schema, storage
 from rayvec.data.ids import hash_ids, repeats
-from rayvec.data.sources import Source
-from rayvec.data.units import Rejected, Unit
+from rayvec.data.units import Rejected, Unit, UnitData
 from rayvec.encoding.attempts import Attempts, Outcome, Rows, survive
 from rayvec.encoding.sink import DUPLICATE, Line, Record, Sink
 from rayvec.modeling.encoder import Encoder, Tokenizing
@@ -29,11 +28,18 @@ NONFINITE = "nonfinite"
 Title = Literal["prepend", "ignore"]
 
 
+class Readable(Protocol):
+    """What gives the records of a unit; `data.sources.Source` does."""
+
+    def read(self, unit: Unit) -> UnitData:
+        """Every record of the unit, as a row or as refused. Raises MismatchError when its file has changed."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What every worker needs to know. Plain data and two functions, so it can be sent to them."""
 
-    source: Source
+    source: Readable
     output: str
     reference: str
     fingerprint: Fingerprint
