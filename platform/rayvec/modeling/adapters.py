@@ -6,12 +6,14 @@ tokenizer, no pooling. peft and torch load when a function is called.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from rayvec import storage
 from rayvec.config import Config
@@ -32,9 +34,9 @@ class LoraSettings(Config):
     """A new adapter's size. Defaults are LLM2Vec's."""
 
     rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    #: Names of the layers to adapt; empty: LLM2Vec's seven projections, or every linear layer where none has such a name.
+    #: Names of the layers to adapt; empty: LLM2Vec's seven projections, or every linear layer where none is named so.
     targets: tuple[str, ...] = ()
 
 
@@ -52,7 +54,8 @@ def attach(backbone: Backbone, settings: LoraSettings) -> None:
         bias="none",
     )
     try:
-        decoder = get_peft_model(backbone.decoder, config)
+        with _known_warnings():
+            decoder = get_peft_model(backbone.decoder, config)
     except ValueError as error:
         raise UserError(f"LoRA finds no layer to adapt ({' '.join(str(error).split())[:160]}); set targets") from None
     _freeze_head(backbone)
@@ -63,9 +66,18 @@ def attach_trained(backbone: Backbone, folder: Path) -> None:
     """Put a saved LoRA on the backbone, unmerged, to train it further."""
     from peft import PeftModel
 
-    decoder = PeftModel.from_pretrained(backbone.decoder, str(folder), is_trainable=True)
+    with _known_warnings():
+        decoder = PeftModel.from_pretrained(backbone.decoder, str(folder), is_trainable=True)
     _freeze_head(backbone)
     backbone.decoder = decoder
+
+
+@contextlib.contextmanager
+def _known_warnings() -> Iterator[None]:
+    """peft 0.21 asks transformers 5.23 for a property by its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _freeze_head(backbone: Backbone) -> None:
@@ -75,7 +87,7 @@ def _freeze_head(backbone: Backbone) -> None:
 
 def merge(backbone: Backbone) -> None:
     """Add the attached LoRA into the weights: nothing of peft is left, and inference pays nothing for it."""
-    backbone.decoder = backbone.decoder.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    backbone.decoder = backbone.decoder.merge_and_unload(safe_merge=True)
     # peft leaves the frozen weights frozen; a plain model's are not.
     backbone.decoder.requires_grad_(True)
 
@@ -85,7 +97,8 @@ def load_merged(backbone: Backbone, folders: Sequence[Path]) -> None:
     from peft import PeftModel
 
     for folder in folders:
-        backbone.decoder = PeftModel.from_pretrained(backbone.decoder, str(folder))
+        with _known_warnings():
+            backbone.decoder = PeftModel.from_pretrained(backbone.decoder, str(folder))
         merge(backbone)
     backbone.decoder.eval()
 
@@ -93,7 +106,7 @@ def load_merged(backbone: Backbone, folders: Sequence[Path]) -> None:
 def save(backbone: Backbone, folder: Path, *, stage: str, base_lineage: str) -> AdapterRecord:
     """Write the attached LoRA as a finished folder, with what it was trained on. Returns its record."""
     with storage.committed_folder(folder) as temporary:
-        backbone.decoder.save_pretrained(str(temporary))  # type: ignore[operator]
+        backbone.decoder.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         record = AdapterRecord(stage=stage, sha256=digest(temporary), base_lineage=base_lineage)
         storage.write_json(temporary / FILE, record.model_dump())

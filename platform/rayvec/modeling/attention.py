@@ -4,7 +4,8 @@ The function is registered with transformers under NAME, and on purpose no mask 
 builders then return None, and the text boundaries come from the pack alone. A call without a pack is refused, since its
 padding mask would have been dropped silently.
 
-Legend: T tokens of a pack, H query heads, K key heads, D head dimension, n texts of one length L. Knows tensors and packs. Knows no model.
+Legend: T tokens of a pack, H query heads, K key heads, D head dimension, n texts of one length L. Knows tensors and
+packs. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import dropout as drop_out
+from torch.nn.functional import scaled_dot_product_attention
 
 from rayvec.modeling.batching import PackedBatch
 
@@ -55,7 +57,7 @@ class Form:
 
 
 def packed_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -159,7 +161,7 @@ def _attend_batch(q_nHLD: Tensor, k_nKLD: Tensor, v_nKLD: Tensor, mask: Tensor |
     if not form.plain:
         return _eager(q_nHLD, k_nKLD, v_nKLD, mask, form)
     causal = form.causal and mask is None
-    return F.scaled_dot_product_attention(
+    return scaled_dot_product_attention(
         q_nHLD, k_nKLD, v_nKLD, mask, dropout_p=form.dropout, is_causal=causal, scale=form.scaling
     )
 
@@ -179,7 +181,7 @@ def _eager(q_nHLD: Tensor, k_nHLD: Tensor, v_nHLD: Tensor, mask: Tensor | None, 
         sinks = form.sinks_H.float().view(1, -1, 1, 1).expand(*scores_nHLL.shape[:-1], 1)
         scores_nHLL = torch.cat([scores_nHLL, sinks], dim=-1)
     weights_nHLL = scores_nHLL.softmax(dim=-1)[..., :length].to(v_nHLD.dtype)
-    return F.dropout(weights_nHLL, form.dropout, training=form.dropout > 0) @ v_nHLD
+    return drop_out(weights_nHLL, form.dropout, training=form.dropout > 0) @ v_nHLD
 
 
 @lru_cache(maxsize=256)

@@ -36,6 +36,8 @@ class Backbone(nn.Module):
     the call. `decoder` is the transformers model (or the peft model around it), `head` the vocabulary head or None.
     """
 
+    decoder: Any
+
     def __init__(
         self, decoder: nn.Module, *, head: nn.Module | None = None, causal: bool = False, packed: bool = True
     ) -> None:
@@ -45,6 +47,8 @@ class Backbone(nn.Module):
         self.causal = causal
         self.packed = packed
         self.position_offset = 0
+        # The transformers model that decoder and head are parts of; in a tuple, so that its weights count once.
+        self._whole: tuple[Any, ...] = ()
         # BERT's kind alone: GPT-2 takes token types too, but adds a vocabulary embedding for them.
         self._takes_token_types = getattr(decoder.config, "type_vocab_size", None) is not None
 
@@ -97,7 +101,7 @@ class Backbone(nn.Module):
             packing=Packing(packed, causal),
             **self._options(packed.input_ids_T[None], causal),
         ).last_hidden_state
-        return states_1TD[0]  # type: ignore[no-any-return]
+        return states_1TD[0]
 
     def _padded_states(self, packed: PackedBatch, causal: bool) -> Tensor:
         ids_BL = packed.input_ids_T[packed.padded_index_BL]
@@ -108,7 +112,7 @@ class Backbone(nn.Module):
             position_ids=positions_BL + self.position_offset,
             **self._options(ids_BL, causal),
         ).last_hidden_state
-        return states_BLD.flatten(0, 1)[packed.flat_index_T]  # type: ignore[no-any-return]
+        return states_BLD.flatten(0, 1)[packed.flat_index_T]
 
     def _options(self, input_ids: Tensor, causal: bool) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -125,6 +129,19 @@ class Backbone(nn.Module):
             part._attn_implementation_internal = None
             part.dtype = self.dtype
         return config
+
+    def save_pretrained(self, path: Path) -> None:
+        """Write the whole transformers model (its head too, if loaded with one) as a plain folder."""
+        (model,) = self._whole
+        own = model.config
+        model.config = self.saved_config()
+        if self.causal:  # what every decoder is without being told
+            del model.config.is_causal
+        try:
+            with _quiet():
+                model.save_pretrained(str(path))
+        finally:
+            model.config = own
 
     def use_padding(self) -> None:
         """Leave packed attention for transformers' own kernels over padded batches."""
@@ -180,6 +197,7 @@ class Backbone(nn.Module):
         decoder = model.get_decoder() if head else model
         causal = attention == "causal"
         backbone = cls(decoder, head=model.get_output_embeddings() if head else None, causal=causal)
+        backbone._whole = (model,)
         backbone.to(device).eval()
         if selftest:
             settle(backbone, name=name, expect=None if attention == "native" else attention)
@@ -238,6 +256,7 @@ def _auto(head: bool) -> Any:
 
 
 def read_config(reference: str | Path) -> Any:
+    """The transformers configuration of a model. Raises UserError when there is none."""
     from transformers import AutoConfig
 
     try:

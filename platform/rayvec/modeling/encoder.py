@@ -160,7 +160,7 @@ class TextEncoder(TokenizerOnly):
         return cls(folder, backbone.eval(), token_budget)
 
     def save(self, path: str | Path, merged: bool = False) -> None:
-        """Write an encoder folder: the adapters with a reference to their base, or (merged) one model that needs neither.
+        """Write an encoder folder: adapters and a reference to their base, or (merged) one model that needs neither.
 
         A merged folder loads in plain transformers and in sentence-transformers; see `export`.
         """

@@ -22,7 +22,7 @@ DEFAULT_MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class EncoderFolder:
-    """What is needed to load an encoder: weights folder, adapters on top of it in merge order, and how to read texts."""
+    """What is needed to load an encoder: weights, adapters on top of them in merge order, and how to read texts."""
 
     manifest: EncoderManifest
     weights: Path

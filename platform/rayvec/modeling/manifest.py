@@ -19,7 +19,6 @@ from rayvec.modeling.prompts import Prompts
 from rayvec.storage import Fingerprint
 
 FILE = "rayvec.json"
-FORMAT = "rayvec.encoder/1"
 PoolingName = Literal["mean", "weighted_mean", "last_token", "bos"]
 
 
@@ -41,7 +40,7 @@ class AdapterRecord(Config):
 class EncoderManifest(Config):
     """Everything that makes the encoder's vectors, and the checksums of the files beside it."""
 
-    format: Literal["rayvec.encoder/1"] = FORMAT
+    format: Literal["rayvec.encoder/1"] = "rayvec.encoder/1"
     base: str
     base_sha256: str
     adapters: tuple[AdapterRecord, ...] = ()

@@ -1,7 +1,7 @@
 """Pooling: token states to one vector per text. Knows shapes and spans. Knows no model, no tokenizer, no Ray.
 
-Legend: T tokens of all texts end to end, B texts, D hidden. A text's row is tokens [row_start, …); its pooled tokens are
-[start, stop), and every function accumulates in fp32, each text by itself, so that nothing else in the batch changes it.
+Legend: T tokens of all texts end to end, B texts, D hidden. A text's row is tokens [row_start, …); its pooled tokens
+are [start, stop), and every function accumulates in fp32, each text by itself: nothing else in the batch changes it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def pool(
 
 
 def _segment_sums(states_TD: Tensor, spans: Spans) -> Tensor:
-    """Sums over [start, stop) of each text, [B, D]: one pass over gap, span, gap, span, … (deterministic on any device)."""
+    """Sums over [start, stop) of each text, [B, D]: one pass over gap, span, gap, span, …; deterministic everywhere."""
     previous_stop_B = torch.cat([spans.stop_B.new_zeros(1), spans.stop_B[:-1]])
     gaps_B, counts_B = spans.start_B - previous_stop_B, spans.stop_B - spans.start_B
     rest = states_TD.shape[0] - spans.stop_B[-1:]

@@ -146,7 +146,7 @@ def _layers(backbone: Backbone) -> list[nn.Module]:
 
 
 def _first(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]  # type: ignore[no-any-return]
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _texts(backbone: Backbone) -> tuple[np.ndarray, np.ndarray]:
