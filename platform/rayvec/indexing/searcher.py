@@ -49,7 +49,7 @@ class Index:
         self._projection = _projection(folder, manifest)
         self._shards = _shards(folder, manifest)
         self._documents = Documents(folder / DOCUMENTS)
-        self._lexical = Lexical.load(folder / LEXICAL) if manifest["lexical"] else None
+        self._lexical = Lexical.load(folder / LEXICAL) if manifest["lexical"] is not None else None
         self._check_counts(folder)
 
     @classmethod

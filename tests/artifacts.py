@@ -1,0 +1,120 @@
+"""Small embeddings artifacts and indices, made without Ray and without an encoder: what the tests of indexing read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayvec import schema, storage
+from rayvec.indexing import documents, pca, shards, spec, versions
+from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
+from rayvec.indexing.vectors import Vectors, unit
+from rayvec.storage import Fingerprint, JsonObject
+
+TEXTS = (
+    "os.path.join(a, *p): join two or more path components, inserting a separator as needed",
+    "list.sort(*, key=None, reverse=False): sort the list in place",
+    "socket.create_connection(address): open a network socket and connect to an address",
+    "json.dumps(obj): serialize an object to a JSON formatted string",
+)
+
+
+def fingerprint(dim: int, weights: str = "test") -> Fingerprint:
+    return Fingerprint(
+        weights=weights, tokenizer="t", attention="none", pooling="mean", prompts="none", max_length=32,
+        normalize=True, dim=dim,
+    )  # fmt: skip
+
+
+def random_vectors(count: int, dim: int, seed: int = 0, clusters: int = 16) -> Vectors:
+    """Vectors of length 1 around some centres: close to none, as real embeddings are."""
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((clusters, dim))
+    values = centres[generator.integers(clusters, size=count)] + 0.7 * generator.standard_normal((count, dim))
+    return unit(values.astype(np.float32))
+
+
+def texts_for(count: int) -> list[str]:
+    return [f"{TEXTS[row % len(TEXTS)]}, document number{row}" for row in range(count)]
+
+
+def table_of(vectors: Vectors, texts: Sequence[str], start: int = 0, dtype: str = "float32") -> pa.Table:
+    count, dim = vectors.shape
+    field = schema.embedding_field(dim, dtype)  # type: ignore[arg-type]
+    flat = pa.array(vectors.astype(dtype).ravel())
+    columns: dict[pa.Field, Any] = {
+        pa.field("id", pa.string(), nullable=False): pa.array([f"doc-{start + i}" for i in range(count)]),
+        pa.field("title", pa.string()): pa.array([None if i % 5 == 4 else f"title {start + i}" for i in range(count)]),
+        pa.field("text", pa.string(), nullable=False): pa.array(list(texts)),
+        pa.field("line", pa.int32()): pa.array(range(start, start + count), pa.int32()),
+        field: pa.FixedSizeListArray.from_arrays(flat, type=field.type),
+        pa.field("n_tokens", pa.int32(), nullable=False): pa.array([1] * count, pa.int32()),
+        pa.field("truncated", pa.bool_(), nullable=False): pa.array([False] * count),
+    }
+    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(list(columns)))
+
+
+def write_embeddings(
+    folder: Path, vectors: Vectors, texts: Sequence[str], parts: int = 3, dtype: str = "float32", weights: str = "test"
+) -> Path:
+    """An embeddings folder in the layout of rayvec.data.embeddings."""
+    bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
+    entries = []
+    for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        buffer = io.BytesIO()
+        table = table_of(vectors[start:stop], texts[start:stop], int(start), dtype)
+        pq.write_table(table, buffer, row_group_size=100, write_page_checksum=True, use_dictionary=False)
+        digest = storage.sha256_bytes(buffer.getvalue())
+        name = f"data/{number:05d}-{digest[:8]}.parquet"
+        storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+        entries.append({"unit": f"{number:05d}", "file": name, "rows": int(stop - start), "bytes": buffer.tell(), "sha256": digest})  # fmt: skip  # noqa: E501
+    manifest = {
+        "format": "rayvec.embeddings/1", "version": 1, "count": len(vectors), "dim": int(vectors.shape[1]),
+        "dtype": dtype, "fingerprint": fingerprint(int(vectors.shape[1]), weights).model_dump(), "encoder": "test",
+        "payload": ["line"], "plan_sha256": "0" * 64, "parts": entries, "totals": {"rows": len(vectors)},
+    }  # fmt: skip
+    storage.write_json(folder / "manifests" / "v1.json", manifest)
+    storage.write_bytes(folder / "CURRENT", b"v1\n")
+    return folder
+
+
+def write_index(
+    output: Path,
+    vectors: Vectors,
+    texts: Sequence[str],
+    factory: str = "Flat",
+    pieces: int = 1,
+    dimensions: int | None = None,
+    search: dict[str, int] | None = None,
+) -> JsonObject:
+    """Publish a version built by the same functions as the pipeline's, in this process."""
+    projection = pca.fit(pca.moments([vectors]), dimensions, normalize=True) if dimensions else None
+    indexed = projection(vectors) if projection else vectors
+    bounds = np.linspace(0, len(vectors), pieces + 1).astype(int).tolist()
+    trained = shards.train(spec.choose(factory, len(vectors), indexed.shape[1]), indexed.shape[1], indexed, seed=0)
+    table = table_of(vectors, texts).select(["id", "title", "text", "line"])
+    with versions.new_version(output) as draft:
+        entries = []
+        for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            name = f"shard-{number:05d}.faiss"
+            rows = shards.fill(trained, [indexed[start:stop]], draft.folder / name)
+            entries.append({"file": name, "start": start, "rows": rows})
+        documents.write(table.to_batches(), table.schema, len(vectors), draft.folder / DOCUMENTS)
+        Lexical.build(texts).save(draft.folder / LEXICAL)
+        if projection:
+            pca.save(projection, draft.folder / TRANSFORM)
+        return draft.commit(
+            {
+                "count": len(vectors), "dim": int(vectors.shape[1]), "dim_index": int(indexed.shape[1]),
+                "normalize": True, "transform": {"normalize": True} if projection else None, "shards": entries,
+                "search": search or {}, "lexical": {}, "factory": factory,
+                "fingerprint": fingerprint(int(vectors.shape[1])).model_dump(),
+            }  # fmt: skip
+        )

@@ -1,0 +1,183 @@
+"""The index pipeline on a real, small Ray: from parts on disk to a proved, live version."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.index import IndexConfig, index
+from rayvec import storage
+from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
+from rayvec.indexing import versions
+from rayvec.indexing.searcher import Index
+from rayvec.storage import Fingerprint
+from tests.artifacts import fingerprint, random_vectors, texts_for, write_embeddings
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+COUNT, DIM = 1500, 32
+VECTORS = random_vectors(COUNT, DIM)
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_embeddings(tmp_path_factory.mktemp("embeddings"), VECTORS, texts_for(COUNT))
+
+
+def config(embeddings: Path, output: Path, **changes: Any) -> IndexConfig:
+    return IndexConfig(embeddings=str(embeddings), output=str(output)).replace(**changes)
+
+
+def flip(path: Path, position: int = -200) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_flat_index_finds_what_numpy_finds(embeddings: Path, tmp_path: Path) -> None:
+    report = index(config(embeddings, tmp_path))
+    assert (report["factory"], report["recall@10"], report["documents"]) == ("Flat", 1.0, COUNT)
+    opened = Index.open(tmp_path, threads=1)
+    queries = random_vectors(30, DIM, seed=3)
+    assert np.array_equal(opened.dense(queries, k=10).rows, np.argsort(-(queries @ VECTORS.T), axis=1)[:, :10])
+    assert opened.documents([1499])[0]["id"] == "doc-1499"
+    assert opened.lexical(["number1234"], k=1).rows.tolist() == [[1234]]
+    assert opened.lexical(["doc-77 title"], k=1).rows.tolist() == [[77]]
+
+
+def test_an_ivf_index_reaches_its_target_with_the_least_probes(embeddings: Path, tmp_path: Path) -> None:
+    report = index(config(embeddings, tmp_path, factory="IVF64,Flat", recall_target=0.9, shards=3))
+    assert 0.9 <= report["recall@10"] < 1.0
+    assert 1 <= report["search"]["nprobe"] < 64
+    opened = Index.open(tmp_path, threads=1)
+    queries = random_vectors(200, DIM, seed=4)
+    exact = np.argsort(-(queries @ VECTORS.T), axis=1)[:, :10]
+    found = opened.dense(queries, k=10).rows
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]) > 0.8
+    assert [shard["rows"] for shard in opened.manifest["shards"]] == [500, 500, 500]
+
+
+def test_a_graph_is_searched_as_wide_as_the_target_asks(embeddings: Path, tmp_path: Path) -> None:
+    report = index(config(embeddings, tmp_path, factory="HNSW8", recall_target=0.97, lexical=False))
+    assert report["recall@10"] >= 0.97
+    assert report["search"]["ef_search"] >= 1
+    assert not Index.open(tmp_path).has_lexical
+
+
+def test_pca_is_fitted_over_all_parts_and_proved_against_the_full_vectors(embeddings: Path, tmp_path: Path) -> None:
+    report = index(config(embeddings, tmp_path, dimensions=16))
+    opened = Index.open(tmp_path, threads=1)
+    assert (opened.dim, report["dimensions"]) == (DIM, 16)
+    centred = VECTORS - VECTORS.mean(axis=0)
+    singular = np.linalg.svd(centred, compute_uv=False)
+    assert report["explained_variance"] == pytest.approx((singular[:16] ** 2).sum() / (singular**2).sum(), rel=1e-4)
+    assert report["recall@10"] == 1.0 and 0.3 < report["recall@10_of_pca"] < 1.0
+    assert opened.dense(VECTORS[::100], k=1).rows[:, 0].tolist() == list(range(0, COUNT, 100))
+
+
+def test_float16_parts_are_read(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "in", VECTORS[:300], texts_for(300), parts=1, dtype="float16")
+    index(config(tmp_path / "in", tmp_path / "out"))
+    assert Index.open(tmp_path / "out").dense(VECTORS[:5], k=1).rows[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_document_makes_an_index(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "in", VECTORS[:1], texts_for(1), parts=2)  # and one of its parts is empty
+    assert index(config(tmp_path / "in", tmp_path / "out"))["documents"] == 1
+    assert Index.open(tmp_path / "out").dense(VECTORS[:1], k=10).rows.tolist() == [[0]]
+
+
+def test_the_fingerprint_and_the_dataset_are_in_the_manifest(embeddings: Path, tmp_path: Path) -> None:
+    index(config(embeddings, tmp_path, lexical=False))
+    opened = Index.open(tmp_path)
+    assert opened.fingerprint == fingerprint(DIM)
+    assert Fingerprint.parse(opened.manifest["fingerprint"]).short == fingerprint(DIM).short
+    dataset = opened.manifest["embeddings"]
+    assert dataset["manifest_sha256"] == storage.sha256_file(embeddings / "manifests" / "v1.json")
+    assert opened.columns == ("id", "title", "text", "line")
+
+
+def test_the_report_and_the_configuration_lie_beside_it(embeddings: Path, tmp_path: Path) -> None:
+    chosen = config(embeddings, tmp_path, lexical=False)
+    report = index(chosen)
+    assert storage.read_json(tmp_path / "report.json") == report
+    assert IndexConfig.from_yaml(tmp_path / "config.yaml") == chosen
+
+
+def test_the_same_build_again_is_not_done_again(embeddings: Path, tmp_path: Path) -> None:
+    chosen = config(embeddings, tmp_path, lexical=False)
+    assert [index(chosen)["reused"], index(chosen)["reused"]] == [False, True]
+    assert index(chosen.replace(seed=1))["version"] == "v2"
+    assert index(chosen.replace(seed=1, rebuild=True))["version"] == "v3"
+
+
+def test_a_damaged_version_is_built_again(embeddings: Path, tmp_path: Path) -> None:
+    chosen = config(embeddings, tmp_path, lexical=False)
+    index(chosen)
+    flip(tmp_path / "versions" / "v1" / "documents.parquet")
+    assert index(chosen)["version"] == "v2"
+    assert Index.open(tmp_path).count == COUNT
+
+
+def test_a_part_with_a_flipped_bit_is_refused_and_the_live_version_stays(embeddings: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(embeddings, tmp_path / "in"))
+    index(config(damaged, tmp_path / "out", lexical=False))
+    part = sorted((damaged / "data").iterdir())[1]
+    flip(part, 500)
+    with pytest.raises(VerificationError, match=part.name):
+        index(config(damaged, tmp_path / "out", lexical=False, rebuild=True))
+    assert versions.list_versions(tmp_path / "out") == ["v1"] and Index.open(tmp_path / "out").count == COUNT
+
+
+def test_a_target_that_cannot_be_reached_publishes_nothing(tmp_path: Path) -> None:
+    # Differences far below what 8 bits of this range can tell apart.
+    close = random_vectors(1, DIM) + 1e-4 * np.random.default_rng(0).standard_normal((400, DIM)).astype(np.float32)
+    close[0] = -close[0]
+    write_embeddings(tmp_path / "in", close.astype(np.float32), texts_for(400))
+    with pytest.raises(VerificationError, match=r"under the target 1\.0: nothing was published"):
+        index(config(tmp_path / "in", tmp_path / "out", factory="SQ8", recall_target=1.0))
+    with pytest.raises(UserError, match="holds no index"):
+        Index.open(tmp_path / "out")
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    bad = VECTORS[:50].copy()
+    bad[7, 3] = np.nan
+    write_embeddings(tmp_path / "in", bad, texts_for(50))
+    with pytest.raises(VerificationError, match="not finite"):
+        index(config(tmp_path / "in", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"factory": "IVF4096,Flat"}, "needs at least 4096 vectors"),
+        ({"dimensions": 64}, "the vectors have 32"),
+        ({"lexical_columns": ["body"]}, "set lexical=false"),
+        ({"output": "s3://bucket/index"}, "mounted folder"),
+        ({"output": ""}, "output is required"),
+        ({"embeddings": ""}, "embeddings is required"),
+        ({"embeddings": "nowhere"}, "no finished embeddings"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_cure(
+    embeddings: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        index(config(embeddings, tmp_path).replace(**changes))
+    assert versions.list_versions(tmp_path) == []
+
+
+def test_embeddings_of_nothing_are_refused(tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "in", VECTORS[:0], [])
+    with pytest.raises(UserError, match="0 rows"):
+        index(config(tmp_path / "in", tmp_path / "out"))
+
+
+def test_a_build_beside_another_is_refused(embeddings: Path, tmp_path: Path) -> None:
+    with versions.writing(tmp_path), pytest.raises(ConcurrentWriterError):
+        index(config(embeddings, tmp_path))

@@ -1,0 +1,94 @@
+"""PCA by summed moments against numpy's SVD, and its file."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayvec.errors import UserError, VerificationError
+from rayvec.indexing import pca
+from rayvec.indexing.pca import Moments
+from rayvec.indexing.vectors import unit
+from tests.artifacts import random_vectors
+
+VECTORS = random_vectors(700, 24) + np.float32(0.3)  # a mean far from zero, as language models have
+
+
+def test_the_directions_are_those_of_numpys_svd() -> None:
+    projection = pca.fit(pca.moments([VECTORS]), 6, normalize=False)
+    centred = VECTORS.astype(np.float64) - VECTORS.mean(axis=0, dtype=np.float64)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    assert np.abs(projection.matrix @ directions[:6].T) == pytest.approx(np.eye(6), abs=1e-4)
+
+
+def test_what_comes_out_is_what_the_svd_gives_up_to_sign() -> None:
+    projection = pca.fit(pca.moments([VECTORS]), 6, normalize=False)
+    centred = VECTORS.astype(np.float64) - VECTORS.mean(axis=0, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    assert np.abs(projection(VECTORS)) == pytest.approx(np.abs(left[:, :6] * singular[:6]), abs=1e-4)
+
+
+def test_explained_variance_is_the_share_of_the_squared_singular_values() -> None:
+    projection = pca.fit(pca.moments([VECTORS]), 6, normalize=False)
+    singular = np.linalg.svd(VECTORS - VECTORS.mean(axis=0), compute_uv=False).astype(np.float64)
+    shares = np.cumsum(singular**2) / (singular**2).sum()
+    assert projection.explained == pytest.approx(shares[:6], rel=1e-4)
+
+
+@pytest.mark.parametrize("cuts", [[1], [350], [1, 2, 3, 699], list(range(7, 700, 7))])
+def test_moments_in_pieces_equal_those_of_one_pass(cuts: list[int]) -> None:
+    whole = Moments.of(VECTORS)
+    pieces = reduce(Moments.__add__, [Moments.of(piece) for piece in np.split(VECTORS, cuts)])
+    assert pieces.count == whole.count
+    assert pieces.mean == pytest.approx(whole.mean, rel=1e-13)
+    assert pieces.scatter == pytest.approx(whole.scatter, rel=1e-11, abs=1e-11)
+
+
+def test_moments_do_not_lose_a_small_spread_about_a_large_mean() -> None:
+    far = (VECTORS.astype(np.float64) + 1e3).astype(np.float32)
+    scatter = pca.moments(np.array_split(far, 9)).scatter
+    assert scatter == pytest.approx(np.cov(far.astype(np.float64).T) * (len(far) - 1), rel=1e-9, abs=1e-9)
+
+
+def test_normalised_vectors_come_out_at_length_one() -> None:
+    projection = pca.fit(pca.moments([VECTORS]), 6, normalize=True)
+    assert np.linalg.norm(projection(VECTORS), axis=1) == pytest.approx(np.ones(len(VECTORS)), abs=1e-6)
+
+
+def test_all_dimensions_keep_all_distances() -> None:
+    projection = pca.fit(pca.moments([VECTORS]), 24, normalize=False)
+    assert projection.explained[-1] == pytest.approx(1.0)
+    before = np.linalg.norm(VECTORS[:50] - VECTORS[50:100], axis=1)
+    after = np.linalg.norm(projection(VECTORS[:50]) - projection(VECTORS[50:100]), axis=1)
+    assert after == pytest.approx(before, rel=1e-4)
+
+
+def test_the_file_is_a_faiss_transform_that_gives_the_same_vectors(tmp_path: Path) -> None:
+    import faiss
+
+    projection = pca.fit(pca.moments([VECTORS]), 6, normalize=True)
+    pca.save(projection, tmp_path / "transform.faiss")
+    again = pca.load(tmp_path / "transform.faiss", normalize=True)
+    assert np.array_equal(again(VECTORS), projection(VECTORS))
+    transform = faiss.read_VectorTransform(str(tmp_path / "transform.faiss"))
+    assert unit(transform.apply(VECTORS)) == pytest.approx(projection(VECTORS), abs=1e-5)
+
+
+def test_another_kind_of_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "transform.faiss").write_bytes(b"PcAm" + bytes(100))
+    with pytest.raises(VerificationError, match=r"transform\.faiss is not a linear transform"):
+        pca.load(tmp_path / "transform.faiss", normalize=True)
+
+
+@pytest.mark.parametrize(("dimensions", "says"), [(25, "have 24"), (0, "choose 1 to 24")])
+def test_more_dimensions_than_there_are_is_refused(dimensions: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        pca.fit(pca.moments([VECTORS]), dimensions, normalize=True)
+
+
+def test_more_dimensions_than_vectors_is_refused() -> None:
+    with pytest.raises(UserError, match="only 5 vectors"):
+        pca.fit(pca.moments([VECTORS[:5]]), 10, normalize=True)

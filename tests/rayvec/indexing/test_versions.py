@@ -1,0 +1,210 @@
+"""Versions: published whole or not at all, also when the process is killed at any system call."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines._ray import worker_environment
+from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
+from rayvec.indexing import versions
+
+
+def publish(output: Path, content: str) -> str:
+    with versions.new_version(output) as draft:
+        (draft.folder / "data").write_text(content)
+        (draft.folder / "deep").mkdir()
+        (draft.folder / "deep" / "data").write_text(content)
+        draft.commit({"content": content})
+    return draft.name
+
+
+def content_of(output: Path, version: str | None = None) -> str:
+    folder = versions.version_folder(output, version)
+    versions.verify(folder, versions.read_manifest(folder))
+    return (folder / "deep" / "data").read_text()
+
+
+def test_the_newest_version_is_live_and_the_older_stay(tmp_path: Path) -> None:
+    assert [publish(tmp_path, text) for text in ("one", "two")] == ["v1", "v2"]
+    assert (tmp_path / "CURRENT").read_text() == "v2\n"
+    assert content_of(tmp_path) == "two"
+    assert content_of(tmp_path, "v1") == "one"
+
+
+def test_versions_are_listed_by_number(tmp_path: Path) -> None:
+    for number in range(11):
+        publish(tmp_path, str(number))
+    assert versions.list_versions(tmp_path) == [f"v{number}" for number in range(1, 12)]
+
+
+def test_a_draft_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    with pytest.raises(ZeroDivisionError), versions.new_version(tmp_path):
+        _ = 1 / 0
+    assert os.listdir(tmp_path / "versions") == ["v1"]
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / "versions" / ".v1.12345678.tmp"
+    left.mkdir(parents=True)
+    (left / "data").write_text("half")
+    publish(tmp_path, "one")
+    assert os.listdir(tmp_path / "versions") == ["v1"]
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with versions.new_version(tmp_path), pytest.raises(ConcurrentWriterError, match="another process is writing"):
+        publish(tmp_path, "two")
+
+
+def test_rollback_goes_to_the_version_before_and_verifies_it(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    assert versions.rollback(tmp_path) == "v1"
+    assert content_of(tmp_path) == "one"
+    with pytest.raises(UserError, match="no version before v1"):
+        versions.rollback(tmp_path)
+
+
+def test_rollback_to_a_damaged_version_is_refused_and_the_live_one_stays(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    (tmp_path / "versions" / "v1" / "data").write_text("oen")
+    with pytest.raises(VerificationError, match="v1/data"):
+        versions.rollback(tmp_path, "v1")
+    assert content_of(tmp_path) == "two"
+
+
+def test_after_a_rollback_no_name_is_used_twice(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    versions.rollback(tmp_path)
+    assert publish(tmp_path, "three") == "v3"
+
+
+def test_prune_keeps_the_newest_and_the_live(tmp_path: Path) -> None:
+    for number in range(5):
+        publish(tmp_path, str(number))
+    versions.rollback(tmp_path, "v2")
+    assert versions.prune(tmp_path, keep=2) == ["v1", "v3"]
+    assert versions.list_versions(tmp_path) == ["v2", "v4", "v5"]
+
+
+def test_prune_of_everything_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        versions.prune(tmp_path, keep=0)
+
+
+def test_a_folder_without_an_index_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python -m jobs\.index"):
+        versions.current(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["v9", "../v1", "v1/", "", "v01", "V1"])
+def test_a_version_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    publish(tmp_path, "one")
+    with pytest.raises(UserError, match="there are: v1"):
+        versions.version_folder(tmp_path, name)
+
+
+@pytest.mark.parametrize("content", [b"", b"v7\n", b"\xff\xfe", b"../../etc"])
+def test_a_damaged_pointer_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    publish(tmp_path, "one")
+    (tmp_path / "CURRENT").write_bytes(content)
+    with pytest.raises(VerificationError, match="CURRENT"):
+        versions.current(tmp_path)
+
+
+def test_an_object_store_is_refused_with_the_cure() -> None:
+    with pytest.raises(UserError, match="mounted folder"):
+        versions.list_versions("s3://bucket/index")
+
+
+def test_every_single_bit_of_the_manifest_counts(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    folder = tmp_path / "versions" / "v1"
+    path = folder / "manifest.json"
+    good = path.read_bytes()
+    for position in range(len(good)):
+        for bit in (position % 8, (position + 3) % 8):
+            bad = bytearray(good)
+            bad[position] ^= 1 << bit
+            path.write_bytes(bytes(bad))
+            with pytest.raises(VerificationError):
+                versions.read_manifest(folder)
+    path.write_bytes(good)
+    assert versions.read_manifest(folder)["content"] == "one"
+
+
+def test_the_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    newer = (tmp_path / "versions" / "v2" / "manifest.json").read_bytes()
+    (tmp_path / "versions" / "v1" / "manifest.json").write_bytes(newer)
+    with pytest.raises(VerificationError, match="is of version v2, not v1"):
+        content_of(tmp_path, "v1")
+
+
+# Kills a fork of itself with SIGKILL just before the n-th file operation of publishing, for every n, and tells what
+# a reader then finds. Audit hooks see each open, mkdir, rename, replace, link and remove that Python makes.
+KILLER = """
+import json, os, signal, sys
+from pathlib import Path
+from rayvec.indexing import versions
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "fcntl.flock"}
+output = Path(sys.argv[1])
+
+def publish(content):
+    with versions.new_version(output) as draft:
+        (draft.folder / "data").write_text(content)
+        draft.commit({"content": content})
+
+def killed_before(n):
+    child = os.fork()
+    if child == 0:
+        seen = 0
+        def hook(event, arguments):
+            nonlocal seen
+            if event in EVENTS:
+                seen += 1
+                if seen == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        publish(f"new {n}")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+publish("first")
+last, n, points = "first", 1, []
+while killed_before(n):
+    folder = versions.version_folder(output)
+    manifest = versions.read_manifest(folder)
+    versions.verify(folder, manifest)
+    content = (folder / "data").read_text()
+    points.append([n, content == last or content == f"new {n}", content == manifest["content"], content == f"new {n}"])
+    last = content
+    n += 1
+publish("last")
+left = [name for name in os.listdir(output / "versions") if name.startswith(".")]
+print(json.dumps({"points": points, "left": left, "live": (versions.version_folder(output) / "data").read_text()}))
+"""
+
+
+def test_a_kill_at_any_file_operation_leaves_the_old_version_or_the_new(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path)],
+        env={**os.environ, **worker_environment()}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert len(result["points"]) > 10
+    assert all(expected and whole for _, expected, whole, _ in result["points"])
+    # Both sides of the swap were reached: kills that left the old one live, and kills that came after it.
+    assert {new for *_, new in result["points"]} == {False, True}
+    assert result["left"] == [] and result["live"] == "last"
