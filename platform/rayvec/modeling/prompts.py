@@ -58,8 +58,9 @@ class Prompts(Config):
     template: str = "none"
     #: Instructions by name, for those who ask: "query" is what search puts before a query.
     instructions: Mapping[str, str] = {}
-    #: How an instruction stands before the text.
-    instruction_format: str = "{instruction}: "
+    #: How an instruction stands before the text. After a line break the text is cut into the same tokens as alone, so
+    #: that tools which count an instruction's tokens by themselves (sentence-transformers) find the same boundary.
+    instruction_format: str = "{instruction}:\n"
     #: Put the end-of-sequence token after everything and pool up to it (for last_token pooling).
     append_eos: bool = False
     #: Pool the tokens that the tokenizer adds ([CLS], [SEP], <s>) too, as most encoder-only models were trained.

@@ -1,0 +1,184 @@
+"""Export: one merged checkpoint that plain transformers and sentence-transformers load without our code.
+
+The folder is an encoder folder too (rayvec.json, merged), with the same fingerprint as the adapters it was made of.
+`is_causal: false` in config.json is what makes transformers (≥ 5.2) and servers read the decoder both ways. Knows the
+files of the other tools. Knows no training.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayvec import storage
+from rayvec.modeling.folder import written_files
+from rayvec.modeling.manifest import EncoderManifest, record_files
+
+if TYPE_CHECKING:
+    from rayvec.modeling.encoder import TextEncoder
+
+log = logging.getLogger(__name__)
+
+# Our poolings by sentence-transformers' names.
+POOLING_MODES = {"mean": "mean", "weighted_mean": "weightedmean", "last_token": "lasttoken", "bos": "cls"}
+
+
+def export(encoder: TextEncoder, path: Path) -> Path:
+    """Write the merged folder; it appears whole.
+
+    Where sentence-transformers could not give the same vectors, its files are left out and a warning says why.
+    """
+    manifest = encoder.folder.manifest.replace(merged=True)
+    with storage.committed_folder(path) as folder:
+        tokenizer = _tokenizer(encoder)
+        tokenizer.save_pretrained(str(folder))
+        encoder.backbone.save_pretrained(folder)
+        (folder / "README.md").write_text(_card(manifest), encoding="utf-8")
+        folders = [".", *_sentence_transformers(encoder, tokenizer, folder)]
+        manifest.replace(files=record_files(folder, written_files(folder, folders))).write(folder)
+    return path
+
+
+def _tokenizer(encoder: TextEncoder) -> Any:
+    """A copy that others can use as it is: it cuts at our length, pads on the right, and ends with what we append."""
+    tokenizer = copy.deepcopy(encoder.folder.tokenizer.tokenizer)
+    tokenizer.model_max_length = encoder.max_length
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if encoder.folder.manifest.prompts.append_eos:
+        _append_eos(tokenizer)
+    return tokenizer
+
+
+def _append_eos(tokenizer: Any) -> None:
+    """Make the tokenizer itself put the end-of-sequence token after each text."""
+    from tokenizers import Tokenizer
+
+    backend = tokenizer.backend_tokenizer
+    if backend.encode("a").ids[-1] == tokenizer.eos_token_id:
+        return
+    state = json.loads(backend.to_str())
+    state["post_processor"] = _ending(state["post_processor"], tokenizer.eos_token, tokenizer.eos_token_id)
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+
+
+def _ending(processor: dict[str, Any] | None, eos: str, eos_id: int) -> dict[str, Any]:
+    """A tokenizer's post-processor with one more token at the end; templates do not stack, so its own is extended."""
+    text: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
+    empty = {"type": "TemplateProcessing", "single": [text], "pair": [text], "special_tokens": {}}
+    chain = processor.get("processors", [processor]) if processor else []
+    template = copy.deepcopy(next((p for p in chain if p["type"] == "TemplateProcessing"), empty))
+    template["single"].append({"SpecialToken": {"id": eos, "type_id": 0}})
+    template["special_tokens"][eos] = {"id": eos, "ids": [eos_id], "tokens": [eos]}
+    others = [p for p in chain if p["type"] != "TemplateProcessing"]
+    return {"type": "Sequence", "processors": [*others, template]}
+
+
+def _sentence_transformers(encoder: TextEncoder, tokenizer: Any, folder: Path) -> list[str]:
+    """Write modules.json and what it names; the sub-folders written, none when the vectors could not be the same."""
+    obstacle = _obstacle(encoder)
+    if obstacle:
+        log.warning("%s: written for transformers alone, without modules.json: %s", folder, obstacle)
+        return []
+    manifest, names = encoder.folder.manifest, ["Transformer"]
+    if manifest.pooling == "mean" and _unpooled_special(encoder):
+        names.append("WordWeights")
+    names += ["Pooling", *(["Normalize"] if manifest.normalize else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{n}" if i else "", "type": f"sentence_transformers.models.{n}"}
+        for i, n in enumerate(names)
+    ]
+    _write_list(folder / "modules.json", modules)
+    storage.write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length})
+    storage.write_json(folder / "config_sentence_transformers.json", _prompts(manifest))
+    paths = [str(module["path"]) for module in modules[1:]]
+    for path in paths:
+        (folder / path).mkdir()
+    pooling = f"{names.index('Pooling')}_Pooling"
+    storage.write_json(folder / pooling / "config.json", _pooling(manifest))
+    if "WordWeights" in names:
+        storage.write_json(folder / "1_WordWeights" / "config.json", _weights(encoder, tokenizer))
+    return paths
+
+
+def _obstacle(encoder: TextEncoder) -> str | None:
+    """Why sentence-transformers could not give our vectors, or None."""
+    manifest = encoder.folder.manifest
+    if manifest.prompts.template != "none":
+        return "it cannot leave the chat template's tokens out of the pooling"
+    if encoder.dim != encoder.backbone.dim:
+        return "its checkpoints do not cut vectors to fewer dimensions; give truncate_dim by hand"
+    if manifest.pooling == "weighted_mean" and _unpooled_special(encoder):
+        return "its weighted mean counts the tokens that the tokenizer adds"
+    return None
+
+
+def _unpooled_special(encoder: TextEncoder) -> bool:
+    """Whether the tokenizer adds tokens that we do not pool."""
+    tokenizer = encoder.folder.tokenizer
+    return tokenizer.adds_special_tokens and not encoder.folder.manifest.prompts.pool_special
+
+
+def _prompts(manifest: EncoderManifest) -> dict[str, Any]:
+    """Instructions as sentence-transformers' prompts; it leaves their tokens out of the pooling as we do."""
+    prompts = {name: manifest.prompts.surroundings(text).prefix for name, text in manifest.prompts.instructions.items()}
+    return {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": "", **prompts},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+
+
+def _pooling(manifest: EncoderManifest) -> dict[str, Any]:
+    """The pooling's settings under the names that all versions since 2.0 read."""
+    mode = POOLING_MODES[manifest.pooling]
+    legacy = {
+        "cls": "pooling_mode_cls_token",
+        "mean": "pooling_mode_mean_tokens",
+        "weightedmean": "pooling_mode_weightedmean_tokens",
+        "lasttoken": "pooling_mode_lasttoken",
+    }
+    flags = {key: name == mode for name, key in legacy.items()}
+    # Pooling the first token reads the row's first, which an instruction does not change.
+    return {"word_embedding_dimension": manifest.dim, **flags, "include_prompt": manifest.pooling == "bos"}
+
+
+def _weights(encoder: TextEncoder, tokenizer: Any) -> dict[str, Any]:
+    """Weight 0 for the tokens that the tokenizer adds, 1 for all others: the mean is then the text's alone."""
+    size = int(encoder.backbone.config.get_text_config().vocab_size)
+    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    vocabulary = [by_id.get(index, f"[unused {index}]") for index in range(size)]
+    encoding = tokenizer.backend_tokenizer.encode("a")
+    added = {t for t, flag in zip(encoding.tokens, encoding.special_tokens_mask, strict=True) if flag}
+    return {"vocab": vocabulary, "word_weights": dict.fromkeys(sorted(added), 0.0), "unknown_word_weight": 1.0}
+
+
+def _write_list(path: Path, values: list[dict[str, Any]]) -> None:
+    storage.write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+---
+
+# Text encoder
+
+Made by rayvec from `{base}` ({stages}): {attention} attention, {pooling} pooling over the text's own tokens,
+{dim} dimensions, at most {max_length} tokens.
+
+- transformers ≥ 5.2: `AutoModel.from_pretrained(folder)`; pool the text's tokens, not those that the tokenizer adds
+- sentence-transformers (if modules.json is here): `SentenceTransformer(folder).encode(texts)`
+- rayvec: `TextEncoder.load(folder).encode(texts)`
+"""
+
+
+def _card(manifest: EncoderManifest) -> str:
+    values = manifest.model_dump(include={"attention", "pooling", "dim", "max_length"})
+    stages = ", ".join(adapter.stage for adapter in manifest.adapters) or "no adapter"
+    return CARD.format(base=Path(manifest.base.removeprefix("embedded:")).name, stages=stages, **values)
