@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_embeddings(
     """An embeddings folder in the layout of rayvec.data.embeddings."""
     bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
     entries = []
-    for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (start, stop) in enumerate(pairwise(bounds)):
         buffer = io.BytesIO()
         table = table_of(vectors[start:stop], texts[start:stop], int(start), dtype)
         pq.write_table(table, buffer, row_group_size=100, write_page_checksum=True, use_dictionary=False)
@@ -102,7 +103,7 @@ def write_index(
     table = table_of(vectors, texts).select(["id", "title", "text", "line"])
     with versions.new_version(output) as draft:
         entries = []
-        for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for number, (start, stop) in enumerate(pairwise(bounds)):
             name = f"shard-{number:05d}.faiss"
             rows = shards.fill(trained, [indexed[start:stop]], draft.folder / name)
             entries.append({"file": name, "start": start, "rows": rows})
@@ -112,9 +113,15 @@ def write_index(
             pca.save(projection, draft.folder / TRANSFORM)
         return draft.commit(
             {
-                "count": len(vectors), "dim": int(vectors.shape[1]), "dim_index": int(indexed.shape[1]),
-                "normalize": True, "transform": {"normalize": True} if projection else None, "shards": entries,
-                "search": search or {}, "lexical": {}, "factory": factory,
+                "count": len(vectors),
+                "dim": int(vectors.shape[1]),
+                "dim_index": int(indexed.shape[1]),
+                "normalize": True,
+                "transform": {"normalize": True} if projection else None,
+                "shards": entries,
+                "search": search or {},
+                "lexical": {},
+                "factory": factory,
                 "fingerprint": fingerprint(int(vectors.shape[1])).model_dump(),
-            }  # fmt: skip
+            }
         )

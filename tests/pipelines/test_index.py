@@ -14,6 +14,7 @@ from rayvec import storage
 from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
 from rayvec.indexing import versions
 from rayvec.indexing.searcher import Index
+from rayvec.indexing.vectors import unit
 from rayvec.storage import Fingerprint
 from tests.artifacts import fingerprint, random_vectors, texts_for, write_embeddings
 
@@ -54,7 +55,8 @@ def test_an_ivf_index_reaches_its_target_with_the_least_probes(embeddings: Path,
     assert 0.9 <= report["recall@10"] < 1.0
     assert 1 <= report["search"]["nprobe"] < 64
     opened = Index.open(tmp_path, threads=1)
-    queries = random_vectors(200, DIM, seed=4)
+    near = np.random.default_rng(4).choice(COUNT, 200, replace=False)
+    queries = unit(VECTORS[near] + 0.02 * random_vectors(200, DIM, seed=4))
     exact = np.argsort(-(queries @ VECTORS.T), axis=1)[:, :10]
     found = opened.dense(queries, k=10).rows
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]) > 0.8

@@ -51,7 +51,9 @@ def test_ties_go_to_the_smaller_row_whichever_ranking_comes_first() -> None:
 
 
 def test_empty_places_give_no_points_and_fill_the_end() -> None:
-    lexical = Ranking(np.array([[4, -1], [-1, -1]]), np.array([[3.0, NO_SCORE], [NO_SCORE, NO_SCORE]], dtype=np.float32))
+    lexical = Ranking(
+        np.array([[4, -1], [-1, -1]]), np.array([[3.0, NO_SCORE], [NO_SCORE, NO_SCORE]], dtype=np.float32)
+    )
     for fuse in (reciprocal_rank_fusion, weighted_fusion):
         fused = fuse([lexical, ranking([[4, 5], [6, 7]])], 4)
         assert fused.rows.tolist() == [[4, 5, -1, -1], [6, 7, -1, -1]]

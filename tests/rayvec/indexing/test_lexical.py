@@ -51,7 +51,7 @@ def test_k_is_capped_by_the_number_of_texts(k: int) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True])
 def test_a_k_below_one_or_no_number_is_refused(k: int) -> None:
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match=r"at least 1"):
         LEXICAL.search(["path"], k=k)
 
 
@@ -65,7 +65,7 @@ def test_empty_texts_are_kept_in_their_places() -> None:
 
 @pytest.mark.parametrize("texts", [[], ["", "…"]])
 def test_texts_without_a_word_are_refused(texts: list[str]) -> None:
-    with pytest.raises(UserError, match="at least one|holds a word"):
+    with pytest.raises(UserError, match=r"at least one|holds a word"):
         Lexical.build(texts)
 
 
@@ -90,7 +90,7 @@ def test_the_files_hold_no_pickle(tmp_path: Path) -> None:
 def test_an_array_with_pickled_objects_is_refused(tmp_path: Path) -> None:
     LEXICAL.save(tmp_path)
     np.save(tmp_path / "data.csc.index.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle|memmap|object"):
+    with pytest.raises(ValueError, match=r"allow_pickle|memmap|object"):
         Lexical.load(tmp_path)
 
 

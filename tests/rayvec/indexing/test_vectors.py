@@ -1,0 +1,86 @@
+"""Vectors out of parts: ranges, samples, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayvec.data.embeddings import EmbeddingsDataset
+from rayvec.errors import VerificationError
+from rayvec.indexing.vectors import Part, check_part, parts_of, read_rows, read_vectors, sample_rows, slices
+from tests.artifacts import random_vectors, texts_for, write_embeddings
+
+COUNT, DIM = 730, 8
+VECTORS = random_vectors(COUNT, DIM)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Part]:
+    folder = write_embeddings(tmp_path_factory.mktemp("embeddings"), VECTORS, texts_for(COUNT), parts=3)
+    dataset = EmbeddingsDataset.open(str(folder))
+    return parts_of(dataset.part_uris, dataset.parts)
+
+
+def read(parts: list[Part], start: int, stop: int) -> np.ndarray:
+    batches = list(read_vectors(slices(parts, start, stop), DIM, normalize=False))
+    return np.concatenate(batches) if batches else np.empty((0, DIM), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 730), (0, 1), (99, 101), (240, 250), (243, 243), (729, 730), (100, 600)]
+)
+def test_any_range_of_rows_is_read_across_parts_and_row_groups(parts: list[Part], start: int, stop: int) -> None:
+    assert np.array_equal(read(parts, start, stop), VECTORS[start:stop])
+
+
+def test_rows_of_a_part_are_read_by_their_numbers_in_the_index(parts: list[Part]) -> None:
+    rows = np.array([0, 250, 251, 400, 729])
+    found = [read_rows(part, rows, DIM, normalize=False) for part in parts]
+    assert np.array_equal(np.concatenate(found), VECTORS[rows])
+
+
+def test_a_sample_is_uniform_and_never_the_first() -> None:
+    counts = np.zeros(50)
+    for seed in range(2000):
+        counts[sample_rows(50, 10, seed)] += 1
+    assert abs(counts / 2000 - 0.2).max() < 0.05  # five standard deviations of a share of 0.2
+
+
+def test_a_sample_avoids_rows_while_others_are_left() -> None:
+    avoid = np.arange(0, 100, 2)
+    assert (sample_rows(100, 50, seed=1, avoid=avoid) % 2 == 1).all()
+    assert len(sample_rows(100, 60, seed=1, avoid=avoid)) == 60
+
+
+def test_a_sample_is_the_same_for_the_same_seed() -> None:
+    assert np.array_equal(sample_rows(1000, 20, seed=3), sample_rows(1000, 20, seed=3))
+    assert not np.array_equal(sample_rows(1000, 20, seed=3), sample_rows(1000, 20, seed=4))
+
+
+def test_a_part_of_another_size_is_refused_by_name(parts: list[Part]) -> None:
+    part = parts[1]
+    with pytest.raises(VerificationError, match=Path(part.uri).name):
+        check_part(Part(part.uri, part.bytes + 1, part.sha256, part.rows, part.start))
+
+
+def test_a_part_with_fewer_rows_than_its_manifest_says_is_refused(parts: list[Part]) -> None:
+    part = parts[1]
+    with pytest.raises(VerificationError, match=f"holds {part.rows} rows where its manifest says {part.rows + 1}"):
+        check_part(Part(part.uri, part.bytes, part.sha256, part.rows + 1, part.start))
+
+
+def test_vectors_of_another_dimension_are_refused(parts: list[Part]) -> None:
+    with pytest.raises(VerificationError, match="of 8 dimensions, not 9"):
+        next(read_vectors(slices(parts, 0, 1), 9, normalize=False))
+
+
+def test_zero_vectors_are_refused_where_they_would_be_normalised(tmp_path: Path) -> None:
+    vectors = VECTORS[:20].copy()
+    vectors[11] = 0
+    dataset = EmbeddingsDataset.open(str(write_embeddings(tmp_path, vectors, texts_for(20), parts=1)))
+    zeros = slices(parts_of(dataset.part_uris, dataset.parts), 0, 20)
+    with pytest.raises(VerificationError, match="zero vectors"):
+        list(read_vectors(zeros, DIM, normalize=True))
+    assert len(next(read_vectors(zeros, DIM, normalize=False))) == 20
