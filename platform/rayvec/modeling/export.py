@@ -69,9 +69,9 @@ def _append_eos(tokenizer: Any) -> None:
 def _ending(processor: dict[str, Any] | None, eos: str, eos_id: int) -> dict[str, Any]:
     """A tokenizer's post-processor with one more token at the end; templates do not stack, so its own is extended."""
     text: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
-    empty = {"type": "TemplateProcessing", "single": [text], "pair": [text], "special_tokens": {}}
+    empty: dict[str, Any] = {"type": "TemplateProcessing", "single": [text], "pair": [text], "special_tokens": {}}
     chain = processor.get("processors", [processor]) if processor else []
-    template = copy.deepcopy(next((p for p in chain if p["type"] == "TemplateProcessing"), empty))
+    template: dict[str, Any] = copy.deepcopy(next((p for p in chain if p["type"] == "TemplateProcessing"), empty))
     template["single"].append({"SpecialToken": {"id": eos, "type_id": 0}})
     template["special_tokens"][eos] = {"id": eos, "ids": [eos_id], "tokens": [eos]}
     others = [p for p in chain if p["type"] != "TemplateProcessing"]
