@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
+from pipelines.measure import MeasureConfig
 from rayvec.serving.config import ServeConfig
 
 
@@ -20,3 +21,8 @@ def index() -> IndexConfig:
 def serve() -> ServeConfig:
     """Serve an index with the encoder that its manifest names: set index."""
     return ServeConfig()
+
+
+def measure() -> MeasureConfig:
+    """Measure what hashed words find, beside BM25: set data and output."""
+    return MeasureConfig(encoder="hash")

@@ -182,7 +182,7 @@ def _text(values: Sequence[Any]) -> str:
         raise RefusedError("missing_text")
     if not all(isinstance(value, str) for value in there):
         raise RefusedError("bad_value", f"the text is a {type(there[0]).__name__}, not a string")
-    return check_unicode("\n".join(there))
+    return check_unicode(there[0] if len(there) == 1 else "\n".join(filter(None, there)))
 
 
 def _id(value: Any) -> str:

@@ -247,8 +247,9 @@ def test_beir_field_names_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.jsonl", "c.csv"])
 def test_text_columns_are_joined_by_newlines(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path, name, FORMATS[f"corpus{name[1:]}"]([{"id": "1", "title": "T", "text": "body"}]))
-    assert read_all(open_path(path, text_columns=["title", "text"]))["text"].to_pylist() == ["T\nbody"]
+    records = [{"id": "1", "title": "T", "text": "body"}, {"id": "2", "title": "", "text": "b"}]
+    path = write(tmp_path, name, FORMATS[f"corpus{name[1:]}"](records))
+    assert read_all(open_path(path, text_columns=["title", "text"]))["text"].to_pylist() == ["T\nbody", "b"]
 
 
 def text_only(name: str, count: int) -> bytes:

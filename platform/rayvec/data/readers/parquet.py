@@ -181,7 +181,7 @@ class _Taker:
         layout, faults = self.layout, np.zeros(len(rows), dtype=np.int8)
         texts = [_strings(rows[column], faults, "invalid_utf8") for column in layout.text]
         _mark(faults, _all_null(texts), "missing_text")
-        text = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\n", null_handling="skip")
+        text = texts[0] if len(texts) == 1 else _joined(texts)
         _mark(faults, _lengths(text) > self.max_bytes, "record_too_large")
         positions = pa.array(np.arange(first, first + len(rows)), pa.int64())
         ids = self._ids(rows, positions, faults)
@@ -246,6 +246,12 @@ def _lengths(array: pa.Array) -> npt.NDArray[np.int64]:
 
 def _all_null(columns: list[pa.Array]) -> npt.NDArray[np.bool_]:
     return np.all([_bools(column.is_null()) for column in columns], axis=0)  # type: ignore[no-any-return]
+
+
+def _joined(columns: list[pa.Array]) -> pa.Array:
+    """The texts of several columns on lines of their own; null and empty ones leave no line."""
+    filled = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
+    return pc.binary_join_element_wise(*filled, "\n", null_handling="skip")
 
 
 def _mark(faults: Faults, rows: npt.NDArray[np.bool_], reason: str) -> None:

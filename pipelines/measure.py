@@ -1,0 +1,314 @@
+"""Measuring retrieval: dense (exact), lexical and hybrid search on a task with judgements, with intervals and p-values.
+
+The corpus is gone through once; each batch is encoded once, whatever number of systems looks at its vectors. One
+process; memory holds the rankings, the lexical index and one batch.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from pipelines.report import Report
+from rayvec import storage
+from rayvec.config import Config
+from rayvec.errors import UserError
+
+if TYPE_CHECKING:
+    from rayvec.evaluation.beir import Task
+    from rayvec.evaluation.exact import ExactSearch
+    from rayvec.evaluation.retrieval import PerQuery
+    from rayvec.indexing.ranking import Ranking
+    from rayvec.modeling.encoder import Encoder
+
+System = Literal["dense", "instruction", "lexical", "hybrid"]
+
+#: What the intervals and tests are told for in the table; all metrics are in the file.
+MAIN_METRIC = "ndcg@10"
+#: Pairs of systems that are compared, where both were measured: is the first better than the second?
+COMPARISONS = (("hybrid", "lexical"), ("hybrid", "dense"), ("dense", "lexical"), ("instruction", "dense"))
+#: What of the configuration moves a number, beside data and encoder.
+_SETTINGS = {"instruction", "fusion", "dense_weight", "k", "dimensions", "k1", "b", "max_queries"}
+
+
+class MeasureConfig(Config):
+    """What to measure, on what, and where the result goes."""
+
+    #: "hash", "tiny", a folder or URI of an encoder, or a Hugging Face id. Not loaded where only lexical is measured.
+    encoder: str = "tiny"
+    #: A folder in BEIR's layout, or a suite: pydocs (summary line → rest of the docstring, on held-out documents).
+    data: str = ""
+    split: str = "test"
+    #: The report, as JSON; the table (.md), the chart (.png) and the values of each query (.queries.jsonl) go beside it.
+    output: str = ""
+    #: dense: queries without an instruction; instruction: with the encoder's own for queries, or the one given here;
+    #: hybrid: lexical and dense fused by rank, the dense side with the instruction where there is one, as in serving.
+    systems: tuple[System, ...] = Field(("dense", "instruction", "lexical", "hybrid"), min_length=1)
+    instruction: str | None = None
+    #: How hybrid puts the two together: by reciprocal rank, or by scores brought to [0, 1].
+    fusion: Literal["rrf", "weighted"] = "rrf"
+    #: What the dense ranking counts in hybrid, where the lexical one counts 1.
+    dense_weight: float = Field(1.0, ge=0)
+    #: Results that each system gives; at least 100, since recall@100 is measured.
+    k: int = Field(100, ge=100)
+    #: Shorter vectors to measure too: the first so many dimensions.
+    dimensions: tuple[PositiveInt, ...] = ()
+    k1: float = Field(0.9, ge=0)
+    b: float = Field(0.4, ge=0, le=1)
+    #: Documents encoded at once.
+    batch: PositiveInt = 1024
+    #: Ask only the first so many queries.
+    max_queries: PositiveInt | None = None
+    #: pydocs: the folder that keeps the collected documents; beside the output by default.
+    cache: str = ""
+
+
+def measure(config: MeasureConfig) -> Report:
+    """Measure retrieval on a BEIR folder or a named suite, and say how sure the numbers are.
+
+    Raises UserError when the data, the encoder or the settings do not fit.
+    """
+    if not config.output.endswith(".json"):
+        raise UserError("output is required; give a file with --set output=FILE.json")
+    started = time.monotonic()
+    task = load_task(config)
+    encoder = _encoder(config)
+    rankings, ids = _rank(config, task, encoder)
+    per_query = _evaluate(task, rankings, ids)
+    report = _report(config, task, encoder, per_query, len(ids), time.monotonic() - started)
+    _write(config, task, per_query, report)
+    return report
+
+
+def load_task(config: MeasureConfig) -> Task:
+    """The task that `data` names. Raises UserError."""
+    from dataclasses import replace
+
+    from rayvec.evaluation.beir import load_beir
+
+    if not config.data:
+        raise UserError(f"data is required; give a folder in BEIR's layout, or a suite: {', '.join(SUITES)}")
+    suite = SUITES.get(config.data)
+    task = load_beir(config.data, config.split) if suite is None else suite(config)
+    if config.max_queries is None:
+        return task
+    return replace(task, query_ids=task.query_ids[: config.max_queries], queries=task.queries[: config.max_queries])
+
+
+def _pydocs(config: MeasureConfig) -> Task:
+    """Which held-out document does this summary line belong to? Only the rest of each docstring is searched."""
+    import pyarrow as pa
+
+    from rayvec.data.pairs import docstring_pairs
+    from rayvec.data.sources import SourceConfig, open_source
+    from rayvec.evaluation.beir import ListedCorpus, Task
+
+    cache = config.cache or f"{_stem(config.output)}.cache"
+    source = open_source(SourceConfig(kind="pydocs"), cache=cache)
+    table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
+    pairs = docstring_pairs(table, held_out=True)
+    ids = [pair.id for pair in pairs]
+    qrels = {id_: {id_: 1} for id_ in ids}
+    return Task("pydocs", ListedCorpus(ids, [pair.positive for pair in pairs]), ids, [p.query for p in pairs], qrels)
+
+
+SUITES: dict[str, Callable[[MeasureConfig], Task]] = {"pydocs": _pydocs}
+
+
+def _encoder(config: MeasureConfig) -> Encoder | None:
+    if set(config.systems) == {"lexical"}:
+        return None
+    from rayvec.modeling.encoder import load_encoder
+
+    encoder = load_encoder(config.encoder)
+    if max(config.dimensions, default=0) > encoder.dim:
+        raise UserError(
+            f"dimensions = {max(config.dimensions)}: the encoder's vectors have {encoder.dim}; ask for fewer"
+        )
+    return encoder
+
+
+def _rank(config: MeasureConfig, task: Task, encoder: Encoder | None) -> tuple[dict[str, Ranking], list[str]]:
+    """The ranking of each system, and the ids that their rows stand for."""
+    dense = _Dense.over(config, task, encoder) if encoder is not None else None
+    ids: list[str] = []
+    texts = _texts(config, task, dense, ids)
+    rankings: dict[str, Ranking] = {}
+    if "lexical" in config.systems or "hybrid" in config.systems:
+        from rayvec.indexing.lexical import Lexical
+
+        rankings["lexical"] = Lexical.build(texts, k1=config.k1, b=config.b).search(task.queries, config.k)
+    else:
+        for _ in texts:
+            pass
+    if dense is not None:
+        rankings |= dense.rankings()
+    return _fused(config, rankings), ids
+
+
+def _texts(config: MeasureConfig, task: Task, dense: _Dense | None, ids: list[str]) -> Iterator[str]:
+    """The corpus text by text, and on the way: its ids noted, its vectors shown to the dense searches."""
+    for batch_ids, batch_texts in task.corpus.batches():
+        ids.extend(batch_ids)
+        if dense is not None:
+            dense.add(batch_texts, config.batch)
+        yield from batch_texts
+        sys.stderr.write(f"measuring {task.name}: {len(ids):,} documents\n")
+
+
+@dataclass
+class _Dense:
+    """The exact searches: with and without the instruction, in full and in each shorter dimension."""
+
+    encoder: Encoder
+    searches: dict[str, tuple[ExactSearch, int | None]] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder) -> _Dense:
+        from rayvec.evaluation.exact import ExactSearch, shortened
+
+        dense = cls(encoder)
+        for name, instruction in _query_forms(config, encoder).items():
+            queries_QD = encoder.encode(list(task.queries), instruction)
+            dense.searches[name] = (ExactSearch(queries_QD, config.k), None)
+            for dim in config.dimensions:
+                dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), config.k), dim)
+        return dense
+
+    def add(self, texts: list[str], batch: int) -> None:
+        from rayvec.evaluation.exact import shortened
+
+        for start in range(0, len(texts), batch):
+            vectors_ND = self.encoder.encode(texts[start : start + batch])
+            for search, dim in self.searches.values():
+                search.add(vectors_ND if dim is None else shortened(vectors_ND, dim))
+
+    def rankings(self) -> dict[str, Ranking]:
+        from rayvec.indexing.ranking import Ranking
+
+        return {name: Ranking(search.rows_QK, search.scores_QK) for name, (search, _) in self.searches.items()}
+
+
+def _query_forms(config: MeasureConfig, encoder: Encoder) -> dict[str, str | None]:
+    """What stands before the queries, by system: nothing, and the instruction if there is one."""
+    instruction = config.instruction or encoder.instructions.get("query")
+    if instruction is None:
+        return {"dense": None}
+    wanted = {"dense": None, "instruction": instruction}
+    if "hybrid" in config.systems or {"dense", "instruction"} <= set(config.systems):
+        return wanted
+    return {name: form for name, form in wanted.items() if name in config.systems}
+
+
+def _fused(config: MeasureConfig, rankings: dict[str, Ranking]) -> dict[str, Ranking]:
+    """The systems asked for, in the order in which they are told: dense in all its forms, lexical, hybrid."""
+    from rayvec.indexing.hybrid import reciprocal_rank_fusion, weighted_fusion
+
+    found = dict(rankings)
+    if "hybrid" in config.systems:
+        best = rankings.get("instruction", rankings.get("dense"))
+        assert best is not None
+        weights, both = [1.0, config.dense_weight], [rankings["lexical"], best]
+        fuse = {"rrf": reciprocal_rank_fusion, "weighted": weighted_fusion}[config.fusion]
+        found["hybrid"] = fuse(both, config.k, weights=weights)
+    return {
+        name: found[name]
+        for system in ("dense", "instruction", "lexical", "hybrid")
+        for name in sorted(found, key=lambda name: -int(name.partition("@")[2] or sys.maxsize))
+        if name.partition("@")[0] == system and system in config.systems
+    }
+
+
+def _evaluate(task: Task, rankings: dict[str, Ranking], ids: list[str]) -> dict[str, PerQuery]:
+    from rayvec.evaluation.retrieval import evaluate
+
+    return {name: evaluate(found.rows, ids, task.query_ids, task.qrels) for name, found in rankings.items()}
+
+
+def _report(
+    config: MeasureConfig,
+    task: Task,
+    encoder: Encoder | None,
+    per_query: dict[str, PerQuery],
+    documents: int,
+    seconds: float,
+) -> Report:
+    from rayvec.evaluation.retrieval import estimates
+
+    systems = {name: estimates(values) for name, values in per_query.items()}
+    return {
+        "data": task.name,
+        "split": config.split,
+        "documents": documents,
+        "queries": len(task.query_ids),
+        "documents_left_out": dict(task.corpus.left_out),
+        "queries_missing": task.queries_missing,
+        "encoder": None if encoder is None else config.encoder,
+        "fingerprint": None if encoder is None else encoder.fingerprint.short,
+        "settings": config.model_dump(mode="json", include=_SETTINGS),
+        "systems": {name: {m: e.to_json() for m, e in row.items()} for name, row in systems.items()},
+        "comparisons": _comparisons(per_query),
+        "seconds": round(seconds, 2),
+        "output": config.output,
+    }
+
+
+def _comparisons(per_query: dict[str, PerQuery]) -> list[dict[str, Any]]:
+    from rayvec.evaluation.statistics import compare
+
+    pairs = [pair for pair in COMPARISONS if set(pair) <= set(per_query)]
+    return [
+        {"a": a, "b": b, "metric": metric, **compare(values, per_query[b][metric]).to_json()}
+        for a, b in pairs
+        for metric, values in per_query[a].items()
+    ]
+
+
+def render(report: Report) -> str:
+    """The report as people read it: the table, and a line a comparison."""
+    from rayvec.evaluation.report import p_value, table
+    from rayvec.evaluation.statistics import Estimate
+
+    systems = {
+        name: {metric: Estimate(**values) for metric, values in row.items()} for name, row in report["systems"].items()
+    }
+    head = f"{report['data']}: {report['documents']:,} documents, {report['queries']:,} queries; mean [95 % interval]"
+    lines = [
+        f"{pair['a']} - {pair['b']}: {pair['difference']:+.3f} {pair['metric']}, {p_value(pair['p_value'])}"
+        for pair in report["comparisons"]
+        if pair["metric"] == MAIN_METRIC
+    ]
+    return "\n".join([head, "", table(systems), "", *lines])
+
+
+def _write(config: MeasureConfig, task: Task, per_query: dict[str, PerQuery], report: Report) -> None:
+    """The JSON last: where it is there, all the rest is."""
+    import json
+
+    from rayvec.evaluation.report import bar_chart
+    from rayvec.evaluation.statistics import Estimate
+
+    stem = _stem(config.output)
+    rows = [
+        {
+            "query": query,
+            **{name: {m: round(float(v[i]), 6) for m, v in row.items()} for name, row in per_query.items()},
+        }
+        for i, query in enumerate(task.query_ids)
+    ]
+    storage.write_bytes(f"{stem}.queries.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    storage.write_bytes(f"{stem}.md", (render(report) + "\n").encode())
+    systems = {name: {m: Estimate(**e) for m, e in row.items()} for name, row in report["systems"].items()}
+    bar_chart(systems, [MAIN_METRIC, "recall@10"], f"{task.name}: {report['queries']:,} queries", f"{stem}.png")
+    storage.write_json(config.output, report)
+
+
+def _stem(output: str) -> str:
+    """The output's path without `.json`; its files lie beside it."""
+    return output.removesuffix(PurePosixPath(output).suffix)
