@@ -119,8 +119,6 @@ class EmbeddingsDataset:
             return list(self._row_faults(part, read_part(uri))) if full else []
         except VerificationError as error:
             return [str(error)]
-        except (OSError, pa.ArrowException) as error:
-            return [f"{uri} cannot be read ({error}); restore it or build it again"]
 
     def _check_quarantine(self, part: Part) -> None:
         uri = storage.join(self.uri, "quarantine", f"{part['unit']}.jsonl")
@@ -171,11 +169,17 @@ class EmbeddingsDataset:
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a part and verify its pages' checksums."""
+    """Read a part. Raises VerificationError when it is missing, or a page does not match its checksum."""
     fs, path = storage.filesystem(uri)
-    return pq.read_table(
-        path, filesystem=fs, columns=columns, page_checksum_verification=True, partitioning=None, use_threads=False
-    )
+    try:
+        return pq.read_table(
+            path, filesystem=fs, columns=columns, page_checksum_verification=True, partitioning=None, use_threads=False
+        )
+    except FileNotFoundError:
+        raise VerificationError(f"{uri} is missing; restore it or build it again") from None
+    except (OSError, pa.ArrowException) as error:
+        detail = " ".join(str(error).split())
+        raise VerificationError(f"{uri} cannot be read ({detail}); restore it or build it again") from None
 
 
 def vectors(table: pa.Table) -> np.ndarray:

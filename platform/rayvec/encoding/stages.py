@@ -21,7 +21,7 @@ from rayvec.data.units import Unit
 from rayvec.encoding.sink import Record
 from rayvec.encoding.work import Prepared, Work, complete, prepare
 from rayvec.errors import RayvecError, UserError
-from rayvec.modeling.encoder import Tokenizing
+from rayvec.modeling.encoder import Encoder, Tokenizing
 from rayvec.modeling.tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -104,13 +104,24 @@ class EncodeUnit:
     def __init__(self, work: Work, threads: int | None) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.work = work
-        self.encoder = work.load_encoder(work.reference)
-        if threads and "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
-        work.fingerprint.require(self.encoder.fingerprint, mine="the plan", theirs="the encoder that was loaded")
+        self.threads = threads
+        self.encoder: Encoder | RayvecError
+        try:
+            self.encoder = self._load()
+        except RayvecError as error:  # of what a constructor raises Ray keeps the text alone, so it is told when called
+            self.encoder = error
+
+    def _load(self) -> Encoder:
+        encoder = self.work.load_encoder(self.work.reference)
+        if self.threads and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(self.threads)
+        self.work.fingerprint.require(encoder.fingerprint, mine="the plan", theirs="the encoder that was loaded")
+        return encoder
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """One row in, one row out."""
+        if isinstance(self.encoder, RayvecError):
+            raise self.encoder
         for row in range(batch.num_rows):
             prepared = Prepared(
                 documents=_from_ipc(batch[DOCUMENTS][row]),
@@ -136,8 +147,6 @@ def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Iterator[Record]
     try:
         for row in _dataset(work, units, pool).iter_rows():
             yield Record(**json.loads(row[RECORD]))
-    except RayvecError:
-        raise
     except Exception as error:
         ours = _cause(error)
         if ours is None:
@@ -181,24 +190,21 @@ def _quiet() -> None:
 
 
 def _cause(error: BaseException) -> RayvecError | None:
-    """The RayvecError that a worker raised, if that is what stopped the run."""
-    seen: list[BaseException] = []
+    """The RayvecError that a worker raised, if that is what stopped the run.
+
+    Ray hands on an object of both its own class and ours, whose text is a traceback; ours is its `cause`.
+    """
     pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
     while pending:
         one = pending.pop()
-        if one is None or any(one is other for other in seen):
+        if one is None or id(one) in seen:
             continue
-        if isinstance(one, RayvecError):
-            return _plain(one)
-        seen.append(one)
-        pending += [getattr(one, "cause", None), one.__cause__, one.__context__]
+        seen.add(id(one))
+        if isinstance(one, RayvecError) and not hasattr(one, "cause"):
+            return one
+        pending += [one.__context__, one.__cause__, getattr(one, "cause", None)]
     return None
-
-
-def _plain(error: RayvecError) -> RayvecError:
-    """The error as it was raised: Ray wraps it in a class of both kinds, whose text holds a traceback."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, RayvecError) else error
 
 
 @functools.lru_cache(maxsize=2)

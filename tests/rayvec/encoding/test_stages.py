@@ -1,0 +1,126 @@
+"""The stages on a real Ray: nothing lost when workers die; what a worker raises reaches the driver as it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayvec.encoding.stages import EncodeUnit, Pool, ReadUnit, check_chain, run_units
+from rayvec.errors import MismatchError, UserError
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.modeling.tokens import TokenBatch
+from tests.corpora import EXITS, KILLS, REFUSED, MarkedEncoder, documents, work_on
+
+pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:ray\.")  # Ray warns of its own settings
+POOL = Pool(actors=2, num_cpus=1, num_gpus=0, read_cpus=0.5, threads=None)
+
+
+def fit(cpus: float, gpus: float = 0, **asked: Any) -> tuple[int, float, float, int | None]:
+    pool = Pool.fit(cpus, gpus, **({"actors": None, "num_gpus": 0, "threads": None} | asked))
+    return pool.actors, pool.num_cpus, pool.num_gpus, pool.threads
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "asked", "expected"),
+    [
+        (1, 0, {}, (1, 0.5, 0, 1)),
+        (2, 0, {}, (1, 1.5, 0, 2)),
+        (4, 0, {}, (1, 3.5, 0, 4)),
+        (64, 0, {}, (15, 4.0, 0, 4)),
+        (4, 0, {"actors": 2}, (2, 1.75, 0, 4)),
+        (16, 2, {"num_gpus": 1}, (2, 1.0, 1, None)),
+        (16, 1, {"num_gpus": 0.5}, (2, 1.0, 0.5, None)),
+    ],
+)
+def test_the_pool_fits_the_cluster_and_leaves_room_to_read(
+    cpus: float, gpus: float, asked: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    assert fit(cpus, gpus, **asked) == expected
+
+
+@pytest.mark.parametrize("asked", [{"actors": 40}, {"num_gpus": 1}])
+def test_a_pool_that_would_never_start_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        fit(2, **asked)
+
+
+def test_a_stage_that_lacks_a_column_is_refused_before_anything_runs() -> None:
+    with pytest.raises(AssertionError, match="EncodeUnit needs"):
+        check_chain(["unit"], [EncodeUnit, ReadUnit])
+
+
+def embedded(work: Any, unit_rows: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """id → vector, and the refused records, after a run over all units."""
+    from rayvec.data.embeddings import vectors
+
+    records = list(run_units(work, work.source.units(unit_rows), POOL))
+    rows: dict[str, Any] = {}
+    for record in records:
+        table = work.sink.table(record)
+        assert not rows.keys() & set(table["id"].to_pylist())
+        rows |= dict(zip(table["id"].to_pylist(), vectors(table), strict=True))
+    return rows, [line for record in records for line in work.sink.lines(record.unit)]
+
+
+def check_vectors(rows: dict[str, Any], pairs: list[tuple[str, str]]) -> None:
+    """Every document has a row, and in it the vector of its own text."""
+    assert rows.keys() == {id_ for id_, _ in pairs}
+    expected = HashEncoder(dim=16).encode([text for _, text in pairs])
+    np.testing.assert_array_equal(np.stack([rows[id_] for id_, _ in pairs]), expected)
+
+
+def test_every_record_comes_out_once(ray_cluster: None, tmp_path: Path) -> None:
+    pairs = documents(200, d17=REFUSED)
+    rows, [line] = embedded(work_on(tmp_path, pairs), 30)
+    check_vectors(rows, [pair for pair in pairs if pair[0] != "d17"])
+    assert (line["id"], line["reason"]) == ("d17", "empty_text")
+
+
+def once(path: Path) -> Callable[[str], MarkedEncoder]:
+    """A loader whose encoder kills its process on its second batch, if none has done so before."""
+
+    class Dying(MarkedEncoder):
+        calls = 0
+
+        def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
+            self.calls += 1
+            if self.calls == 2 and not path.exists():
+                path.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().encode_tokens(batch)
+
+    return lambda _: Dying(dim=16)
+
+
+def test_a_killed_encoder_loses_nothing_and_doubles_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    pairs = documents(200)
+    work = replace(work_on(tmp_path / "out", pairs), load_encoder=once(tmp_path / "dead"))
+    rows, lines = embedded(work, 20)
+    check_vectors(rows, pairs)
+    assert (tmp_path / "dead").exists() and lines == []
+
+
+def test_a_text_that_kills_every_worker_is_refused_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
+    pairs = documents(60, d25=f"a {KILLS}")
+    rows, [line] = embedded(work_on(tmp_path, pairs), 20)
+    check_vectors(rows, [pair for pair in pairs if pair[0] != "d25"])
+    assert (line["id"], line["reason"]) == ("d25", "worker_crash")
+
+
+def test_an_encoder_that_exits_is_a_failure_of_the_text(ray_cluster: None, tmp_path: Path) -> None:
+    rows, [line] = embedded(work_on(tmp_path, documents(40, d3=f"a {EXITS}")), 20)
+    assert (line["id"], line["reason"], len(rows)) == ("d3", "SystemExit", 39)
+
+
+def test_an_error_of_a_worker_reaches_the_driver_as_it_is(ray_cluster: None, tmp_path: Path) -> None:
+    work = replace(work_on(tmp_path, documents(10)), load_encoder=lambda _: HashEncoder(dim=32))
+    with pytest.raises(MismatchError, match=r"^the plan and the encoder that was loaded .* weights") as caught:
+        list(run_units(work, work.source.units(10), POOL))
+    assert "Traceback" not in str(caught.value)
