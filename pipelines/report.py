@@ -17,6 +17,15 @@ def summary(report: Report) -> str:
     return "\n".join(f"  {name:<{width}}  {shown[name]}" for name in order)
 
 
+def summary_line(values: Report) -> str:
+    """A few values on one line.
+
+    >>> summary_line({"rows": 1200, "recall@10": 0.98765})
+    'rows 1,200, recall@10 0.9877'
+    """
+    return _value(values)
+
+
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
