@@ -110,7 +110,7 @@ def open_for_training(
         record = manifest.replace(adapters=manifest.adapters[:-1])
         folder = EncoderFolder(record, folder.weights, folder.adapters[:-1], folder.tokenizer)
     if gradient_checkpointing:
-        backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.checkpoint_activations()
     return TrainableEncoder(folder, backbone)
 
 

@@ -93,7 +93,8 @@ def test_gradients_through_a_pack_are_those_of_the_texts_alone(backbone: Backbon
     for batches in ([ROWS[:4]], [[row] for row in ROWS[:4]]):
         backbone.zero_grad()
         for rows in batches:
-            backbone(pack(rows)).square().sum().backward()
+            # Not all squares: the last normalisation makes their sum a constant.
+            backbone(pack(rows))[:, :8].square().sum().backward()
         gradients.append([None if p.grad is None else p.grad.clone() for p in backbone.parameters()])
     backbone.zero_grad()
     for a, b in zip(*gradients, strict=True):

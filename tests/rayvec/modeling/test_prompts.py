@@ -48,7 +48,7 @@ def test_an_unknown_template_lists_the_known_ones() -> None:
 
 
 def test_an_instruction_format_without_its_place_is_refused() -> None:
-    with pytest.raises(UserError, match="{instruction}"):
+    with pytest.raises(UserError, match="instruction_format"):
         Prompts.parse({"instruction_format": "Instruct: "})
 
 

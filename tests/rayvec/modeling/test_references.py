@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayvec.errors import UserError
+from rayvec.modeling import references
+from rayvec.modeling.encoder import TextEncoder
+from rayvec.modeling.references import canonical, resolve, weights_sha256
+from rayvec.storage import sha256_file
+
+
+def test_a_folder_is_itself(llama: Path) -> None:
+    assert resolve(str(llama)) == llama
+
+
+def test_a_file_uri_is_its_folder(llama: Path) -> None:
+    assert resolve(f"file://{llama}") == llama
+
+
+def test_a_uri_is_fetched(llama: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(llama), "/models/llama", recursive=True)
+    assert weights_sha256(resolve("memory://models/llama")) == weights_sha256(llama)
+
+
+def test_an_empty_uri_names_the_cure() -> None:
+    with pytest.raises(UserError, match="check the URI"):
+        resolve("memory://nowhere/model")
+
+
+def test_an_unknown_embedded_model_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match="tiny-decoder"):
+        resolve("embedded:huge")
+
+
+def test_a_hub_that_cannot_be_reached_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match="give a folder"):
+        resolve("someone/model")
+
+
+def test_embedded_models_are_named_not_placed(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:
+    own = llama.parent / "tiny-decoder"
+    own.mkdir(exist_ok=True)
+    monkeypatch.setattr(references.assets, "__file__", str(llama.parent / "__init__.py"))
+    assert canonical(own) == "embedded:tiny-decoder"
+    assert canonical("tiny") == "embedded:tiny-encoder"
+
+
+def test_a_relative_folder_is_recorded_absolutely(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llama.parent)
+    assert canonical("llama") == str(llama.resolve())
+    assert TextEncoder.load("llama").folder.manifest.base == str(llama.resolve())
+
+
+def test_one_weight_file_is_hashed_as_it_is(llama: Path) -> None:
+    assert weights_sha256(llama) == sha256_file(llama / "model.safetensors")
+
+
+def test_weights_in_another_format_are_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="save_pretrained"):
+        weights_sha256(tmp_path)
