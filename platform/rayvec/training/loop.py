@@ -6,9 +6,10 @@ function and a list of hooks, so the same loop pretrains on a laptop and fine-tu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,7 +33,7 @@ class Engine(Protocol):
     """Moves a model by a loss: plain torch, or DeepSpeed."""
 
     def update(self, loss: torch.Tensor, rate: float) -> float:
-        """Backward, clip, step; returns the gradient norm before clipping."""
+        """Backward, average over ranks, clip, step; returns the gradient norm before clipping."""
         ...
 
 
@@ -66,28 +67,69 @@ class Hook(Protocol):
 
 
 class DivergedError(RayvecError):
-    """The loss is not finite any more."""
+    """The loss or its gradient is not finite any more. elsewhere: on another rank than this one."""
+
+    def __init__(self, message: str, *, elsewhere: bool = False) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
 
 
 class PlainEngine:
-    """AdamW on one process."""
+    """torch's AdamW; where several ranks train, their gradients are averaged after the backward."""
 
     def __init__(self, model: torch.nn.Module, config: OptimizerConfig) -> None:
+        self.module = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = build_adamw(self.parameters, config)
         self.clip_norm = config.clip_norm
 
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """The module's loss on this rank's batch."""
+        result: tuple[torch.Tensor, Metrics] = self.module(batch)
+        return result
+
     def update(self, loss: torch.Tensor, rate: float) -> float:
-        """Backward, clip, step; returns the gradient norm before clipping."""
+        """Backward, average over ranks, clip, step; returns the gradient norm before clipping."""
         import torch
 
+        from rayvec.losses.gather import average_gradients
+
         loss.backward()
+        average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trainable weights by name."""
+        named = self.module.named_parameters()
+        return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """AdamW's moments, by place."""
+        return {
+            f"{place}.{name}": value.detach().cpu().clone()
+            for place, parameter in enumerate(self.parameters)
+            for name, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def restore(self, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `weights` and `optimizer_state` gave, to the bit."""
+        named = dict(self.module.named_parameters())
+        for name, value in weights.items():
+            named[name].data.copy_(value)
+        for key, value in optimizer.items():
+            place, _, name = key.partition(".")
+            parameter = self.parameters[int(place)]
+            self.optimizer.state[parameter][name] = value.clone().to("cpu" if name == "step" else parameter.device)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """The weights are whole on every rank here; ZeRO 3 has to bring them together."""
+        yield
 
 
 @dataclass
@@ -121,11 +163,13 @@ def train(
     start_step: int = 0,
     log_every: int = 10,
     hooks: Sequence[Hook] = (),
+    mean: Callable[[Metrics], Metrics] = dict,
 ) -> None:
     """Run steps `start_step` to `steps`.
 
     batch_at: the batch of a step; a pure function of the step, so that a resumed run sees the same batches.
     loss_of: the loss of a batch (a scalar tensor) and what else to log.
+    mean: this rank's numbers to their mean over all ranks, so that every rank sees the same and stops at the same step.
 
     Raises DivergedError when the loss is NaN or infinite; it names the step and the batch's documents.
     """
@@ -133,13 +177,13 @@ def train(
     for step in range(start_step, steps):
         batch = batch_at(step)
         loss, metrics = loss_of(batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            names = ", ".join(list(batch.document_ids)[:20])
-            raise DivergedError(f"loss is {value} at step {step}; the batch holds {names}. Lower the learning rate")
+        own = float(loss.detach())
+        metrics = mean({"loss": own, **metrics})
+        _require_finite("loss", own, metrics["loss"], step, batch)
         rate = learning_rate(optimizer, step, steps)
         norm = engine.update(loss, rate)
-        window.add({"loss": value, **metrics, "learning_rate": rate, "gradient_norm": norm}, batch.tokens)
+        _require_finite("gradient norm", norm, norm, step, batch)
+        window.add({**metrics, "learning_rate": rate, "gradient_norm": norm}, batch.tokens)
         if (step + 1) % log_every == 0 or step + 1 == steps:
             progress = window.progress(step + 1, steps)
             window = _Window()
@@ -147,3 +191,15 @@ def train(
                 hook.logged(progress)
         for hook in hooks:
             hook.stepped(step + 1)
+
+
+def _require_finite(name: str, own: float, everybodys: float, step: int, batch: Batch) -> None:
+    """Raise DivergedError unless the mean over all ranks is finite; `own` tells whether it went wrong here."""
+    if math.isfinite(everybodys):
+        return
+    ids = list(batch.document_ids)
+    names = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+    raise DivergedError(
+        f"{name} is {own} at step {step}; the batch holds {names}. Lower the learning rate, or look at these documents",
+        elsewhere=math.isfinite(own),
+    )

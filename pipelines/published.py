@@ -1,0 +1,113 @@
+"""The published runs of LLM2Vec as configurations (arXiv 2404.05961, appendix D; the reference's train_configs).
+
+A family's recipes are these with its own numbers put in. Where ours differ, on purpose: the learning rate falls over
+the steps that are run (the reference plans it over three epochs and stops at step 1000, so it hardly falls); a text
+sees itself alone where the reference joins texts and cuts (`stage.documents=joined` does as it does).
+"""
+
+from __future__ import annotations
+
+from pipelines.train import TrainConfig
+from rayvec.data.collators import Masking
+from rayvec.data.source_config import SourceConfig
+from rayvec.modeling.adapters import LoraSettings
+from rayvec.training.optimizers import OptimizerConfig
+from rayvec.training.stages import Mntp, Pairs, PairSet, Simcse, Supervised, Texts
+
+LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
+#: One text a line; set data.source.path to WikiText-103 raw (mntp) or wiki1m_for_simcse.txt (simcse).
+LINES = SourceConfig(kind="text", lines=True)
+
+_MIRACL = "Given a question, retrieve Wikipedia passages that answer the question"
+_WEB = "Given a web search query, retrieve relevant {} that answer the query"
+_CHINESE = "Given a Chinese search query, retrieve web passages that answer the question"
+
+#: E5's public mix: name, instructions (taken in turn), both sides, sampling weight.
+E5_SETS: tuple[tuple[str, tuple[str, ...], bool, float], ...] = (
+    (
+        "allnli",
+        (
+            "Given a premise, retrieve a hypothesis that is entailed by the premise",
+            "Retrieve semantically similar text",
+        ),
+        False,
+        1.0,
+    ),
+    ("dureader", (_CHINESE,), False, 1.0),
+    ("eli5", ("Provided a user question, retrieve the highest voted answers on Reddit ELI5 forum",), False, 0.1),
+    ("fever", ("Given a claim, retrieve documents that support or refute the claim",), False, 1.0),
+    ("hotpot_qa", ("Given a multi-hop question, retrieve documents that can help answer the question",), False, 1.0),
+    ("miracl", (_MIRACL,), False, 1.0),
+    ("mrtydi", (_MIRACL,), False, 1.0),
+    ("msmarco_passage", (_WEB.format("passages"),), False, 0.5),
+    ("msmarco_document", (_WEB.format("documents"),), False, 0.2),
+    ("nq", (_MIRACL,), False, 1.0),
+    (
+        "quora_duplicates",
+        (
+            "Given a question, retrieve questions that are semantically equivalent to the given question",
+            "Find questions that have the same meaning as the input question",
+        ),
+        False,
+        0.1,
+    ),
+    ("squad", ("Retrieve Wikipedia passages that answer the question",), False, 1.0),
+    ("t2ranking", (_CHINESE,), False, 0.5),
+    ("trivia_qa", ("Retrieve Wikipedia passages that answer the question",), False, 1.0),
+)
+
+
+def mntp(base: str, *, probability: float = 0.2, masking: Masking = "bert", batch_size: int = 32) -> TrainConfig:
+    """MNTP on WikiText-103: set data.source.path and output."""
+    return TrainConfig(
+        stage=Mntp(lora=LORA, probability=probability, masking=masking),
+        data=Texts(source=LINES, exclude_held_out=False),
+        start=base,
+        optimizer=OptimizerConfig(learning_rate=5e-5, schedule="linear"),
+        steps=1000,
+        batch_size=batch_size,
+        max_length=512,
+        gradient_checkpointing=True,
+        workers=1,
+    )
+
+
+def simcse(*, batch_size: int = 128) -> TrainConfig:
+    """SimCSE on a million sentences of Wikipedia: set start (the output of mntp), data.source.path and output."""
+    return TrainConfig(
+        stage=Simcse(lora=LORA, scale=20.0, attention_dropout=0.3),
+        data=Texts(source=LINES, exclude_held_out=False),
+        start="",
+        optimizer=OptimizerConfig(learning_rate=3e-5, schedule="linear"),
+        steps=1000,
+        batch_size=batch_size,
+        max_length=128,
+        gradient_checkpointing=True,
+        workers=1,
+    )
+
+
+def supervised(folder: str = "e5-data") -> TrainConfig:
+    """Contrastive learning on E5's public sets, FOLDER/<set>*.jsonl: set start (the output of a stage) and output."""
+    return TrainConfig(
+        stage=Supervised(lora=LORA, scale=50.0, hard_negatives=1),
+        data=Pairs(
+            sets=tuple(
+                PairSet(
+                    name=name,
+                    path=f"{folder}/{name}*.jsonl",
+                    instructions=instructions,
+                    both_sides=both_sides,
+                    weight=weight,
+                )
+                for name, instructions, both_sides, weight in E5_SETS
+            )
+        ),
+        start="",
+        optimizer=OptimizerConfig(learning_rate=2e-4, schedule="linear", warmup_steps=300),
+        steps=1000,
+        batch_size=512,
+        max_length=512,
+        gradient_checkpointing=True,
+        workers=8,
+    )

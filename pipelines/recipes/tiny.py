@@ -1,0 +1,68 @@
+"""The embedded model's recipes: the whole line on two cores, on the documentation of this Python environment."""
+
+from __future__ import annotations
+
+from pipelines.train import TrainConfig
+from rayvec.data.source_config import SourceConfig
+from rayvec.modeling.adapters import LoraSettings
+from rayvec.training.optimizers import OptimizerConfig
+from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Simcse, Supervised, Texts
+
+PYDOCS = Texts(source=SourceConfig(kind="pydocs"), min_characters=60)
+LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
+
+
+def pretrain() -> TrainConfig:
+    """A Llama of 7 M parameters from nothing (hours on two cores); data.also adds sources to pydocs."""
+    return TrainConfig(
+        stage=Pretrain(),
+        data=PYDOCS,
+        start="",
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=60, beta2=0.98, weight_decay=0.1),
+        steps=1200,
+        batch_size=8,
+        max_length=512,
+        checkpoint_every=100,
+    )
+
+
+def mntp() -> TrainConfig:
+    """Masked next token prediction from the embedded decoder: two minutes."""
+    return TrainConfig(
+        stage=Mntp(lora=LORA),
+        data=PYDOCS,
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=5),
+        steps=60,
+        batch_size=16,
+        max_length=256,
+        log_every=5,
+        checkpoint_every=30,
+    )
+
+
+def simcse() -> TrainConfig:
+    """SimCSE; set start to the output of mntp."""
+    return TrainConfig(
+        stage=Simcse(lora=LORA, scale=20.0, attention_dropout=0.3),
+        data=PYDOCS,
+        optimizer=OptimizerConfig(learning_rate=5e-4, schedule="linear", warmup_steps=5),
+        steps=40,
+        batch_size=64,
+        max_length=96,
+        log_every=5,
+        checkpoint_every=20,
+    )
+
+
+def supervised() -> TrainConfig:
+    """First paragraphs of docstrings ask, their rests answer; set start to the output of mntp or simcse."""
+    return TrainConfig(
+        stage=Supervised(lora=LORA, scale=20.0, hard_negatives=0),
+        data=Pairs(sets=(PairSet(name="pydocs", path="pydocs"),)),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=10),
+        steps=60,
+        batch_size=64,
+        max_length=96,
+        log_every=5,
+        checkpoint_every=30,
+    )

@@ -1,0 +1,204 @@
+"""Examples of each stage: texts and pairs, tokenized once into an example store that every worker maps into memory.
+
+Runs on the driver's CPU, before workers start, so that bad data dies early. Knows sources, pairs and tokenizers. Knows
+no weights, no loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from rayvec import storage
+from rayvec.data.examples import ExampleWriter
+from rayvec.data.pairs import docstring_pairs, is_held_out
+from rayvec.data.source_config import SourceConfig
+from rayvec.data.sources import open_source
+from rayvec.errors import UserError
+from rayvec.modeling.folder import open_encoder
+from rayvec.modeling.tokens import TokenBatch
+from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Supervised, Texts, TrainingConfig
+
+CHUNK = 512
+UNIT_ROWS = 4096
+PYDOCS: Literal["pydocs"] = "pydocs"
+T = TypeVar("T")
+
+
+class Example(NamedTuple):
+    """A query, its positive and its hard negatives. id: the document, or the line of the file, it came from."""
+
+    id: str
+    texts: tuple[str, ...]
+
+
+def iter_texts(data: Texts, cache: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of the documents, without what is held out for evaluation and what is too short."""
+    rows = (
+        row
+        for source in (data.source, *data.also)
+        for table in _tables(source, cache)
+        for row in zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True)
+        if not (data.exclude_held_out and is_held_out(row[0]))
+    )
+    return itertools.islice((row for row in rows if len(row[1]) >= data.min_characters), data.max_documents)
+
+
+def _tables(config: SourceConfig, cache: str) -> Iterator[Any]:
+    source = open_source(config, cache)
+    return (source.read(unit).table for unit in source.units(UNIT_ROWS))
+
+
+def iter_pairs(pairs: PairSet, hard_negatives: int, cache: str) -> Iterator[Example]:
+    """The examples of a set. Raises UserError when its files are missing or are no jsonl of pairs."""
+    if pairs.path == PYDOCS or pairs.path.endswith(".parquet"):
+        if hard_negatives:
+            raise UserError("pairs out of docstrings have no hard negatives; set stage.hard_negatives=0")
+        source = SourceConfig(kind=PYDOCS) if pairs.path == PYDOCS else SourceConfig(path=pairs.path)
+        for table in _tables(source, cache):
+            for pair in docstring_pairs(table, held_out=False):
+                yield Example(pair.id, (pair.query, pair.positive))
+        return
+    for path in _files(pairs.path):
+        yield from _read_jsonl(path, hard_negatives)
+
+
+def _files(path: str) -> list[Path]:
+    place = storage.local_path(path)
+    if place.is_dir():
+        found = sorted(place.glob("*.jsonl"))
+    elif place.exists():
+        found = [place]
+    else:
+        found = sorted(place.parent.glob(place.name))
+    if not found:
+        raise UserError(f"no pairs at {path}; give a jsonl file, a folder of them or a glob with data.sets")
+    return found
+
+
+def _read_jsonl(path: Path, hard_negatives: int) -> Iterator[Example]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+                negatives = value.get("negative", [])
+                negatives = [negatives] if isinstance(negatives, str) else negatives
+                texts = (value["query"], value["positive"], *negatives[:hard_negatives])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path}:{number} is no pair ({type(error).__name__}: {error}); each line is a JSON object with "
+                    "query, positive and negative"
+                ) from None
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{path}:{number}: query, positive and negative must be texts")
+            if len(texts) == 2 + hard_negatives:
+                yield Example(f"{path.name}:{number}", texts)
+
+
+def prepare_masked(config: TrainingConfig, folder: Path, cache: str) -> None:
+    """MNTP: whole texts, long ones in pieces of max_length tokens; or all texts joined and cut (the reference)."""
+    assert isinstance(config.stage, Mntp) and isinstance(config.data, Texts)
+    tokenizer = open_encoder(config.start).tokenizer.tokenizer
+    pieces = _pieces if config.stage.documents == "separate" else _joined
+    with ExampleWriter(folder, width=1) as writer:
+        for ids, rows in pieces(tokenizer, iter_texts(config.data, cache), config.max_length):
+            writer.add(ids, [TokenBatch.from_rows(rows)])
+
+
+def _pieces(
+    tokenizer: Any, texts: Iterable[tuple[str, str]], max_length: int
+) -> Iterator[tuple[list[str], list[list[int]]]]:
+    for chunk in _chunks(texts):
+        encoded = tokenizer(
+            [text for _, text in chunk],
+            truncation=True,
+            max_length=max_length,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        owners = encoded["overflow_to_sample_mapping"]
+        kept = [(chunk[owner][0], row) for owner, row in zip(owners, encoded["input_ids"], strict=True) if len(row) > 1]
+        if kept:
+            yield [id_ for id_, _ in kept], [row for _, row in kept]
+
+
+def _joined(
+    tokenizer: Any, texts: Iterable[tuple[str, str]], max_length: int
+) -> Iterator[tuple[list[str], list[list[int]]]]:
+    rest: list[int] = []
+    for chunk in _chunks(texts):
+        encoded = tokenizer([text for _, text in chunk], return_attention_mask=False, verbose=False)
+        rest += list(itertools.chain.from_iterable(encoded["input_ids"]))
+        whole = len(rest) // max_length
+        if whole:
+            rows = [rest[i * max_length : (i + 1) * max_length] for i in range(whole)]
+            yield [f"{chunk[0][0]}…"] * whole, rows
+            rest = rest[whole * max_length :]
+
+
+def prepare_texts(config: TrainingConfig, folder: Path, cache: str) -> None:
+    """SimCSE: each text as the encoder reads it, cut to max_length tokens."""
+    assert isinstance(config.data, Texts)
+    tokenizer = _reading(config)
+    with ExampleWriter(folder, width=1) as writer:
+        for chunk in _chunks(iter_texts(config.data, cache)):
+            writer.add([id_ for id_, _ in chunk], [tokenizer.tokenize([text for _, text in chunk])])
+
+
+def prepare_pairs(config: TrainingConfig, folder: Path, cache: str) -> None:
+    """Supervised: a column of queries (with instruction), one of positives, one for each hard negative."""
+    assert isinstance(config.stage, Supervised) and isinstance(config.data, Pairs)
+    tokenizer = _reading(config)
+    negatives = config.stage.hard_negatives
+    with ExampleWriter(folder, width=2 + negatives) as writer:
+        for pairs in config.data.sets:
+            writer.begin_set(pairs.name, pairs.weight)
+            examples = itertools.islice(iter_pairs(pairs, negatives, cache), config.data.max_examples)
+            # One chunk an instruction at a time; instructions take turns by chunk, and batches mix chunks.
+            instructions = itertools.cycle(pairs.instructions or (None,))
+            for chunk, instruction in zip(_chunks(examples, 64), instructions, strict=False):
+                columns = list(zip(*(example.texts for example in chunk), strict=True))
+                other = instruction if pairs.both_sides else None
+                tokens = [
+                    tokenizer.tokenize(column, instruction if i == 0 else other) for i, column in enumerate(columns)
+                ]
+                writer.add([example.id for example in chunk], tokens)
+
+
+def _reading(config: TrainingConfig) -> Any:
+    return open_encoder(config.start).with_settings(**config.readings, max_length=config.max_length).tokenizer
+
+
+def _chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def prepare_stream(config: TrainingConfig, folder: Path, cache: str) -> None:
+    """Pretraining: a tokenizer learned from the texts, the texts as one token stream, and first embeddings."""
+    import numpy as np
+
+    from rayvec.training import pretraining
+
+    assert isinstance(config.stage, Pretrain) and isinstance(config.data, Texts)
+    decoder, data = config.stage.decoder, config.data
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = pretraining.train_tokenizer((text for _, text in iter_texts(data, cache)), decoder.vocab_size)
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    texts = (text for _, text in iter_texts(data, cache))
+    tokens = pretraining.write_token_stream(tokenizer, texts, folder / "stream.uint16")
+    if tokens <= config.max_length:
+        raise UserError(f"the texts hold {tokens} tokens, not one sequence of {config.max_length}; give more of them")
+    if decoder.cooccurrence_window:
+        stream = np.memmap(folder / "stream.uint16", dtype=np.uint16, mode="r")
+        vectors = pretraining.cooccurrence_embeddings(
+            stream, decoder.vocab_size, decoder.hidden_size, decoder.cooccurrence_window, config.seed
+        )
+        np.save(folder / "embeddings.npy", vectors)
+    storage.write_json(folder / "store.json", {"format": "rayvec.stream/1", "tokens": tokens})

@@ -1,0 +1,179 @@
+"""The stages of the recipe as configurations: pretrain, mntp, simcse, supervised. Importing this loads no torch.
+
+    base decoder ── mntp ──▶ encoder folder ── simcse ──▶ encoder folder
+                                       └────── supervised ──▶ encoder folder
+
+A stage is a class here (its settings), a way to make its examples (`examples.py`) and a torch module that turns a batch
+into a loss (`modules.py`); the STAGES table holds the three together. Knows no model and no data itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rayvec.config import Config
+from rayvec.data.collators import Masking
+from rayvec.data.source_config import SourceConfig
+from rayvec.modeling.adapters import LoraSettings
+from rayvec.training.optimizers import OptimizerConfig
+from rayvec.training.pretraining import DecoderConfig
+
+
+class Texts(Config):
+    """Documents to read one by one."""
+
+    kind: Literal["texts"] = "texts"
+    source: SourceConfig = SourceConfig()
+    #: Sources read after it.
+    also: tuple[SourceConfig, ...] = ()
+    #: Shorter ones are left out.
+    min_characters: int = Field(1, ge=0)
+    #: Leave out the documents (5 %, by a hash of the id) that retrieval is measured on.
+    exclude_held_out: bool = True
+    #: Only the first so many; all by default.
+    max_documents: PositiveInt | None = None
+
+
+class PairSet(Config):
+    """Queries with their positives and hard negatives: one of the sets of the supervised stage."""
+
+    name: str
+    #: A jsonl file, a folder or a glob of them, with `query`, `positive` and `negative` (a text, or a list of texts);
+    #: or "pydocs", or a Parquet file of documents: first paragraphs of docstrings ask, the rests answer.
+    path: str
+    #: Put before queries, not pooled; more than one are taken in turn.
+    instructions: tuple[str, ...] = ()
+    #: Put before positives and negatives too (symmetric tasks).
+    both_sides: bool = False
+    #: Drawn so many times as often as its size alone would have it.
+    weight: PositiveFloat = 1.0
+
+
+class Pairs(Config):
+    """Sets of pairs; every global batch comes from one of them."""
+
+    kind: Literal["pairs"] = "pairs"
+    sets: tuple[PairSet, ...] = Field(min_length=1)
+    max_examples: PositiveInt | None = None
+
+
+Data = Annotated[Texts | Pairs, Field(discriminator="kind")]
+
+
+class Pretrain(Config):
+    """A decoder from nothing, by next-token prediction: how the embedded one was made."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    decoder: DecoderConfig = DecoderConfig()
+
+
+class Mntp(Config):
+    """Masked next token prediction: the frozen vocabulary head names each masked token from one place before it."""
+
+    kind: Literal["mntp"] = "mntp"
+    lora: LoraSettings = LoraSettings()
+    probability: float = Field(0.2, gt=0, lt=1)
+    #: "bert": 80 % mask token, 10 % random, 10 % left; "all": always the mask token.
+    masking: Masking = "bert"
+    #: Default: the tokenizer's own, else "_".
+    mask_token: str | None = None
+    #: "separate": a text sees itself alone; "joined": texts end to end, cut at max_length (the reference).
+    documents: Literal["separate", "joined"] = "separate"
+    #: Masked positions whose logits exist at one time.
+    loss_chunk: PositiveInt = 2048
+
+
+class Simcse(Config):
+    """Unsupervised SimCSE: each text twice under different dropout, its two views pulled together."""
+
+    kind: Literal["simcse"] = "simcse"
+    lora: LoraSettings = LoraSettings()
+    #: 1 / temperature; cosines are multiplied by it.
+    scale: PositiveFloat = 20.0
+    #: Of attention weights, in families that have it; null leaves the model's own.
+    attention_dropout: float | None = Field(0.3, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _two_views_differ(self) -> Simcse:
+        if not self.attention_dropout and not self.lora.dropout:
+            raise ValueError("without any dropout both views are the same; set attention_dropout or lora.dropout")
+        return self
+
+
+class Supervised(Config):
+    """Contrastive learning on queries, their positives and hard negatives."""
+
+    kind: Literal["supervised"] = "supervised"
+    lora: LoraSettings = LoraSettings()
+    scale: PositiveFloat = 50.0
+    #: Hard negatives an example; those with fewer are left out.
+    hard_negatives: int = Field(1, ge=0)
+    #: Train the last adapter further (the paper's start from SimCSE's LoRA) instead of a fresh one on merged weights.
+    continue_last: bool = False
+
+
+StageConfig = Annotated[Pretrain | Mntp | Simcse | Supervised, Field(discriminator="kind")]
+
+
+class TrainingConfig(Config):
+    """One run of one stage: everything a worker needs."""
+
+    stage: StageConfig
+    data: Data = Texts()
+    #: "tiny-decoder" (embedded), a transformers model, or the encoder folder of the stage before.
+    start: str = "tiny-decoder"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: PositiveInt = 1000
+    #: Texts (mntp, pretrain: sequences of max_length tokens) in a step, over all workers.
+    batch_size: PositiveInt = 32
+    #: Tokens of a text in training; the encoder's own limit stays.
+    max_length: PositiveInt = 512
+    seed: int = Field(0, ge=0)
+    #: Number type of the frozen weights. "auto": bfloat16 on a GPU, float32 on a CPU.
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    #: Changes how texts are read from this stage on; null keeps what the start says.
+    pooling: Literal["mean", "weighted_mean", "last_token", "bos"] | None = None
+    attention: Literal["bidirectional", "causal", "native"] | None = None
+    attention_window: Literal["keep", "full"] | None = None
+    log_every: PositiveInt = 10
+    #: Steps between two checkpoints; there is always one at the end.
+    checkpoint_every: PositiveInt = 200
+    keep_checkpoints: PositiveInt = 2
+    #: Compare all ranks' weights, bit by bit, every so many steps; 0: never.
+    compare_ranks_every: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _data_fits_the_stage(self) -> TrainingConfig:
+        wanted = STAGES[self.stage.kind].data
+        if self.data.kind != wanted:
+            raise ValueError(
+                f"stage {self.stage.kind} trains on {wanted}, and data.kind is {self.data.kind}; change it"
+            )
+        return self
+
+    @property
+    def readings(self) -> Mapping[str, str]:
+        """What changes in how texts are read, for `open_for_training`."""
+        names = ("pooling", "attention", "attention_window")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class Stage(NamedTuple):
+    """Where the parts of a stage are: what it trains on, "module:function" of its examples and of its torch module."""
+
+    data: Literal["texts", "pairs"]
+    prepare: str
+    module: str
+
+
+#: A new stage is a class above, a row here, and a function and a class where the row says.
+STAGES: dict[str, Stage] = {
+    "pretrain": Stage("texts", "rayvec.training.examples:prepare_stream", "rayvec.training.modules:PretrainModule"),
+    "mntp": Stage("texts", "rayvec.training.examples:prepare_masked", "rayvec.training.modules:MntpModule"),
+    "simcse": Stage("texts", "rayvec.training.examples:prepare_texts", "rayvec.training.modules:SimcseModule"),
+    "supervised": Stage("pairs", "rayvec.training.examples:prepare_pairs", "rayvec.training.modules:SupervisedModule"),
+}

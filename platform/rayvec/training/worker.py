@@ -1,0 +1,278 @@
+"""One worker's part of a run: build the stage, go on from a checkpoint, loop, write checkpoints, save the result.
+
+The same function runs alone in a process and as one of many under Ray Train; what differs comes in as a `Link`. Knows
+stages, engines and the loop. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rayvec import storage
+from rayvec.errors import RayvecError
+from rayvec.losses.gather import rank, world_size
+from rayvec.training import checkpoints
+from rayvec.training.checkpoints import CheckpointRecord
+from rayvec.training.curves import MetricsLog
+from rayvec.training.loop import Batch, DivergedError, Hook, Metrics, PlainEngine, Progress, train
+from rayvec.training.stages import STAGES, TrainingConfig
+
+if TYPE_CHECKING:
+    from rayvec.training.deepspeed import DeepSpeedEngine
+
+    AnyEngine = PlainEngine | DeepSpeedEngine
+
+LOG = logging.getLogger("rayvec.training")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told; plain data."""
+
+    config: TrainingConfig
+    #: The run's folder; all workers must see it.
+    output: Path
+    engine: Literal["plain", "deepspeed"] = "plain"
+    #: DeepSpeed's, such as infra/deepspeed/zero1.json.
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    #: CPU threads of this worker; 0 leaves torch's choice.
+    threads: int = 0
+
+    @property
+    def data(self) -> Path:
+        """The prepared examples."""
+        return self.output / "training" / "data"
+
+    @property
+    def digest(self) -> str:
+        """What a checkpoint must agree on with the run that goes on from it."""
+        ignored = {"log_every", "checkpoint_every", "keep_checkpoints", "compare_ranks_every"}
+        values = {name: value for name, value in self.config.model_dump(mode="json").items() if name not in ignored}
+        stage = self.settings.get("zero_optimization", {}).get("stage", 0)
+        return storage.sha256_bytes(storage.to_json({**values, "engine": self.engine, "zero": stage}))[:16]
+
+
+class Link(Protocol):
+    """A worker's line to whoever started it: where to go on from, and where checkpoints go."""
+
+    def resume_from(self) -> Path | None:
+        """A checkpoint's folder, or None to start from the beginning."""
+
+    def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """Keep a checkpoint: `write` fills a folder. Every rank calls it equally often."""
+
+
+@dataclass
+class LocalLink:
+    """Checkpoints in a folder of this machine, for one process."""
+
+    root: Path
+    keep: int
+
+    def resume_from(self) -> Path | None:
+        """The newest whole one."""
+        return checkpoints.newest(self.root)
+
+    def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
+        """Write it under a temporary name, rename it, then drop the oldest."""
+        del metrics
+        with storage.committed_folder(self.root / f"step-{step:08d}") as folder:
+            write(folder)
+        for old in sorted(self.root.glob("step-*"))[: -self.keep]:
+            shutil.rmtree(old)
+
+
+Outcome = dict[str, Any]
+
+
+def work(job: Job, link: Link) -> Outcome:
+    """Run this worker's part. All workers call it; errors of ours come back in the outcome, the same on every rank.
+
+    An error that is not ours (a lost machine, no memory) is raised: whoever started the workers may try again.
+    """
+    run: _Run | None = None
+    error: RayvecError | None = None
+    started = time.monotonic()
+    try:
+        run = _Run.open(job, link)
+    except RayvecError as caught:
+        error = caught
+    if failure := _agreed(error):
+        return failure
+    assert run is not None
+    ready = time.monotonic()
+    try:
+        run.train()
+    except RayvecError as caught:
+        error = caught
+    if failure := _agreed(error):
+        failure["message"] += f"; the last whole checkpoint is of step {run.saved_step}"
+        return failure
+    run.save()
+    return run.outcome(startup=ready - started, training=time.monotonic() - ready)
+
+
+def _agreed(error: RayvecError | None) -> Outcome | None:
+    """The first rank's error, if any rank has one: the same answer everywhere, so that none waits for another."""
+    mine = None if error is None else {"error": type(error).__name__, "message": str(error)}
+    told = not (isinstance(error, DivergedError) and error.elsewhere)
+    everybody: list[Any] = [(told, mine)]
+    if world_size() > 1:
+        everybody = [None] * world_size()
+        dist.all_gather_object(everybody, (told, mine))
+    failures = sorted((failure for failure in everybody if failure[1]), key=lambda failure: not failure[0])
+    return failures[0][1] if failures else None
+
+
+@dataclass
+class _Run:
+    """A stage, its engine and where it stands. Also a loop hook: it writes the checkpoints."""
+
+    job: Job
+    link: Link
+    module: Any
+    engine: AnyEngine
+    log: MetricsLog | None
+    start_step: int
+    saved_step: int
+    tokens: int = 0
+    latest: Metrics = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, job: Job, link: Link) -> _Run:
+        """Build the stage and its engine, and bring both to the checkpoint."""
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        torch.manual_seed(job.config.seed)  # a fresh LoRA is the same on every rank
+        module = _load(STAGES[job.config.stage.kind].module)(job.config, job.data, job.device)
+        module.train()
+        engine = _engine(job, module)
+        step, history = 0, ""
+        if (folder := link.resume_from()) is not None:
+            step, weights, optimizer, history = checkpoints.load(
+                folder, rank=rank(), world_size=world_size(), config=job.digest
+            )
+            engine.restore(weights, optimizer)
+            LOG.info("going on from step %d (%s)", step, folder)
+        log = MetricsLog(job.output / "training", history, step) if rank() == 0 else None
+        return cls(job, link, module, engine, log, step, step)
+
+    def train(self) -> None:
+        """The steps that are left."""
+        config = self.job.config
+        hooks: list[Hook] = [self] if self.log is None else [self.log, self]
+        train(
+            self.engine,
+            self.batch_at,
+            self.engine.loss,
+            steps=config.steps,
+            optimizer=config.optimizer,
+            start_step=self.start_step,
+            log_every=config.log_every,
+            hooks=hooks,
+            mean=mean_over_ranks,
+        )
+        if self.log is not None:
+            self.log.close()
+
+    def batch_at(self, step: int) -> Batch:
+        """This rank's batch; sets torch's random state by (seed, step, rank), so that dropout repeats on resume."""
+        torch.manual_seed(int(np.random.SeedSequence((self.job.config.seed, step, rank())).generate_state(1)[0]))
+        batch: Batch = self.module.batch_at(step)
+        self.tokens += batch.tokens
+        return batch
+
+    def logged(self, progress: Progress) -> None:
+        """Remember the latest numbers."""
+        self.latest = progress.metrics
+
+    def stepped(self, step: int) -> None:
+        """Compare ranks and write checkpoints when their time has come."""
+        config = self.job.config
+        if config.compare_ranks_every and step % config.compare_ranks_every == 0:
+            require_equal_ranks(self.engine.weights(), step)
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            self.link.commit(step, self.latest, lambda folder: self._write(folder, step))
+            self.saved_step = step
+
+    def _write(self, folder: Path, step: int) -> None:
+        record = CheckpointRecord(step=step, rank=rank(), world_size=world_size(), config=self.job.digest, files={})
+        checkpoints.write(
+            folder,
+            record,
+            weights=self.engine.weights(),
+            optimizer=self.engine.optimizer_state(),
+            metrics="" if self.log is None else self.log.history,
+        )
+
+    def save(self) -> None:
+        """Write what the stage made into the output folder (rank 0)."""
+        config = self.job.config
+        training = {"config": config.model_dump(mode="json"), "steps": config.steps, **self.latest}
+        with self.engine.whole():
+            if rank() == 0:
+                self.module.save(self.job.output, training)
+
+    def outcome(self, *, startup: float, training: float) -> Outcome:
+        """Numbers for the report."""
+        parameters = list(self.module.parameters())
+        steps = self.job.config.steps - self.start_step
+        return {
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "resumed_from_step": self.start_step,
+            "startup_seconds": round(startup, 3),
+            "training_seconds": round(training, 3),
+            "seconds_per_step": round(training / steps, 4) if steps else 0.0,
+            "tokens_per_second": round(self.tokens * world_size() / training, 1),
+        }
+
+
+def _engine(job: Job, module: torch.nn.Module) -> AnyEngine:
+    if job.engine == "plain":
+        return PlainEngine(module, job.config.optimizer)
+    from rayvec.training.deepspeed import DeepSpeedEngine
+
+    bf16 = job.config.dtype == "bfloat16" or (job.config.dtype == "auto" and job.device != "cpu")
+    return DeepSpeedEngine(module, job.config.optimizer, job.settings, bf16=bf16)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def mean_over_ranks(values: Metrics) -> Metrics:
+    """The mean of each number over all ranks, in float64."""
+    if world_size() == 1:
+        return values
+    device = "cpu" if dist.get_backend() == "gloo" else "cuda"
+    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return dict(zip(values, (packed / world_size()).tolist(), strict=True))
+
+
+def require_equal_ranks(weights: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raise RayvecError unless all ranks' weights are equal to the bit."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    everybody: list[Any] = [digest.hexdigest()]
+    if world_size() > 1:
+        everybody = [None] * world_size()
+        dist.all_gather_object(everybody, digest.hexdigest())
+    if len(set(everybody)) > 1:
+        raise RayvecError(f"ranks differ after step {step}: {everybody}; gradients were not averaged. Report this")
