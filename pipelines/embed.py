@@ -83,9 +83,9 @@ def verify(output: str) -> Report:
     return EmbeddingsDataset.open(output).verify(full=True)
 
 
-def _run(config: EmbedConfig, output: str, started: float) -> Report:
+def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
+    """Open the source and the encoder's CPU side, and agree with what is there. Raises UserError, MismatchError."""
     from rayvec.data.sources import open_source
-    from rayvec.encoding.publish import manifest, publish, settle_duplicates
     from rayvec.encoding.shards import Plan, agree
     from rayvec.encoding.work import Work
     from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
@@ -95,11 +95,25 @@ def _run(config: EmbedConfig, output: str, started: float) -> Report:
     fingerprint = load_tokenizer_only(reference).fingerprint
     units = source.units(config.unit_rows)
     plan = agree(output, Plan(tuple(source.inputs()), tuple(units), fingerprint, _settings(config, source)))
+    return plan, Work(
+        source=source,
+        output=output,
+        reference=reference,
+        fingerprint=fingerprint,
+        load_encoder=load_encoder,
+        load_tokenizer=load_tokenizer_only,
+        instruction=config.instruction,
+        title=config.title,
+        dtype=config.dtype,
+        keep_text=config.keep_text,
+    )
+
+
+def _run(config: EmbedConfig, output: str, started: float) -> Report:
+    from rayvec.encoding.publish import manifest, publish, settle_duplicates
+
+    plan, work = plan_and_work(config, output)
     storage.write_bytes(storage.join(output, "config.yaml"), config.to_yaml().encode())
-    work = Work(
-        source, output, reference, fingerprint, load_encoder, load_tokenizer_only,
-        config.instruction, config.title, config.dtype, config.keep_text,
-    )  # fmt: skip
     records, resumed = _work_through(config, work, plan)
     settled = settle_duplicates(work.sink, plan.units, records)
     _check_duplicates(config, settled)

@@ -1,0 +1,192 @@
+"""Embedding real files on a real Ray: nothing lost, whatever the files hold; what was done is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.embed import EmbedConfig, embed, verify
+from rayvec.data.embeddings import EmbeddingsDataset, vectors
+from rayvec.errors import MismatchError, QuarantineExceededError, UserError
+from rayvec.modeling.hash_encoder import HashEncoder
+
+pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:ray\.")  # Ray warns of its own settings
+
+GOOD = [
+    {"id": f"d{i}", "title": f"Title {i}", "text": f"text number {i} " * (i % 7 + 1), "year": i} for i in range(300)
+]
+MEGABYTE = "many words in one text " * 45_000
+BAD_LINES = [
+    b'{"id": "broken", "text": \n',
+    b'{"id": "latin", "text": "caf\xe9"}\n',
+    b'{"id": "empty", "text": ""}\n',
+    b'{"id": "white", "text": " \\u200b\\t "}\n',
+    b'{"id": "d7", "text": "the id of another record"}\n',
+    json.dumps({"id": "long", "text": MEGABYTE}).encode() + b"\n",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 good records with bad ones among them."""
+    lines = [json.dumps(row).encode() + b"\n" for row in GOOD]
+    for i, line in enumerate(BAD_LINES):
+        lines.insert(40 * (i + 1), line)
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def config(source: Path, output: Path, **values: Any) -> EmbedConfig:
+    settings: dict[str, Any] = {"source": {"path": str(source), "payload": ["year"]}, "output": str(output)}
+    return EmbedConfig.parse({"encoder": "hash", "unit_rows": 64, "max_quarantine": 0.05, **settings, **values})
+
+
+@pytest.fixture(scope="module")
+def done(
+    ray_cluster: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EmbedConfig, dict[str, Any]]:
+    """A finished run, and its report."""
+    finished = config(corpus, tmp_path_factory.mktemp("runs") / "out")
+    return finished, embed(finished)
+
+
+Done = tuple[EmbedConfig, dict[str, Any]]
+
+
+def rows(output: str) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for table in EmbeddingsDataset.open(output).iter_tables() for row in table.to_pylist()}
+
+
+def lines(output: str) -> dict[str, str]:
+    """Reason by id, or by position where a record has none."""
+    files = sorted((Path(output) / "quarantine").iterdir())
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return {line["id"] or str(line["position"]): line["reason"] for line in found}
+
+
+def test_every_record_is_a_row_or_has_its_reason(done: Done) -> None:
+    run, report = done
+    assert rows(run.output).keys() == {row["id"] for row in GOOD} | {"long"}
+    reasons = sorted(lines(run.output).values())
+    assert reasons == ["duplicate", "empty_text", "empty_text", "invalid_json", "invalid_utf8"]
+    assert report["inputs"] == len(GOOD) + len(BAD_LINES)
+
+
+def test_each_row_has_the_vector_of_its_own_title_and_text(done: Done) -> None:
+    there = rows(done[0].output)
+    expected = HashEncoder().encode([f"{row['title']}\n{row['text']}" for row in GOOD])
+    found = np.array([there[row["id"]]["embedding"] for row in GOOD], np.float32)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_payload_stays_with_its_record(done: Done) -> None:
+    there = rows(done[0].output)
+    assert [there[row["id"]]["year"] for row in GOOD] == [row["year"] for row in GOOD]
+    assert EmbeddingsDataset.open(done[0].output).payload == ["year"]
+
+
+def test_a_megabyte_is_cut_by_tokens_and_flagged_and_kept_whole(done: Done) -> None:
+    row = rows(done[0].output)["long"]
+    assert (row["truncated"], row["n_tokens"], row["text"]) == (True, 512, MEGABYTE)
+    assert done[1]["truncated"] == 1
+
+
+def test_the_first_of_equal_ids_is_kept(done: Done) -> None:
+    assert rows(done[0].output)["d7"]["title"] == "Title 7"
+    assert done[1]["duplicates"] == 1
+
+
+def test_the_report_lies_beside_the_result(done: Done) -> None:
+    run, report = done
+    assert json.loads((Path(run.output) / "report.json").read_text()) == report
+    assert report["quarantined"] == {"empty_text": 2, "invalid_json": 1, "invalid_utf8": 1}
+    assert report["embedded"] + sum(report["quarantined"].values()) + report["duplicates"] == report["inputs"]
+
+
+def test_the_configuration_lies_beside_the_result(done: Done) -> None:
+    assert EmbedConfig.from_yaml(Path(done[0].output) / "config.yaml") == done[0]
+
+
+def test_what_was_written_verifies(done: Done) -> None:
+    assert verify(done[0].output)["rows"] == len(GOOD) + 1
+
+
+def test_a_run_that_is_done_is_not_done_again(done: Done) -> None:
+    run, report = done
+    again = embed(run)
+    assert (again["units_resumed"], again["units"]) == (report["units"], report["units"])
+    assert again["manifest_sha256"] == report["manifest_sha256"]
+
+
+def test_only_units_that_are_missing_are_done(done: Done, tmp_path: Path) -> None:
+    run, report = done
+    record = sorted((Path(run.output) / "units").iterdir())[2]
+    record.unlink()
+    again = embed(run)
+    assert again["units_resumed"] == report["units"] - 1
+    assert again["manifest_sha256"] == report["manifest_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"encoder": "hash:32"}, "dim"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"instruction": "find"}, "instruction"),
+        ({"unit_rows": 32}, "unit_rows"),
+        ({"source": {"payload": []}}, "source.payload"),
+    ],
+)
+def test_another_run_on_the_same_output_is_refused(done: Done, values: dict[str, Any], named: str) -> None:
+    with pytest.raises(MismatchError) as caught:
+        embed(done[0].updated(values))
+    assert named in str(caught.value)
+
+
+def test_an_input_that_changed_is_refused(done: Done, corpus: Path) -> None:
+    before = corpus.stat()
+    os.utime(corpus, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    with pytest.raises(MismatchError, match=r"corpus.jsonl was modified since"):
+        embed(done[0])
+    os.utime(corpus, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_more_quarantined_than_allowed_is_published_and_told(done: Done) -> None:
+    with pytest.raises(QuarantineExceededError, match=r"done and published, but 4 of 306 .*empty_text 2"):
+        embed(done[0].replace(max_quarantine=0.01))
+    assert verify(done[0].output)["faults"] == 0
+
+
+def test_equal_ids_are_an_error_where_they_are_asked_to_be(done: Done) -> None:
+    with pytest.raises(UserError, match="1 records have the id of an earlier one; see quarantine/0000"):
+        embed(done[0].replace(duplicates="error"))
+
+
+def test_half_precision_and_several_encoders_at_once(ray_cluster: None, corpus: Path, tmp_path: Path) -> None:
+    run = config(corpus, tmp_path / "out", dtype="float16", actors=2, keep_text=False, title="ignore")
+    embed(run)
+    tables = list(EmbeddingsDataset.open(run.output).iter_tables())
+    there = {id_: v for table in tables for id_, v in zip(table["id"].to_pylist(), vectors(table), strict=True)}
+    expected = HashEncoder().encode([row["text"] for row in GOOD]).astype(np.float16)
+    np.testing.assert_array_equal(np.stack([there[row["id"]] for row in GOOD]), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"output": ""}, "output is required"),
+        ({"source": {"path": "/nowhere/at/all.jsonl"}}, "/nowhere/at/all.jsonl"),
+        ({"encoder": "hash:x"}, "HashEncoder"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    corpus: Path, tmp_path: Path, values: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        embed(config(corpus, tmp_path / "out").updated(values))
