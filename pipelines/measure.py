@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,9 +46,9 @@ class MeasureConfig(Config):
     #: A folder in BEIR's layout, or a suite: pydocs (summary line → rest of the docstring, on held-out documents).
     data: str = ""
     split: str = "test"
-    #: The report, as JSON; the table (.md), the chart (.png) and the values of each query (.queries.jsonl) go beside it.
+    #: The report, as JSON; table (.md), chart (.png) and the values of each query (.queries.jsonl) go beside it.
     output: str = ""
-    #: dense: queries without an instruction; instruction: with the encoder's own for queries, or the one given here;
+    #: dense: queries without an instruction; instruction: with the encoder's for queries, or the one given here;
     #: hybrid: lexical and dense fused by rank, the dense side with the instruction where there is one, as in serving.
     systems: tuple[System, ...] = Field(("dense", "instruction", "lexical", "hybrid"), min_length=1)
     instruction: str | None = None
@@ -215,8 +216,8 @@ def _fused(config: MeasureConfig, rankings: dict[str, Ranking]) -> dict[str, Ran
         best = rankings.get("instruction", rankings.get("dense"))
         assert best is not None
         weights, both = [1.0, config.dense_weight], [rankings["lexical"], best]
-        fuse = {"rrf": reciprocal_rank_fusion, "weighted": weighted_fusion}[config.fusion]
-        found["hybrid"] = fuse(both, config.k, weights=weights)
+        fuse = partial(reciprocal_rank_fusion if config.fusion == "rrf" else weighted_fusion, weights=weights)
+        found["hybrid"] = fuse(both, config.k)
     return {
         name: found[name]
         for system in ("dense", "instruction", "lexical", "hybrid")
