@@ -46,7 +46,7 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
     try:
-        return pafs.FileSystem.from_uri(str(uri))  # type: ignore[no-any-return]
+        return pafs.FileSystem.from_uri(str(uri))
     except (ValueError, OSError) as error:
         return _fsspec(str(uri), error)
 
@@ -77,7 +77,7 @@ def _storage_errors(uri: str | Path) -> Iterator[None]:
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
-    return fs.get_file_info(path).type != pafs.FileType.NotFound  # type: ignore[no-any-return]
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def size(uri: str | Path) -> int:
@@ -123,15 +123,16 @@ def make_folder(uri: str | Path) -> None:
 def read_bytes(uri: str | Path) -> bytes:
     """The whole of a file. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
-    with fs.open_input_stream(path) as stream:
-        return stream.read()  # type: ignore[no-any-return]
+    # By default pyarrow decompresses what is called .gz; a file is its bytes, whatever its name.
+    with fs.open_input_stream(path, compression=None) as stream:
+        return stream.read()
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
     if not is_local(uri):
         fs, path = filesystem(uri)
-        with fs.open_output_stream(path) as stream:
+        with fs.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
     path = local_path(uri)
@@ -214,7 +215,7 @@ def sha256_file(uri: str | Path) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
-    with fs.open_input_stream(path) as stream:
+    with fs.open_input_stream(path, compression=None) as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

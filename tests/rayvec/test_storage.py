@@ -80,6 +80,13 @@ def test_a_failed_block_leaves_the_old_folder(tmp_path: Path) -> None:
     assert (tmp_path / "v" / "f").read_text() == "old"
 
 
+def test_a_compressed_file_is_its_bytes(tmp_path: Path) -> None:
+    data = b"\x1f\x8b and so on"
+    (tmp_path / "f.gz").write_bytes(data)
+    assert storage.read_bytes(tmp_path / "f.gz") == data
+    assert storage.sha256_file(tmp_path / "f.gz") == storage.sha256_bytes(data)
+
+
 def test_an_unknown_scheme_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match="nosuch://"):
         storage.filesystem("nosuch://bucket/key")
