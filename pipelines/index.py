@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from rayvec.storage import JsonObject
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing.versions import Draft
+
+
+#: What a version's files are for, by how their names begin.
+FILES = {"vectors": "shard-", "documents": "documents", "lexical": "lexical", "transform": "transform"}
 
 
 class IndexConfig(Config):
@@ -176,7 +181,7 @@ def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float]
         "recall@10": proof["recall"],
         "recall@10_of_pca": proof.get("recall_of_pca"),
         "latency_ms": proof["latency_ms"],
-        "bytes": {name: _bytes_under(manifest, name) for name in ("shard-", "documents", "lexical", "transform")},
+        "bytes": {name: _bytes_under(manifest, prefix) for name, prefix in FILES.items()},
         "seconds": seconds,
         "output": config.output,
         "next": f"python -m jobs.serve --recipe hash.serve --set index={config.output}",
@@ -192,3 +197,4 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)
+    sys.stderr.write(f"index: {stage} done in {seconds[stage]:.1f} s\n")

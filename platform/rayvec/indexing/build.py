@@ -24,7 +24,7 @@ from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import UserError
 from rayvec.indexing import documents, pca, proof, tasks
-from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.lexical import Bag, Lexical, bag
 from rayvec.indexing.pca import Moments, Projection
 from rayvec.indexing.ranking import Ranking, Rows, best
 from rayvec.indexing.spec import Spec
@@ -44,6 +44,8 @@ from rayvec.storage import JsonObject
 
 #: Tasks that a pass over the parts is cut into. A constant, not the cluster's size: sums come out the same everywhere.
 PASSES = 32
+#: Texts that are worth a task of their own.
+TEXTS_A_TASK = 10_000
 #: A shard larger than this is slow to load and to move.
 SHARD_BYTES = 2 << 30
 
@@ -188,23 +190,35 @@ def write_lexical(corpus: Corpus, columns: Sequence[str], stemmer: str | None, f
 
     Raises UserError when the parts hold none of the columns.
     """
-    return tasks.one(_write_lexical, corpus, tuple(columns), stemmer, folder)
-
-
-def _write_lexical(corpus: Corpus, columns: Sequence[str], stemmer: str | None, folder: Path) -> JsonObject:
-    names = _schema(corpus, columns).names
+    names = tasks.one(_column_names, corpus, tuple(columns))
     if not names:
         raise UserError(
             f"lexical search needs one of the columns {', '.join(columns)}, and the embeddings hold none; embed with "
             "keep_text=true, or set lexical=false"
         )
-    lexical = Lexical.build(_texts(corpus, names), stemmer=stemmer)
+    # One piece a core: each task learns the words anew, and the pieces put together are the same however they were cut.
+    ranges = corpus.ranges(min(tasks.cluster_cpus(), -(-corpus.count // TEXTS_A_TASK)))
+    bags = list(tasks.each(_bag, [(corpus, names, *rows, stemmer) for rows in ranges]))
+    terms = tasks.one(_write_lexical, bags, folder)
+    return {"columns": names, "stemmer": stemmer, "terms": terms}
+
+
+def _column_names(corpus: Corpus, columns: Sequence[str]) -> list[str]:
+    return list(_schema(corpus, columns).names)
+
+
+def _bag(corpus: Corpus, names: Sequence[str], start: int, stop: int, stemmer: str | None) -> Bag:
+    return bag(_texts(corpus, names, start, stop), stemmer)
+
+
+def _write_lexical(bags: list[Bag], folder: Path) -> int:
+    lexical = Lexical.from_bags(bags)
     lexical.save(folder)
-    return {"columns": names, "stemmer": stemmer, "terms": lexical.term_count}
+    return lexical.term_count
 
 
-def _texts(corpus: Corpus, names: Sequence[str]) -> Iterator[str]:
-    for piece in slices(corpus.parts, 0, corpus.count):
+def _texts(corpus: Corpus, names: Sequence[str], start: int, stop: int) -> Iterator[str]:
+    for piece in slices(corpus.parts, start, stop):
         for batch in read_slice(piece, names):
             columns = [batch.column(name).to_pylist() for name in names]
             for values in zip(*columns, strict=True):

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from rayvec.errors import UserError
 from rayvec.indexing.ranking import Rows
 
-#: A row group of this size decodes in a fraction of a millisecond; larger collections get larger groups, so that the
-#: footer (which every reader holds) stays small.
-GROUP_ROWS = 256
-MOST_GROUPS = 8192
+#: Ten hits in as many groups of this size are read in 0.6 ms (256 rows: 3 ms). Larger collections get larger groups, so
+#: that the footer, which every reader holds, stays small.
+GROUP_ROWS = 64
+MOST_GROUPS = 16_384
 
 
 def write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, path: Path) -> int:
@@ -29,7 +29,7 @@ def write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, path
     waiting: list[pa.RecordBatch] = []
     written = 0
     with pq.ParquetWriter(
-        path, schema, compression="none", use_dictionary=False, write_statistics=False, write_page_checksum=True
+        path, schema, compression="lz4", use_dictionary=False, write_statistics=False, write_page_checksum=True
     ) as writer:
         for batch in batches:
             waiting.append(batch)
@@ -81,5 +81,7 @@ class Documents:
     def _reader(self) -> pq.ParquetFile:
         reader = getattr(self._local, "reader", None)
         if reader is None:
-            reader = self._local.reader = pq.ParquetFile(self._path, metadata=self._metadata, memory_map=True)
+            reader = self._local.reader = pq.ParquetFile(
+                self._path, metadata=self._metadata, memory_map=True, pre_buffer=False
+            )
         return reader

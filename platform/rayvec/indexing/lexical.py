@@ -7,7 +7,9 @@ Shapes: Q queries, K results a query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,35 @@ ANALYZER = "analyzer.json"
 FORMAT = "rayvec.lexical/1"
 #: Anserini's defaults for BM25, tuned on passage and news collections.
 K1, B = 0.9, 0.4
+
+
+@dataclass(frozen=True)
+class Bag:
+    """The terms of some texts as numbers: ids int32 [all terms of all texts], lengths int32 [texts], and the words."""
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+    words: tuple[str, ...]
+    stemmer: str | None
+
+    def rows(self, vocabulary: dict[str, int]) -> Iterator[list[int]]:
+        """Each text's terms by their number in a vocabulary, which grows by the words that it does not have."""
+        numbers = np.array([vocabulary.setdefault(word, len(vocabulary)) for word in self.words], dtype=np.int64)
+        ends = np.cumsum(self.lengths)
+        for start, end in zip(ends - self.lengths, ends, strict=True):
+            yield numbers[self.ids[start:end]].tolist()
+
+
+def bag(texts: Iterable[str], stemmer: str | None = STEMMER) -> Bag:
+    """Take the terms of texts. The costly part of building, and one that can be done in pieces, apart."""
+    terms = Terms(stemmer)
+    vocabulary: dict[str, int] = {}
+    ids, lengths = array("i"), array("i")
+    for text in texts:
+        found = terms(text)
+        ids.extend(vocabulary.setdefault(term, len(vocabulary)) for term in found)
+        lengths.append(len(found))
+    return Bag(np.array(ids, dtype=np.int32), np.array(lengths, dtype=np.int32), tuple(vocabulary), stemmer)
 
 
 class Lexical:
@@ -50,18 +81,22 @@ class Lexical:
     @classmethod
     def build(cls, texts: Iterable[str], *, k1: float = K1, b: float = B, stemmer: str | None = STEMMER) -> Lexical:
         """Index the texts; row i is the i-th. Raises UserError when there are none, or none holds a word."""
+        return cls.from_bags([bag(texts, stemmer)], k1=k1, b=b)
+
+    @classmethod
+    def from_bags(cls, bags: Sequence[Bag], *, k1: float = K1, b: float = B) -> Lexical:
+        """Index texts whose terms were taken elsewhere, the bags one after the other."""
         import bm25s
 
-        terms = Terms(stemmer)
         vocabulary: dict[str, int] = {}
-        ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in terms(text)] for text in texts]
+        ids = [row for each in bags for row in each.rows(vocabulary)]
         if not ids:
             raise UserError("no texts to index; give at least one")
         if not vocabulary:
             raise UserError("none of the texts holds a word that lexical search could find; set lexical=false")
-        bm25 = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+        bm25 = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="scipy")
         bm25.index((ids, vocabulary), show_progress=False)
-        return cls(bm25, terms)
+        return cls(bm25, Terms(bags[0].stemmer))
 
     def search(self, queries: Sequence[str], k: int) -> Ranking:
         """The texts that share a term with each query, best first. Raises UserError when k is below 1."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import UserError, VerificationError
-from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.lexical import Lexical, bag
 from tests.artifacts import TEXTS
 
 LEXICAL = Lexical.build(TEXTS)
@@ -67,6 +67,13 @@ def test_empty_texts_are_kept_in_their_places() -> None:
 def test_texts_without_a_word_are_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match=r"at least one|holds a word"):
         Lexical.build(texts)
+
+
+def test_texts_taken_apart_in_pieces_give_the_same_index() -> None:
+    pieces = Lexical.from_bags([bag(TEXTS[:1]), bag(TEXTS[1:3]), bag(TEXTS[3:])])
+    queries = ["path join", "the list of a socket", "json"]
+    assert np.array_equal(pieces.search(queries, k=4).rows, LEXICAL.search(queries, k=4).rows)
+    assert pieces.search(queries, k=4).scores.tolist() == LEXICAL.search(queries, k=4).scores.tolist()
 
 
 def test_a_saved_index_gives_the_same_and_is_mapped(tmp_path: Path) -> None:
