@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipelines.embed import EmbedConfig
+from pipelines.index import IndexConfig
 from pipelines.train import TrainConfig
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
@@ -66,3 +68,13 @@ def supervised() -> TrainConfig:
         log_every=5,
         checkpoint_every=30,
     )
+
+
+def embed() -> EmbedConfig:
+    """Embed with the embedded encoder: set source.path (or source.kind=pydocs) and output."""
+    return EmbedConfig(encoder="tiny", unit_rows=1024)
+
+
+def index() -> IndexConfig:
+    """Index what embed made: set embeddings and output."""
+    return IndexConfig()
