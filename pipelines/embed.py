@@ -64,8 +64,9 @@ def embed(config: EmbedConfig) -> Report:
     from rayvec.encoding.lease import sole_writer
     from rayvec.encoding.shards import check_output
 
-    if not config.output:
-        raise UserError("output is required; give a folder with --set output=DIR")
+    for key in ("encoder", "output"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
     output = storage.absolute(config.output)
     started = time.monotonic()
     check_output(output)

@@ -181,6 +181,7 @@ def test_half_precision_and_several_encoders_at_once(ray_cluster: None, corpus: 
     ("values", "named"),
     [
         ({"output": ""}, "output is required"),
+        ({"encoder": ""}, "encoder is required"),
         ({"source": {"path": "/nowhere/at/all.jsonl"}}, "/nowhere/at/all.jsonl"),
         ({"encoder": "hash:x"}, "HashEncoder"),
     ],
