@@ -128,8 +128,11 @@ def read_bytes(uri: str | Path) -> bytes:
         return stream.read()
 
 
-def write_bytes(uri: str | Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
+def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename).
+
+    `durable=False` leaves out the fsync: the file then outlives its process, but perhaps not a power cut.
+    """
     if not is_local(uri):
         fs, path = filesystem(uri)
         with fs.open_output_stream(path, compression=None) as stream:
@@ -140,9 +143,10 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            _write_synced(temporary, data)
+            _write_synced(temporary, data) if durable else temporary.write_bytes(data)
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -75,7 +75,8 @@ class Attempts:
         storage.delete(self.uri)
 
     def _save(self) -> None:
-        storage.write_json(self.uri, {"number": self.number, "current": self.current, "deaths": self.deaths})
+        state = {"number": self.number, "current": self.current, "deaths": self.deaths}
+        storage.write_bytes(self.uri, storage.to_json(state), durable=False)  # it need only outlive this process
 
 
 @dataclass
