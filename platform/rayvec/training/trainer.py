@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,7 +59,9 @@ class RayLink:
 
 def run(job: Job, workers: Workers) -> Outcome:
     """Run a job on a group of Ray workers; Ray must be up. Raises UserError; RayvecError when workers keep failing."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    # Busy machines need longer than Ray's one minute to start processes that import torch.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -81,6 +84,7 @@ def run(job: Job, workers: Workers) -> Outcome:
             storage_path=str(root),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=job.config.keep_checkpoints),
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     _require_room(workers)
@@ -96,6 +100,8 @@ def _train_loop(told: dict[Any, Any]) -> Any:
     """What runs in each worker process."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rayvec").setLevel(logging.INFO)
+    # torch renamed collectives that DeepSpeed still calls by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     first = told.pop("resume_from")
     job = Job(**{**told, "config": TrainingConfig.parse(told["config"]), "output": Path(told["output"])})

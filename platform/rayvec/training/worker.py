@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -103,6 +104,8 @@ def work(job: Job, link: Link) -> Outcome:
 
     An error that is not ours (a lost machine, no memory) is raised: whoever started the workers may try again.
     """
+    if job.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else peft's import of deepspeed looks for one, and warns
     run: _Run | None = None
     error: RayvecError | None = None
     started = time.monotonic()

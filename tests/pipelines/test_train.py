@@ -1,0 +1,110 @@
+"""The train pipeline and job: every recipe is valid without torch, stages follow one another, mistakes are one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipelines.recipes import get_recipe, recipes
+from pipelines.train import TrainConfig, train, zero_settings
+from rayvec.data.source_config import SourceConfig
+from rayvec.errors import UserError
+from rayvec.modeling.encoder import TextEncoder
+from rayvec.training.pretraining import DecoderConfig
+from rayvec.training.stages import Pretrain, Texts
+from tests.runs import config, write_inputs
+
+torch.set_num_threads(1)
+FAMILIES = ("llama2_7b", "llama3_1_8b", "llama3_8b", "mistral_7b", "qwen3_0_6b", "sheared_llama_1_3b")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.mark.parametrize("name", recipes(TrainConfig))
+def test_every_recipe_survives_its_own_yaml(name: str) -> None:
+    recipe = get_recipe(name, TrainConfig)
+    assert TrainConfig.parse(recipe.model_dump(mode="json")) == recipe
+
+
+def test_the_published_families_are_there() -> None:
+    names = {f"{family}.{stage}" for family in FAMILIES for stage in ("mntp", "simcse", "supervised")}
+    names |= {f"tiny.{stage}" for stage in ("pretrain", "mntp", "simcse", "supervised")}
+    assert names <= recipes(TrainConfig).keys()
+
+
+def test_a_dry_run_imports_no_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from jobs.train import command;"
+        "r = CliRunner().invoke(command, ['--recipe', 'llama3_8b.mntp', '--dry-run']); assert r.exit_code == 0;"
+        "assert 'Meta-Llama-3-8B-Instruct' in r.output;"
+        "print([m for m in ('torch', 'ray', 'deepspeed', 'transformers', 'faiss') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_published_numbers() -> None:
+    mntp = get_recipe("mistral_7b.mntp", TrainConfig)
+    assert (mntp.stage.kind, mntp.stage.probability, mntp.stage.masking) == ("mntp", 0.8, "all")  # type: ignore[union-attr]
+    supervised = get_recipe("llama3_8b.supervised", TrainConfig)
+    assert (supervised.batch_size, supervised.optimizer.warmup_steps) == (512, 300)
+    assert len(supervised.data.sets) == 14  # type: ignore[union-attr]
+
+
+def test_stages_follow_one_another(inputs: Path, tmp_path: Path) -> None:
+    folders = {kind: tmp_path / kind for kind in ("pretrain", "mntp", "simcse", "supervised")}
+    decoder = DecoderConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=48, layers=1, heads=2, key_value_heads=1, context=64
+    )
+    data = Texts(source=SourceConfig(path=str(inputs / "docs.jsonl")))
+    train(config(inputs, folders["pretrain"], "pretrain", stage=Pretrain(decoder=decoder), data=data, start=""))
+    start = folders["pretrain"]
+    for kind in ("mntp", "simcse", "supervised"):
+        report = train(config(inputs, folders[kind], kind, start=str(start), steps=2))
+        assert report["stage"] == kind
+        start = folders[kind]
+    encoder = TextEncoder.load(start)
+    assert [adapter.stage for adapter in encoder.folder.manifest.adapters] == ["mntp", "simcse", "supervised"]
+    assert encoder.encode(["a text", "another one"]).shape == (2, 32)
+    for folder in folders.values():
+        extras = {path.name for path in (folder / "training").iterdir()}
+        assert {"config.yaml", "metrics.jsonl", "curves.png", "tensorboard", "checkpoints"} <= extras
+        assert (folder / "report.json").exists()
+
+
+def test_a_finished_run_is_not_done_again(inputs: Path, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path / "run", steps=1)
+    first = train(run)
+    assert "note" not in first
+    assert train(run.replace(log_every=7))["note"] == "was done already"
+
+
+def test_mistakes_are_one_line(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="output is required"):
+        train(config(inputs, tmp_path).replace(output=""))
+    with pytest.raises(UserError, match="start is required"):
+        train(config(inputs, tmp_path, start=""))
+    with pytest.raises(UserError, match="neither one of zero0, zero1, zero2, zero3 nor a JSON file"):
+        zero_settings("zero9")
+    with pytest.raises(UserError, match=r"no model at .*nothing"):
+        train(config(inputs, tmp_path / "a", start=str(tmp_path / "nothing")))
+    missing = Texts(source=SourceConfig(path=str(tmp_path / "none.jsonl")))
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        train(config(inputs, tmp_path / "b", data=missing))
+
+
+def test_the_job_takes_overrides() -> None:
+    from jobs.train import command
+
+    arguments = ["--recipe", "tiny.simcse", "--set", "stage.scale=10", "--set", "output=/x", "--dry-run"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert "scale: 10.0" in result.output and "output: /x" in result.output

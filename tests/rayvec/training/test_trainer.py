@@ -1,0 +1,78 @@
+"""Two workers under Ray Train and DeepSpeed: ranks equal to the bit (D4), equal to one worker's big batch, resumable."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from pipelines.train import train
+from rayvec.errors import UserError
+from rayvec.training.loop import DivergedError
+from rayvec.training.optimizers import OptimizerConfig
+from tests.runs import adapter, config, write_inputs
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+TWO = {"workers": 2, "compare_ranks_every": 1}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same runs in one process with the plain engine."""
+    folder = tmp_path_factory.mktemp("alone")
+    for kind in ("mntp", "supervised"):
+        train(config(inputs, folder / kind, kind))
+    return {kind: folder / kind for kind in ("mntp", "supervised")}
+
+
+def _assert_close(first: Path, second: Path) -> None:
+    a, b = load(adapter(first)), load(adapter(second))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("zero", "kind"), [("zero0", "mntp"), ("zero1", "supervised"), ("zero2", "mntp")])
+def test_two_ranks_stay_equal_to_the_bit_and_equal_one_big_batch(
+    inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str, kind: str
+) -> None:
+    train(config(inputs, tmp_path, kind, zero=zero, **TWO))  # compares the ranks after every step
+    _assert_close(tmp_path, alone[kind])
+
+
+def test_resumed_from_a_checkpoint_equals_left_alone_to_the_bit(inputs: Path, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path, zero="zero1", **TWO)
+    train(run)
+    whole = adapter(tmp_path)
+    for name in ("report.json", "rayvec.json"):
+        (tmp_path / name).unlink()
+    shutil.rmtree(tmp_path / "adapters")
+    first, last = sorted((tmp_path / "training" / "checkpoints" / "attempt-001").glob("checkpoint_*"))
+    (last / "optimizer-1.safetensors").write_bytes(b"torn")
+    snapshot = tmp_path / "training" / "checkpoints" / "attempt-001" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(
+        snapshot.read_text(encoding="utf-8")[:20], encoding="utf-8"
+    )  # as a kill while writing leaves it
+    report = train(run)
+    assert report["resumed_from_step"] == 2 and first.exists()
+    assert adapter(tmp_path) == whole
+
+
+def test_all_ranks_stop_together_when_the_loss_is_not_finite(inputs: Path, tmp_path: Path) -> None:
+    wild = OptimizerConfig(learning_rate=1e30, schedule="constant")
+    with pytest.raises(DivergedError, match=r"at step 1; the batch holds doc-"):
+        train(config(inputs, tmp_path, optimizer=wild, zero="zero0", **TWO))
+
+
+def test_more_workers_than_cores_are_refused_at_once(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="50 workers need 50 CPUs"):
+        train(config(inputs, tmp_path, workers=50))
