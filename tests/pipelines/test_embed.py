@@ -191,3 +191,18 @@ def test_mistakes_are_told_before_anything_starts(
 ) -> None:
     with pytest.raises(UserError, match=named):
         embed(config(corpus, tmp_path / "out").updated(values))
+
+
+def test_a_text_encoder_takes_the_place_of_the_hash_encoder(ray_cluster: None, corpus: Path, tmp_path: Path) -> None:
+    from rayvec import TextEncoder
+    from tests.models import tiny_llama
+
+    TextEncoder.from_decoder(tiny_llama(tmp_path / "base"), max_length=64).save(tmp_path / "encoder")
+    run = config(corpus, tmp_path / "out", encoder=str(tmp_path / "encoder"), instruction="Find it:")
+    embed(run)
+    there = rows(run.output)
+    encoder = TextEncoder.load(tmp_path / "encoder")
+    assert EmbeddingsDataset.open(run.output).fingerprint == encoder.fingerprint
+    expected = encoder.encode([f"{row['title']}\n{row['text']}" for row in GOOD], "Find it:")
+    found = np.array([there[row["id"]]["embedding"] for row in GOOD], np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
