@@ -25,7 +25,9 @@ from pipelines.serve import serve
 from pipelines.train import TrainConfig, train
 from rayvec import storage
 from rayvec.config import Config
+from rayvec.data.source_config import SourceConfig
 from rayvec.serving.config import ServeConfig
+from rayvec.training.stages import Pairs, PairSet, Texts
 
 #: The decoder as it is, before any stage: read as decoders are, and with the mask off. Name, attention, pooling.
 UNTRAINED = (
@@ -33,6 +35,11 @@ UNTRAINED = (
     ("base, bidirectional, mean", "bidirectional", "mean"),
 )
 SHIPPED = "shipped encoder"
+TITLES = {
+    "mntp": "train MNTP: mask words, predict them from both sides",
+    "simcse": "train SimCSE: two views of a text close, others apart",
+    "supervised": "train supervised: summaries find the rest of their docstrings",
+}
 METRICS = ("ndcg@10", "recall@10")
 
 
@@ -40,6 +47,8 @@ class DemoConfig(Config):
     """The steps' own configurations; the demo fills in where each finds what the one before left."""
 
     output: str = "runs/demo"
+    #: Whose docs are the corpus: names of distributions, `python` for the standard library; none takes all installed.
+    packages: tuple[str, ...] = ()
     mntp: TrainConfig
     simcse: TrainConfig
     supervised: TrainConfig
@@ -84,19 +93,19 @@ def demo(config: DemoConfig) -> Report:
 
 
 def _steps(config: DemoConfig, home: Path) -> list[Step]:
-    stages = (
-        ("MNTP: masked next token prediction", config.mntp, "mntp"),
-        ("SimCSE: two views of each text", config.simcse.replace(start=str(home / "mntp")), "simcse"),
-        (
-            "supervised: summaries find their docstrings",
-            config.supervised.replace(start=str(home / "simcse")),
-            "supervised",
-        ),
-    )
+    corpus = home / "corpus.parquet"
+    texts = Texts(source=SourceConfig(path=str(corpus)), min_characters=60)
+    pairs = Pairs(sets=(PairSet(name="docstrings", path=str(corpus)),))
+    stages = {
+        "mntp": config.mntp.replace(data=texts),
+        "simcse": config.simcse.replace(data=texts, start=str(home / "mntp")),
+        "supervised": config.supervised.replace(data=pairs, start=str(home / "simcse")),
+    }
     return [
+        Step("collect the docs of this Python environment", corpus, partial(_collect, config, corpus)),
         *(
-            Step(f"train {title}", home / name / "report.json", partial(_train, stage.replace(output=str(home / name))))
-            for title, stage, name in stages
+            Step(TITLES[name], home / name / "report.json", partial(_train, stage.replace(output=str(home / name))))
+            for name, stage in stages.items()
         ),
         Step(
             "embed the corpus with the shipped encoder", home / "embeddings/report.json", partial(_embed, config, home)
@@ -118,12 +127,23 @@ def _run(step: Step, number: int, total: int) -> None:
     _say(f"      {time.monotonic() - begin:.0f} s")
 
 
+def _collect(config: DemoConfig, corpus: Path) -> None:
+    """Packages that are not installed are left out: the demo shows what is here."""
+    from rayvec.data import pydocs
+
+    here = pydocs.installed()
+    table = pydocs.write(corpus, [name for name in config.packages if name in here] or None)
+    packages = len(table.column("package").unique())
+    _told({"documents": table.num_rows, "packages": packages}, "documents", "packages")
+
+
 def _train(config: TrainConfig) -> None:
     _told(train(config), "steps", "first_loss", "last_loss", "curves")
 
 
 def _embed(config: DemoConfig, home: Path) -> None:
-    report = embed(config.embed.replace(output=str(home / "embeddings")))
+    source = SourceConfig(path=str(home / "corpus.parquet"), payload="all")
+    report = embed(config.embed.replace(source=source, output=str(home / "embeddings")))
     _told(report, "embedded", "tokens", "truncated", "quarantined")
 
 
@@ -158,10 +178,11 @@ def _untrained(folder: Path, attention: Any, pooling: Any) -> Path:
 
 def _scores(config: DemoConfig, encoder: str, output: Path, systems: tuple[str, ...]) -> dict[str, Any]:
     """The systems' metrics; measured before, they are read."""
+    corpus = str(output.parent.parent / "corpus.parquet")
     if output.exists():
         report = storage.read_json(output)
     else:
-        report = measure(config.measure.replace(encoder=encoder, output=str(output), systems=systems))
+        report = measure(config.measure.replace(data=corpus, encoder=encoder, output=str(output), systems=systems))
     return {**report["systems"], "comparisons": report["comparisons"]}
 
 

@@ -22,6 +22,7 @@ from rayvec.config import Config
 from rayvec.errors import UserError
 
 if TYPE_CHECKING:
+    from rayvec.data.source_config import SourceConfig
     from rayvec.evaluation.beir import Task
     from rayvec.evaluation.exact import ExactSearch
     from rayvec.evaluation.retrieval import PerQuery
@@ -43,7 +44,8 @@ class MeasureConfig(Config):
 
     #: "hash", "tiny", a folder or URI of an encoder, or a Hugging Face id. Not loaded where only lexical is measured.
     encoder: str = "tiny"
-    #: A folder in BEIR's layout, or a suite: pydocs (summary line → rest of the docstring, on held-out documents).
+    #: A folder in BEIR's layout, or a suite: pydocs (summary line → rest of the docstring, on held-out documents),
+    #: or a Parquet file of documents for the same question.
     data: str = ""
     split: str = "test"
     #: The report, as JSON; table (.md), chart (.png) and the values of each query (.queries.jsonl) go beside it.
@@ -95,7 +97,7 @@ def load_task(config: MeasureConfig) -> Task:
 
     if not config.data:
         raise UserError(f"data is required; give a folder in BEIR's layout, or a suite: {', '.join(SUITES)}")
-    suite = SUITES.get(config.data)
+    suite = _docstrings if config.data.endswith(".parquet") else SUITES.get(config.data)
     task = load_beir(config.data, config.split) if suite is None else suite(config)
     if config.max_queries is None:
         return task
@@ -103,20 +105,33 @@ def load_task(config: MeasureConfig) -> Task:
 
 
 def _pydocs(config: MeasureConfig) -> Task:
+    from rayvec.data.sources import SourceConfig
+
+    return _held_out(config, SourceConfig(kind="pydocs"), "pydocs")
+
+
+def _docstrings(config: MeasureConfig) -> Task:
+    from rayvec.data.sources import SourceConfig
+
+    return _held_out(config, SourceConfig(path=config.data), PurePosixPath(config.data).name)
+
+
+def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task:
     """Which held-out document does this summary line belong to? Only the rest of each docstring is searched."""
     import pyarrow as pa
 
     from rayvec.data.pairs import docstring_pairs
-    from rayvec.data.sources import SourceConfig, open_source
+    from rayvec.data.sources import open_source
     from rayvec.evaluation.beir import ListedCorpus, Task
 
-    cache = config.cache or f"{_stem(config.output)}.cache"
-    source = open_source(SourceConfig(kind="pydocs"), cache=cache)
+    source = open_source(documents, cache=config.cache or f"{_stem(config.output)}.cache")
     table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
     pairs = docstring_pairs(table, held_out=True)
+    if not pairs:
+        raise UserError(f"{name} has no held-out documents with a summary and a rest; give more documents")
     ids = [pair.id for pair in pairs]
     qrels = {id_: {id_: 1} for id_ in ids}
-    return Task("pydocs", ListedCorpus(ids, [pair.positive for pair in pairs]), ids, [p.query for p in pairs], qrels)
+    return Task(name, ListedCorpus(ids, [pair.positive for pair in pairs]), ids, [p.query for p in pairs], qrels)
 
 
 SUITES: dict[str, Callable[[MeasureConfig], Task]] = {"pydocs": _pydocs}

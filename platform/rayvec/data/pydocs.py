@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import io
 import multiprocessing
+import os
 import re
 import sysconfig
 import warnings
@@ -20,7 +22,9 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from rayvec import storage
 from rayvec.errors import UserError
 
 #: Folders whose docstrings describe tests and vendored copies rather than the library.
@@ -91,17 +95,35 @@ def collect(packages: Sequence[str] | None = None, min_characters: int = MIN_CHA
     return pa.Table.from_pylist([asdict(document) for document in deduplicate(documents)], schema=SCHEMA)
 
 
+def write(uri: str | Path, packages: Sequence[str] | None, min_characters: int = MIN_CHARACTERS) -> pa.Table:
+    """Collect with all cores into a Parquet file, which appears whole; returns what it holds."""
+    table = collect(packages, min_characters, workers=min(8, os.cpu_count() or 1))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=4096, compression="zstd", write_page_checksum=True)
+    storage.write_bytes(uri, buffer.getvalue())
+    return table
+
+
+def installed() -> set[str]:
+    """The names that `packages` may hold."""
+    return {STANDARD_LIBRARY, *_distributions()}
+
+
+def _distributions() -> dict[str, metadata.Distribution]:
+    return {_normalize(dist.metadata["Name"]): dist for dist in metadata.distributions() if dist.metadata["Name"]}
+
+
 def source_files(packages: Sequence[str] | None = None) -> Iterator[SourceFile]:
     """The Python files of the standard library and of the installed distributions, each once."""
     wanted = None if packages is None else {_normalize(name) for name in packages}
-    installed = {_normalize(dist.metadata["Name"]): dist for dist in metadata.distributions() if dist.metadata["Name"]}
-    if wanted is not None and (unknown := wanted - installed.keys() - {STANDARD_LIBRARY}):
+    distributions = _distributions()
+    if wanted is not None and (unknown := wanted - distributions.keys() - {STANDARD_LIBRARY}):
         raise UserError(f"not installed here: {', '.join(sorted(unknown))}; `pip list` names what is, or use `python`")
     if wanted is None or STANDARD_LIBRARY in wanted:
         yield from _standard_library()
-    for name in sorted(installed):
+    for name in sorted(distributions):
         if wanted is None or name in wanted:
-            yield from _distribution(name, installed[name])
+            yield from _distribution(name, distributions[name])
 
 
 def _normalize(name: str) -> str:

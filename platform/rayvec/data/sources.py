@@ -6,11 +6,7 @@ format is one file in `readers/` and one row in READERS. Knows no encoder, no Ra
 
 from __future__ import annotations
 
-import io
-import os
 from dataclasses import dataclass
-
-import pyarrow.parquet as pq
 
 from rayvec import storage
 from rayvec.data.files import Listing, check_unchanged, kind_of, list_files, newest
@@ -135,10 +131,6 @@ def _collected(config: SourceConfig, cache: str) -> SourceConfig:
     key = config.replace(path="", payload=()).digest()
     uri = storage.join(storage.absolute(cache), f"pydocs-{key}.parquet")
     if not storage.exists(uri):
-        workers = min(8, os.cpu_count() or 1)
-        table = pydocs.collect(config.packages or None, config.min_characters, workers)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, row_group_size=4096, compression="zstd", write_page_checksum=True)
-        storage.write_bytes(uri, buffer.getvalue())
+        pydocs.write(uri, config.packages or None, config.min_characters)
     payload = config.payload or tuple(pydocs.PAYLOAD)
     return SourceConfig(kind="parquet", path=uri, payload=payload, on_bad_input=config.on_bad_input)
