@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
+from pipelines.measure import MeasureConfig
 from pipelines.train import TrainConfig
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
+from rayvec.serving.config import ServeConfig
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Simcse, Supervised, Texts
 
@@ -78,3 +81,47 @@ def embed() -> EmbedConfig:
 def index() -> IndexConfig:
     """Index what embed made: set embeddings and output."""
     return IndexConfig()
+
+
+def measure() -> MeasureConfig:
+    """Measure the embedded encoder, BM25 and the hybrid of both: set data and output."""
+    return MeasureConfig(encoder="tiny", data="pydocs")
+
+
+def serve() -> ServeConfig:
+    """Serve an index: set index."""
+    return ServeConfig()
+
+
+#: Libraries that many people know by heart: enough for a demo to be tried with one's own questions.
+DEMO_PACKAGES = (
+    "python",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+    "networkx",
+    "fastapi",
+    "pydantic",
+    "httpx",
+    "click",
+)
+
+
+def demo() -> DemoConfig:
+    """The whole line in minutes: short training runs, the shipped encoder for the index."""
+    return DemoConfig(
+        packages=DEMO_PACKAGES,
+        mntp=mntp().replace(steps=30),
+        simcse=simcse().replace(steps=20),
+        supervised=supervised().replace(steps=40),
+        embed=embed(),
+        index=index(),
+        measure=measure().replace(max_queries=1000),
+        serve=serve(),
+        queries=(
+            "join two paths into one",
+            "read a parquet file into a table",
+            "shortest path between two nodes of a graph",
+        ),
+    )
