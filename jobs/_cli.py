@@ -18,9 +18,12 @@ C = TypeVar("C", bound=Config)
 
 def job(verb: str, config_type: type[C], run: Callable[[C], Report]) -> click.Command:
     """The command of a verb: resolve the configuration, call the pipeline, print the report."""
-    epilog = "\b\nRecipes:\n" + "\n".join(f"  {name}" for name in recipes(config_type))
+    known = recipes(config_type)
+    width = max((len(name) for name in known), default=0)
+    lines = [f"  {name:<{width}}  {_first_line(recipe)}" for name, recipe in known.items()]
+    epilog = "\n".join(["\b", "Recipes:", *lines])
 
-    @click.command(name=verb, help=run.__doc__, epilog=epilog, context_settings={"max_content_width": 120})
+    @click.command(name=verb, help=_first_line(run), epilog=epilog, context_settings={"max_content_width": 120})
     @click.option("--recipe", metavar="NAME", help="Start from this recipe (listed below).")
     @click.option("--config", "file", metavar="FILE", help="Lay a YAML file over it: a saved configuration, or a part.")
     @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one value, as in --set a.b=3.")
@@ -35,6 +38,10 @@ def job(verb: str, config_type: type[C], run: Callable[[C], Report]) -> click.Co
         click.echo(summary(report))
 
     return command
+
+
+def _first_line(function: Callable[..., object]) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]
 
 
 def resolve(config_type: type[C], recipe: str | None, file: str | None, overrides: tuple[str, ...]) -> C:
