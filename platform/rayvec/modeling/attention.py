@@ -187,8 +187,9 @@ def _eager(q_nHLD: Tensor, k_nHLD: Tensor, v_nHLD: Tensor, mask: Tensor | None, 
 @lru_cache(maxsize=256)
 def _window_mask(length: int, window: int, causal: bool) -> Tensor:
     """bool [L, L]: keys at distance ≤ window on both sides; if causal, the `window` keys that end with the query."""
-    distance_LL = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    return (distance_LL >= 0) & (distance_LL < window) if causal else distance_LL.abs() <= window
+    with torch.inference_mode(False):  # kept for later calls, which may train
+        distance_LL = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+        return (distance_LL >= 0) & (distance_LL < window) if causal else distance_LL.abs() <= window
 
 
 def register() -> None:

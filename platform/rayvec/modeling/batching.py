@@ -47,6 +47,7 @@ class PackedBatch:
         positions = np.arange(len(batch.input_ids)) - np.repeat(starts, lengths)
         cu_seqlens = (batch.offsets - batch.offsets[0]).astype(np.int32)
 
+        @torch.inference_mode(False)
         def on_device(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
@@ -68,7 +69,10 @@ class PackedBatch:
         """Where the tensors are."""
         return self.input_ids_T.device
 
+    # What is made once and kept is made outside inference mode: a later call may train on the same pack.
+
     @cached_property
+    @torch.inference_mode(False)
     def groups(self) -> tuple[LengthGroup, ...]:
         """The texts by length, for batched attention without padding; made once a pack, used in every layer."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
@@ -84,6 +88,7 @@ class PackedBatch:
         return tuple(groups)
 
     @cached_property
+    @torch.inference_mode(False)
     def padded_index_BL(self) -> Tensor:
         """Where each text's token j lies in the pack, int64 [B, L]; beyond a text's end, its last token."""
         columns_L = torch.arange(self.max_length, device=self.device)
@@ -92,12 +97,14 @@ class PackedBatch:
         return torch.minimum(first_B1 + columns_L, last_B1)
 
     @cached_property
+    @torch.inference_mode(False)
     def padding_mask_BL(self) -> Tensor:
         """True at tokens, False at padding, bool [B, L]."""
         lengths_B1 = (self.cu_seqlens[1:] - self.cu_seqlens[:-1])[:, None]
         return torch.arange(self.max_length, device=self.device) < lengths_B1
 
     @cached_property
+    @torch.inference_mode(False)
     def flat_index_T(self) -> Tensor:
         """Where each token of the pack lies in the padded [B * L] layout, int64 [T]."""
         row_T = np.repeat(np.arange(len(self.lengths)), self.lengths)
