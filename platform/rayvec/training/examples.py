@@ -41,10 +41,16 @@ def iter_texts(data: Texts, cache: str) -> Iterator[tuple[str, str]]:
         row
         for source in (data.source, *data.also)
         for table in _tables(source, cache)
-        for row in zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True)
+        for row in _documents(table, titles=data.title == "prepend")
         if not (data.exclude_held_out and is_held_out(row[0]))
     )
     return itertools.islice((row for row in rows if len(row[1]) >= data.min_characters), data.max_documents)
+
+
+def _documents(table: Any, *, titles: bool) -> Iterator[tuple[str, str]]:
+    columns = (table.column(name).to_pylist() for name in ("id", "title", "text"))
+    for id_, title, text in zip(*columns, strict=True):
+        yield id_, f"{title}\n{text}" if titles and title else text
 
 
 def _tables(config: SourceConfig, cache: str) -> Iterator[Any]:

@@ -29,6 +29,8 @@ class Texts(Config):
     source: SourceConfig = SourceConfig()
     #: Sources read after it.
     also: tuple[SourceConfig, ...] = ()
+    #: Whether a title is read before its text, on a line of its own, as embed does.
+    title: Literal["prepend", "ignore"] = "prepend"
     #: Shorter ones are left out.
     min_characters: int = Field(1, ge=0)
     #: Leave out the documents (5 %, by a hash of the id) that retrieval is measured on.
