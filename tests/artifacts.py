@@ -63,7 +63,13 @@ def table_of(vectors: Vectors, texts: Sequence[str], start: int = 0, dtype: str 
 
 
 def write_embeddings(
-    folder: Path, vectors: Vectors, texts: Sequence[str], parts: int = 3, dtype: str = "float32", weights: str = "test"
+    folder: Path,
+    vectors: Vectors,
+    texts: Sequence[str],
+    parts: int = 3,
+    dtype: str = "float32",
+    weights: str = "test",
+    row_group: int = 100,
 ) -> Path:
     """An embeddings folder in the layout of rayvec.data.embeddings."""
     bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
@@ -71,7 +77,9 @@ def write_embeddings(
     for number, (start, stop) in enumerate(pairwise(bounds)):
         buffer = io.BytesIO()
         table = table_of(vectors[start:stop], texts[start:stop], int(start), dtype)
-        pq.write_table(table, buffer, row_group_size=100, write_page_checksum=True, use_dictionary=False)
+        pq.write_table(
+            table, buffer, row_group_size=row_group, write_page_checksum=True, use_dictionary=False, compression="none"
+        )
         digest = storage.sha256_bytes(buffer.getvalue())
         name = f"data/{number:05d}-{digest[:8]}.parquet"
         storage.write_bytes(storage.join(folder, name), buffer.getvalue())
