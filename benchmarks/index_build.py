@@ -1,7 +1,7 @@
 """How much our build costs above bare FAISS calls on the same vectors, on one core: python benchmarks/index_build.py
 
 Both take the same number of training vectors, add all and write the file. Ours reads them from checked parquet parts,
-once to train and once to add; bare FAISS has them in memory, so Flat, a mere copy, shows what reading costs. CPU time of
+once to train and once to add; bare FAISS has them in memory, so Flat, a copy, shows what reading costs. CPU time of
 one process, so that a busy machine does not decide; the two alternate, and the ratio of their medians is printed. The
 proof of recall is ours alone and stands apart.
 """
