@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -127,6 +128,7 @@ def _train(config: TrainConfig, output: Path, settings: dict[str, Any]) -> Repor
     report = _report(config, output, outcome, metrics) | {
         "prepare_seconds": round(prepared, 1),
         "seconds": round(time.monotonic() - started, 1),
+        **({"warning": warning} if (warning := collapse(config, metrics)) else {}),
     }
     storage.write_json(output / "report.json", report)
     shutil.rmtree(folder / "data", ignore_errors=True)
@@ -171,6 +173,13 @@ def _run_on_ray(job: Job, config: TrainConfig) -> Outcome:
             count=config.workers, cpus=config.cpus_per_worker, gpu=use_gpu, max_failures=config.max_failures
         )
         return run(dataclasses.replace(job, device="cuda" if use_gpu else "cpu"), group)
+
+
+def collapse(config: TrainingConfig, metrics: list[dict[str, float]]) -> str | None:
+    """What to say when SimCSE's loss is next to nothing from the start: its views were too alike to teach anything."""
+    if config.stage.kind != "simcse" or not metrics or metrics[0]["loss"] > 0.005 * math.log(config.batch_size):
+        return None
+    return f"the loss began at {metrics[0]['loss']:.2g}: both views are nearly the same; raise stage.attention_dropout"
 
 
 def _error(outcome: Outcome) -> RayvecError:

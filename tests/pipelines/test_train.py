@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.recipes import get_recipe, recipes
-from pipelines.train import TrainConfig, train, zero_settings
+from pipelines.train import TrainConfig, collapse, train, zero_settings
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import UserError
 from rayvec.modeling.encoder import TextEncoder
@@ -99,6 +99,12 @@ def test_mistakes_are_one_line(inputs: Path, tmp_path: Path) -> None:
     missing = Texts(source=SourceConfig(path=str(tmp_path / "none.jsonl")))
     with pytest.raises(UserError, match=r"none\.jsonl"):
         train(config(inputs, tmp_path / "b", data=missing))
+
+
+def test_a_collapsed_simcse_is_told(inputs: Path, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path, "simcse", batch_size=64)
+    assert collapse(run, [{"step": 1, "loss": 2.0}]) is None
+    assert "raise stage.attention_dropout" in str(collapse(run, [{"step": 1, "loss": 1e-3}]))
 
 
 def test_the_job_takes_overrides() -> None:

@@ -102,7 +102,7 @@ class DeepSpeedEngine:
 
     def _masters(self) -> list[torch.Tensor]:
         """The tensors that AdamW moves: the parameters (ZeRO 0), or this rank's flat partitions of them."""
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
             if hasattr(self.engine.optimizer, name):
                 return list(getattr(self.engine.optimizer, name))
         return [parameter for group in self._base().param_groups for parameter in group["params"]]

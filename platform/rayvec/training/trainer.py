@@ -68,6 +68,7 @@ def run(job: Job, workers: Workers) -> Outcome:
     root = job.output / "training" / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     newest = checkpoints.newest(root)
+    quiet: Any = {"logging_config": LoggingConfig(log_level="ERROR")}  # Train v2 only, which its stubs leave out
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})}
     trainer = TorchTrainer(
         _train_loop,
@@ -84,7 +85,7 @@ def run(job: Job, workers: Workers) -> Outcome:
             storage_path=str(root),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=job.config.keep_checkpoints),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            **quiet,
         ),
     )
     _require_room(workers)
