@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -58,6 +59,8 @@ def resolve(config_type: type[C], recipe: str | None, file: str | None, override
 
 def main(command: click.Command) -> None:
     """Run a command as a program: a RayvecError becomes one line on stderr and its exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("rayvec").setLevel(logging.INFO)
     try:
         command.main(standalone_mode=False)
     except RayvecError as error:

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # A busy machine of two cores can take longer than Ray's 30 seconds to start.
+    "RAY_raylet_start_wait_time_s": "120",
 }
 
 

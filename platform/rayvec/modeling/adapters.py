@@ -7,11 +7,12 @@ tokenizer, no pooling. peft and torch load when a function is called.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
 
@@ -42,11 +43,11 @@ class LoraSettings(Config):
 
 def attach(backbone: Backbone, settings: LoraSettings) -> None:
     """Put a fresh LoRA on the backbone's decoder; only its weights train from here on."""
-    from peft import LoraConfig, get_peft_model
+    peft = _peft()
 
     names = {name.rpartition(".")[2] for name, _ in backbone.decoder.named_modules()}
     targets = settings.targets or tuple(name for name in PROJECTIONS if name in names)
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -55,7 +56,7 @@ def attach(backbone: Backbone, settings: LoraSettings) -> None:
     )
     try:
         with _known_warnings():
-            decoder = get_peft_model(backbone.decoder, config)
+            decoder = peft.get_peft_model(backbone.decoder, config)
     except ValueError as error:
         raise UserError(f"LoRA finds no layer to adapt ({' '.join(str(error).split())[:160]}); set targets") from None
     _freeze_head(backbone)
@@ -64,12 +65,23 @@ def attach(backbone: Backbone, settings: LoraSettings) -> None:
 
 def attach_trained(backbone: Backbone, folder: Path) -> None:
     """Put a saved LoRA on the backbone, unmerged, to train it further."""
-    from peft import PeftModel
+    peft = _peft()
 
     with _known_warnings():
-        decoder = PeftModel.from_pretrained(backbone.decoder, str(folder), is_trainable=True)
+        decoder = peft.PeftModel.from_pretrained(backbone.decoder, str(folder), is_trainable=True)
     _freeze_head(backbone)
     backbone.decoder = decoder
+
+
+def _peft() -> Any:
+    """peft. It loads DeepSpeed where that is installed, which warns of every machine without a GPU unless it is told."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import peft
+
+    return peft
 
 
 @contextlib.contextmanager
@@ -94,11 +106,11 @@ def merge(backbone: Backbone) -> None:
 
 def load_merged(backbone: Backbone, folders: Sequence[Path]) -> None:
     """Load adapters in order, merging each before the next."""
-    from peft import PeftModel
+    peft = _peft()
 
     for folder in folders:
         with _known_warnings():
-            backbone.decoder = PeftModel.from_pretrained(backbone.decoder, str(folder))
+            backbone.decoder = peft.PeftModel.from_pretrained(backbone.decoder, str(folder))
         merge(backbone)
     backbone.decoder.eval()
 
