@@ -74,7 +74,7 @@ def attach_trained(backbone: Backbone, folder: Path) -> None:
 
 
 def _peft() -> Any:
-    """peft. It loads DeepSpeed where that is installed, which warns of every machine without a GPU unless it is told."""
+    """peft. It loads DeepSpeed where that is installed, which warns of a machine without a GPU unless it is told."""
     import torch
 
     if not torch.cuda.is_available():
