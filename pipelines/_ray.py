@@ -52,7 +52,7 @@ def ray_session(**options: Any) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, configure_logging=True)
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
         try:
             yield
         finally:
@@ -64,7 +64,7 @@ def ray_session(**options: Any) -> Iterator[None]:
             "address": "local",
             "include_dashboard": False,
             "logging_level": logging.WARNING,
-            "log_to_driver": True,
+            "log_to_driver": False,
             "_temp_dir": folder,
             "runtime_env": {"env_vars": worker_environment()},
         }

@@ -25,13 +25,16 @@ def serve(config: ServeConfig) -> Report:
     checked = plan(config)
     check_port(config)
     _say(f"serve: {checked.count:,} documents of {config.index} ({checked.version}), encoder {checked.model}; starting")
-    with ray_session(log_to_driver=False, object_store_memory=OBJECT_STORE), running(config, checked) as address:
-        with _stop_signals() as stopped:
-            _say(f"serve: ready in {time.monotonic() - begin:.0f} s at {address} (ctrl-C ends it)")
-            # Waiting without end would keep a signal from being seen on some systems.
-            while not stopped.wait(timeout=1.0):
-                pass
-            _say("serve: finishing the requests under way")
+    with (
+        ray_session(object_store_memory=OBJECT_STORE),
+        running(config, checked) as address,
+        _stop_signals() as stopped,
+    ):
+        _say(f"serve: ready in {time.monotonic() - begin:.0f} s at {address} (ctrl-C ends it)")
+        # Waiting without end would keep a signal from being seen on some systems.
+        while not stopped.wait(timeout=1.0):
+            pass
+        _say("serve: finishing the requests under way")
     return {"index": config.index, "version": checked.version, "served_seconds": round(time.monotonic() - begin)}
 
 

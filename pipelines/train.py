@@ -6,11 +6,13 @@ each is done is told in rayvec.training.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +28,7 @@ from rayvec.training.stages import STAGES, TrainingConfig
 if TYPE_CHECKING:
     from rayvec.training.worker import Job, Outcome
 
+LOG = logging.getLogger("rayvec.training")
 ZERO_SETTINGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 #: Settings that may change when a run is gone on with: they move no weight.
 HARMLESS = frozenset(
@@ -172,7 +175,34 @@ def _run_on_ray(job: Job, config: TrainConfig) -> Outcome:
         group = Workers(
             count=config.workers, cpus=config.cpus_per_worker, gpu=use_gpu, max_failures=config.max_failures
         )
-        return run(dataclasses.replace(job, device="cuda" if use_gpu else "cpu"), group)
+        with _shown(job.output / "training" / "progress.log"):
+            return run(dataclasses.replace(job, device="cuda" if use_gpu else "cpu"), group)
+
+
+@contextlib.contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """Show the lines that are added to a file: Ray's own forwarding would bring its workers' noise along."""
+    done = threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        place, last = start, False
+        while not last:
+            last = done.wait(0.5)
+            if path.exists():
+                with path.open(encoding="utf-8") as file:
+                    file.seek(place)
+                    if text := file.read().rstrip("\n"):
+                        LOG.info(text)
+                    place = file.tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def collapse(config: TrainingConfig, metrics: list[dict[str, float]]) -> str | None:

@@ -28,6 +28,9 @@ class MetricsLog:
     def __init__(self, folder: Path, history: str = "", start_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        #: The same for people; the driver shows it as it grows.
+        self.lines = folder / "progress.log"
+        self.lines.touch()
         self.history = history
         self.path.write_text(history, encoding="utf-8")
         self._writer = _tensorboard(folder / "tensorboard", start_step)
@@ -43,6 +46,8 @@ class MetricsLog:
             if name != "step":
                 self._writer.add_scalar(name, value, progress.step)
         self._writer.flush()
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write(f"{progress.line()}\n")
         LOG.info(progress.line())
 
     def stepped(self, step: int) -> None:
