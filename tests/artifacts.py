@@ -102,6 +102,8 @@ def write_index(
     pieces: int = 1,
     dimensions: int | None = None,
     search: dict[str, int] | None = None,
+    made_by: Fingerprint | None = None,
+    encoder: str = "test",
 ) -> JsonObject:
     """Publish a version built by the same functions as the pipeline's, in this process."""
     projection = pca.fit(pca.moments([vectors]), dimensions, normalize=True) if dimensions else None
@@ -130,6 +132,7 @@ def write_index(
                 "search": search or {},
                 "lexical": {},
                 "factory": factory,
-                "fingerprint": fingerprint(int(vectors.shape[1])).model_dump(),
+                "encoder": encoder,
+                "fingerprint": (made_by or fingerprint(int(vectors.shape[1]))).model_dump(),
             }
         )

@@ -14,6 +14,9 @@ from starlette.responses import JSONResponse
 #: Type by status class, as OpenAI names them.
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
+#: Of an unknown field's name, as many characters are repeated.
+MAX_NAME = 64
+
 #: Code for a status that the framework raises itself.
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -71,12 +74,18 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
     first = errors[0]
     # A choice between types (text, list of texts, …) adds its own tag to the place; a client knows only the fields.
     place = [str(part) for part in first["loc"] if not _is_tag(part)]
-    param = ".".join(place) or None
+    param = _shown(".".join(place)) or None
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     code = "missing_field" if first["type"] == "missing" else "invalid_value"
     code = "unknown_field" if first["type"] == "extra_forbidden" else code
     return invalid(f"{param or 'body'}: {message[:1].lower()}{message[1:]}{more}", param, code)
+
+
+def _shown(name: str) -> str:
+    """A field's name is the client's own where it is unknown: any length, and not always text."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…"
 
 
 def _is_tag(part: object) -> bool:

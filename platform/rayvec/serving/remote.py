@@ -25,37 +25,37 @@ ATTEMPTS = 2
 class RemoteEncoder:
     """An EncoderService behind a deployment handle."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
     async def encode(self, texts: list[str], instruction: str | None) -> Encoded:
         """Vectors of texts."""
-        return await _call(self._handle.encode, texts, instruction)  # type: ignore[no-any-return]
+        return await _call(self._handle.encode, texts, instruction)
 
     async def encode_ids(self, ids: list[list[int]]) -> Encoded:
         """Vectors of texts that are tokenized already."""
-        return await _call(self._handle.encode_ids, ids)  # type: ignore[no-any-return]
+        return await _call(self._handle.encode_ids, ids)
 
     async def facts(self) -> EncoderFacts:
         """What is loaded."""
-        return await _call(self._handle.facts)  # type: ignore[no-any-return]
+        return await _call(self._handle.facts)
 
 
 class RemoteRetriever:
     """A RetrieverService behind a deployment handle."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
     async def search(
         self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
     ) -> Found:
         """The hits of each query."""
-        return await _call(self._handle.search, queries, vectors_QD, k, mode, include)  # type: ignore[no-any-return]
+        return await _call(self._handle.search, queries, vectors_QD, k, mode, include)
 
     async def facts(self) -> IndexFacts:
         """What is loaded."""
-        return await _call(self._handle.facts)  # type: ignore[no-any-return]
+        return await _call(self._handle.facts)
 
 
 async def _call(method: Any, *arguments: Any) -> Any:

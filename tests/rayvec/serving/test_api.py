@@ -1,0 +1,378 @@
+"""The HTTP interface over a real index and encoder, in this process."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tests.artifacts import texts_for
+from tests.services import COUNT, MODEL, Client
+
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving.config import Limits
+from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_TEXTS
+from rayvec.serving.security import Keys, new_key
+
+TEXT = "sort the list in place"
+
+
+@pytest.fixture(scope="module")
+def narrow(index: Path) -> Iterator[Client]:
+    client = Client(index, Limits(body_bytes=1_000, request_tokens=20))
+    yield client
+    client.close()
+
+
+def hits(answer: httpx.Response, query: int = 0) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["results"][query]["hits"]
+    return found
+
+
+def vectors(answer: httpx.Response) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.array([row["embedding"] for row in answer.json()["data"]], np.float32)
+
+
+# What is there
+
+
+def test_health_needs_neither_model_nor_index(client: Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_ready_names_model_and_index(client: Client) -> None:
+    assert client.get("/ready").json() == {
+        "status": "ready",
+        "model": MODEL,
+        "index_version": "v1",
+        "documents": COUNT,
+        "modes": ["hybrid", "dense", "lexical"],
+    }
+
+
+def test_models_lists_the_one_that_is_served(client: Client) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["dimensions"], model["max_input_tokens"]) == (MODEL, 64, 512)
+
+
+def test_openapi_describes_every_route(client: Client) -> None:
+    assert set(client.get("/openapi.json").json()["paths"]) == {
+        "/v1/search", "/v1/embeddings", "/v1/models", "/health", "/ready",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js"])
+def test_page_is_sent_once_and_runs_only_its_own_script(client: Client, path: str) -> None:
+    first = client.get(path)
+    again = client.get(path, headers={"if-none-match": first.headers["etag"]})
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+    assert "script-src 'self'" in first.headers["content-security-policy"]
+
+
+# Search
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_search_puts_the_matching_document_first(client: Client, mode: str) -> None:
+    found = hits(client.post("/v1/search", query=texts_for(COUNT)[5], k=3, mode=mode))
+    assert found[0]["id"] == "doc-5"
+    assert [hit["rank"] for hit in found] == [1, 2, 3]
+    assert sorted((hit["score"] for hit in found), reverse=True) == [hit["score"] for hit in found]
+
+
+def test_hit_carries_title_text_and_payload(client: Client) -> None:
+    first = hits(client.post("/v1/search", query=texts_for(COUNT)[5], k=1))[0]
+    assert (first["title"], first["text"], first["payload"]) == ("title 5", texts_for(COUNT)[5], {"line": 5})
+
+
+@pytest.mark.parametrize(
+    ("include", "text", "payload"),
+    [([], None, None), (["text"], texts_for(6)[5], None), (["payload"], None, {"line": 5})],
+)
+def test_include_chooses_what_hits_carry(client: Client, include: list[str], text: str, payload: Any) -> None:
+    first = hits(client.post("/v1/search", query=texts_for(COUNT)[5], k=1, include=include))[0]
+    assert (first["text"], first["payload"]) == (text, payload)
+
+
+def test_hybrid_hits_tell_their_place_in_both_rankings(client: Client) -> None:
+    first = hits(client.post("/v1/search", query=texts_for(COUNT)[5], k=1, mode="hybrid"))[0]
+    assert {name: signal["rank"] for name, signal in first["signals"].items()} == {"dense": 1, "lexical": 1}
+
+
+def test_many_queries_are_answered_as_one_by_one(client: Client) -> None:
+    queries = ["open a network socket", TEXT, "serialize json"]
+    together = client.post("/v1/search", query=queries, k=4)
+    alone = [hits(client.post("/v1/search", query=query, k=4)) for query in queries]
+    assert [hits(together, i) for i in range(3)] == alone
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_k_over_the_index_gives_all_of_it(client: Client, mode: str) -> None:
+    assert len(hits(client.post("/v1/search", query=TEXT, k=MAX_K, mode=mode))) == COUNT
+
+
+def test_lexical_search_without_a_shared_word_finds_nothing(client: Client) -> None:
+    assert hits(client.post("/v1/search", query="xylophone", mode="lexical")) == []
+
+
+def test_lexical_search_uses_no_tokens(client: Client) -> None:
+    answers = [client.post("/v1/search", query=TEXT, mode=mode).json() for mode in ("lexical", "dense")]
+    assert [answer["usage"]["total_tokens"] for answer in answers] == [0, 6]
+
+
+def test_long_query_is_cut_and_said_so(client: Client) -> None:
+    answer = client.post("/v1/search", query=["word " * 600, TEXT], k=1).json()
+    assert [result["truncated"] for result in answer["results"]] == [True, False]
+
+
+# Embeddings
+
+
+def test_embeddings_are_the_encoders_own(client: Client) -> None:
+    answer = client.post("/v1/embeddings", input=[TEXT, "json"], model=MODEL)
+    np.testing.assert_array_equal(vectors(answer), HashEncoder(64).encode([TEXT, "json"]))
+    assert [row["index"] for row in answer.json()["data"]] == [0, 1]
+    assert answer.json()["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
+
+
+def test_one_text_is_a_list_of_one(client: Client) -> None:
+    np.testing.assert_array_equal(
+        vectors(client.post("/v1/embeddings", input=TEXT, model=MODEL)),
+        vectors(client.post("/v1/embeddings", input=[TEXT], model=MODEL)),
+    )
+
+
+def test_base64_holds_the_same_floats(client: Client) -> None:
+    as_base64 = client.post("/v1/embeddings", input=TEXT, model=MODEL, encoding_format="base64").json()
+    decoded = np.frombuffer(base64.b64decode(as_base64["data"][0]["embedding"]), "<f4")
+    np.testing.assert_array_equal(decoded, vectors(client.post("/v1/embeddings", input=TEXT, model=MODEL))[0])
+
+
+def test_token_ids_give_the_vectors_of_their_text(client: Client) -> None:
+    ids = HashEncoder(64).tokenize([TEXT]).input_ids.tolist()[1:]  # what is given is pooled, so without the begin token
+    expected = HashEncoder(64).encode([TEXT])
+    for given in (ids, [ids]):
+        np.testing.assert_array_equal(vectors(client.post("/v1/embeddings", input=given, model=MODEL)), expected)
+
+
+def test_token_ids_over_the_limit_are_cut_and_named(client: Client) -> None:
+    answer = client.post("/v1/embeddings", input=[[7] * 3, [7] * 600], model=MODEL).json()
+    assert answer["truncated"] == [1]
+
+
+def test_dimensions_keeps_the_head_at_length_1(client: Client) -> None:
+    short = vectors(client.post("/v1/embeddings", input=TEXT, model=MODEL, dimensions=16))
+    head = HashEncoder(64).encode([TEXT])[:, :16]
+    np.testing.assert_allclose(short, head / np.linalg.norm(head), rtol=1e-6)
+
+
+# Wrong requests: a 4xx in OpenAI's shape that names the field, and never a 5xx
+
+
+def assert_refused(answer: httpx.Response, status: int, code: str, param: str | None = None) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param), answer.text
+    assert set(error) == {"message", "type", "code", "param"}
+    assert error["message"]
+    assert len(error["message"]) < 500
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("k", [0, -1, MAX_K + 1, 10**9, 10**30, 1.5, 1.0, 1e400, True, "3", None, [3]])
+def test_k_must_be_a_number_in_bounds(client: Client, k: Any) -> None:
+    body = json.dumps({"query": "x", "k": k}).replace("Infinity", "1e999")
+    assert_refused(client.send("/v1/search", body), 422, "invalid_value", "k")
+
+
+@pytest.mark.parametrize("query", [5, True, None, {"a": 1}, "", " \n\t", [], "\ud800", "x" * (MAX_CHARACTERS + 1)])
+def test_query_must_be_text(client: Client, query: Any) -> None:
+    assert_refused(client.send("/v1/search", json.dumps({"query": query})), 422, "invalid_value", "query")
+
+
+@pytest.mark.parametrize("wrong", [1, None, "", ["a"], "\udfff"])
+def test_the_query_that_is_wrong_is_named(client: Client, wrong: Any) -> None:
+    answer = client.send("/v1/search", json.dumps({"query": ["right", wrong]}))
+    assert_refused(answer, 422, "invalid_value", "query.1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mode", "best"), ("mode", 1), ("mode", None), ("include", "text"), ("include", ["text", "text", "text"]),
+        ("instruction", 5), ("instruction", "x" * 2_001), ("instruction", "\ud800"), ("query", ["x"] * (MAX_TEXTS + 1)),
+    ],
+)  # fmt: skip
+def test_other_fields_of_a_search(client: Client, field: str, value: Any) -> None:
+    body = json.dumps({"query": "x", field: value})
+    assert_refused(client.send("/v1/search", body), 422, "invalid_value", field)
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        (None, "input"), (5, "input"), (True, "input"), ({}, "input"), ("", "input"), ([], "input"), ([[]], "input.0"),
+        ([""], "input.0"), (["a", 1], "input.1"), ([1, "a"], "input.1"), ([1, 1.5], "input.1"), ([1, True], "input.1"),
+        ([-1], "input.0"), ([2**31], "input.0"), ([[1], [-1]], "input.1.0"), ([[1], "a"], "input.1"), ([None], "input.0"),
+        ([True], "input.0"), ("\ud800", "input"), (["a"] * (MAX_TEXTS + 1), "input"), ([[1]] * (MAX_TEXTS + 1), "input"),
+    ],
+)  # fmt: skip
+def test_input_of_embeddings(client: Client, value: Any, param: str) -> None:
+    body = json.dumps({"input": value, "model": MODEL})
+    assert_refused(client.send("/v1/embeddings", body), 422, "invalid_value", param)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dimensions", 0), ("dimensions", 65), ("dimensions", 1.5), ("dimensions", True), ("dimensions", "8"),
+        ("encoding_format", "hex"), ("encoding_format", None), ("user", 5), ("model", 5), ("model", "\ud800"), ("instruction", "\ud800"),
+    ],
+)  # fmt: skip
+def test_other_fields_of_embeddings(client: Client, field: str, value: Any) -> None:
+    body = json.dumps({"input": "x", "model": MODEL, field: value})
+    assert_refused(client.send("/v1/embeddings", body), 422, "invalid_value", field)
+
+
+def test_instruction_that_leaves_no_room_is_refused(client: Client) -> None:
+    answer = client.post("/v1/search", query="x", mode="dense", instruction="a " * 600)
+    assert_refused(answer, 422, "invalid_value", "instruction")
+
+
+def test_instruction_with_token_ids_is_refused(client: Client) -> None:
+    answer = client.post("/v1/embeddings", input=[1, 2], model=MODEL, instruction="find")
+    assert_refused(answer, 422, "invalid_value", "instruction")
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "", "\x00"])
+def test_another_model_is_not_found(client: Client, model: str) -> None:
+    body = json.dumps({"input": "x", "model": model})
+    assert_refused(client.send("/v1/embeddings", body), 404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "param"),
+    [
+        ("/v1/search", {}, "missing_field", "query"),
+        ("/v1/embeddings", {"input": "x"}, "missing_field", "model"),
+        ("/v1/search", {"query": "x", "limit": 3}, "unknown_field", "limit"),
+        ("/v1/embeddings", {"input": "x", "model": MODEL, "extra": 3}, "unknown_field", "extra"),
+    ],
+)
+def test_missing_and_unknown_fields(client: Client, path: str, body: Any, code: str, param: str) -> None:
+    assert_refused(client.ask("POST", path, json=body), 422, code, param)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 100_000, "<script>", "", "a\nb", "body", "<text>"])
+def test_unknown_field_of_any_name(client: Client, name: str) -> None:
+    answer = client.send("/v1/search", json.dumps({"query": "x", name: 1}))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unknown_field")
+    assert len(answer.content) < 1_000
+
+
+NOT_JSON = {
+    "half": b'{"query": "x"',
+    "bad UTF-8": b'{"query": "\xff\xfe"}',
+    "UTF-16": '{"query": "x"}'.encode("utf-16"),
+    "NaN": b'{"query": "x", "k": NaN}',
+    "Infinity": b'{"query": "x", "k": -Infinity}',
+    "key twice": b'{"query": "x", "query": "y"}',
+    "comment": b'{"query": "x"} // y',
+    "deep list": b'{"query": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "deep object": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "huge number": b'{"query": "x", "k": ' + b"9" * 10_000 + b"}",
+    "NUL": b"\x00",
+}
+
+
+@pytest.mark.parametrize("content", NOT_JSON.values(), ids=NOT_JSON.keys())
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/embeddings"])
+def test_body_that_is_not_json(client: Client, path: str, content: bytes) -> None:
+    assert_refused(client.send(path, content), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"5", b'"query"', b"[]", b'[{"query": "x"}]', b"true"])
+def test_body_that_is_no_object(client: Client, body: bytes) -> None:
+    answer = client.send("/v1/search", body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_json_as_deep_as_it_is_read_is_refused_by_its_schema(client: Client) -> None:
+    body = b'{"query": ' + b"[" * 200 + b"]" * 200 + b"}"
+    assert client.send("/v1/search", body).status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_body_must_be_called_json(client: Client, kind: str) -> None:
+    answer = client.send("/v1/search", b'{"query": "x"}', **{"content-type": kind})
+    assert_refused(answer, 415, "unsupported_media_type")
+
+
+def test_compressed_body_is_not_read(client: Client) -> None:
+    answer = client.send("/v1/search", b"\x1f\x8b", **{"content-encoding": "gzip"})
+    assert_refused(answer, 415, "unsupported_encoding")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/search", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
+        ("GET", "/v2/search", 404, "not_found"),
+        ("GET", "/../../etc/passwd", 404, "not_found"),
+        ("GET", "/page.py", 404, "not_found"),
+        ("GET", "/docs", 404, "not_found"),
+    ],
+)
+def test_no_such_route(client: Client, method: str, path: str, status: int, code: str) -> None:
+    assert_refused(client.ask(method, path), status, code)
+
+
+def test_body_over_the_limit(narrow: Client) -> None:
+    assert_refused(narrow.post("/v1/search", query="x" * 2_000), 413, "body_too_large")
+
+
+def test_body_without_length_is_given_up_at_the_limit(narrow: Client) -> None:
+    sent = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'{"query": "'
+        for number in range(1_000):
+            sent.append(number)
+            yield b"x" * 100
+
+    assert_refused(narrow.send("/v1/search", endless()), 413, "body_too_large")
+    assert len(sent) < 20
+
+
+def test_too_many_tokens_in_one_request(narrow: Client) -> None:
+    assert_refused(narrow.post("/v1/search", query=["a b c d e f g"] * 3), 422, "too_many_tokens", "input")
+
+
+# Who may ask
+
+
+def test_other_host_name_is_refused_on_loopback(client: Client) -> None:
+    answer = client.get("/ready", headers={"host": "rebound.example:8000"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+
+
+def test_keys_guard_everything_but_page_and_health(index: Path, tmp_path: Path) -> None:
+    key, line = new_key("alice")
+    (tmp_path / "keys.txt").write_text(line)
+    client = Client(index, keys=Keys.load(tmp_path / "keys.txt"))
+    statuses = [client.get(path).status_code for path in ("/", "/page.js", "/health", "/ready", "/v1/models")]
+    wrong, right = (
+        client.get("/v1/models", headers={"authorization": f"Bearer {value}"}) for value in ("rv-wrong", key)
+    )
+    client.close()
+    assert statuses == [200, 200, 200, 200, 401]
+    assert (wrong.status_code, wrong.json()["error"]["type"], right.status_code) == (401, "authentication_error", 200)

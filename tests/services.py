@@ -1,0 +1,73 @@
+"""A small real index that the HashEncoder made, and the service over it in this process: what serving's tests ask."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving.api import make_api
+from rayvec.serving.config import Limits
+from rayvec.serving.deployments import QueryEncoder, Retriever
+from rayvec.serving.gateway import Gateway
+from rayvec.serving.security import Keys
+from tests.artifacts import texts_for, write_index
+
+MODEL = "hash:64"
+COUNT = 24
+
+
+def write_service_index(folder: Path, reference: str = MODEL, count: int = COUNT) -> Path:
+    """An index over a few signatures; documents are `doc-0`… with the payload `line`."""
+    encoder = HashEncoder.parse(reference)
+    texts = texts_for(count)
+    write_index(folder, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder=reference)
+    return folder
+
+
+async def make_gateway(index: Path, encoder: HashEncoder | None = None, limits: Limits | None = None) -> Gateway:
+    """The gateway, its encoder and its retriever, as Serve would start them, without Serve."""
+    encoder = encoder or HashEncoder.parse(MODEL)
+    retriever = Retriever(str(index), encoder.fingerprint)
+    await retriever.reconfigure({"version": "v1"})
+    service = QueryEncoder(encoder, encoder.fingerprint, limits)
+    return Gateway(service, retriever, model=MODEL, index_version="v1", limits=limits)
+
+
+class Client:
+    """Asks the service's ASGI application, one request after another, with an event loop of its own."""
+
+    def __init__(
+        self,
+        index: Path,
+        limits: Limits | None = None,
+        keys: Keys | None = None,
+        encoder: HashEncoder | None = None,
+    ) -> None:
+        self.runner = asyncio.Runner()
+        gateway = self.runner.run(make_gateway(index, encoder, limits))
+        self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys)
+        # An error that no handler takes must be seen as the 500 that a client would see.
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request, by the arguments of httpx."""
+        return self.runner.run(self.http.request(method, path, **options))
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.ask("GET", path, **options)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.ask("POST", path, json=body)
+
+    def send(self, path: str, content: Any, **headers: str) -> httpx.Response:
+        """A body as it is, bytes or an async iterator of them, as JSON unless told otherwise."""
+        return self.ask("POST", path, content=content, headers={"content-type": "application/json", **headers})
+
+    def close(self) -> None:
+        self.runner.run(self.http.aclose())
+        self.runner.close()
