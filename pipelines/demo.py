@@ -6,6 +6,7 @@ stopped. Knows the order of the steps; each step is a pipeline of its own.
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
@@ -47,8 +48,11 @@ class DemoConfig(Config):
     """The steps' own configurations; the demo fills in where each finds what the one before left."""
 
     output: str = "runs/demo"
-    #: Whose docs are the corpus: names of distributions, `python` for the standard library; none takes all installed.
+    #: Whose docs are indexed: names of distributions, `python` for the standard library; none takes all installed.
+    #: Training and measuring use them all.
     packages: tuple[str, ...] = ()
+    #: Documents and pairs that the short training runs draw from.
+    train_on: PositiveInt = 20_000
     mntp: TrainConfig
     simcse: TrainConfig
     supervised: TrainConfig
@@ -94,8 +98,8 @@ def demo(config: DemoConfig) -> Report:
 
 def _steps(config: DemoConfig, home: Path) -> list[Step]:
     corpus = home / "corpus.parquet"
-    texts = Texts(source=SourceConfig(path=str(corpus)), min_characters=60)
-    pairs = Pairs(sets=(PairSet(name="docstrings", path=str(corpus)),))
+    texts = Texts(source=SourceConfig(path=str(corpus)), min_characters=60, max_documents=config.train_on)
+    pairs = Pairs(sets=(PairSet(name="docstrings", path=str(corpus)),), max_examples=config.train_on)
     stages = {
         "mntp": config.mntp.replace(data=texts),
         "simcse": config.simcse.replace(data=texts, start=str(home / "mntp")),
@@ -128,13 +132,31 @@ def _run(step: Step, number: int, total: int) -> None:
 
 
 def _collect(config: DemoConfig, corpus: Path) -> None:
-    """Packages that are not installed are left out: the demo shows what is here."""
+    """All that is installed to train on, and the packages to index, in random order: a first part is a fair sample."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from rayvec.data import pydocs
 
-    here = pydocs.installed()
-    table = pydocs.write(corpus, [name for name in config.packages if name in here] or None)
+    table = pydocs.collect(workers=os.cpu_count() or 1)
+    chosen = table
+    if config.packages:
+        chosen = table.filter(pc.is_in(table.column("package"), value_set=pa.array(config.packages)))
+    storage.write_parquet(_library(corpus.parent), chosen)
+    order = np.random.default_rng(0).permutation(table.num_rows)
+    storage.write_parquet(corpus, table.take(order))
     packages = len(table.column("package").unique())
-    _told({"documents": table.num_rows, "packages": packages}, "documents", "packages")
+    _told(
+        {"documents": table.num_rows, "packages": packages, "to_index": chosen.num_rows},
+        "documents",
+        "packages",
+        "to_index",
+    )
+
+
+def _library(home: Path) -> Path:
+    return home / "library.parquet"
 
 
 def _train(config: TrainConfig) -> None:
@@ -142,7 +164,7 @@ def _train(config: TrainConfig) -> None:
 
 
 def _embed(config: DemoConfig, home: Path) -> None:
-    source = SourceConfig(path=str(home / "corpus.parquet"), payload="all")
+    source = SourceConfig(path=str(_library(home)), payload="all")
     report = embed(config.embed.replace(source=source, output=str(home / "embeddings")))
     _told(report, "embedded", "tokens", "truncated", "quarantined")
 
@@ -232,7 +254,7 @@ def _ask(config: DemoConfig, home: Path) -> None:
 
 def _told(report: Report, *names: str) -> None:
     """A step's own figures, on one line."""
-    shown = {name: report[name] for name in names if report.get(name) not in (None, {}, [])}
+    shown = {name: report[name] for name in names or report if report.get(name) not in (None, {}, [])}
     _say("      " + summary_line(shown))
 
 

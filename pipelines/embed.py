@@ -151,7 +151,7 @@ def _pool(config: EmbedConfig) -> Pool:
 
     from rayvec.encoding.stages import Pool
 
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()
     return Pool.fit(
         there.get("CPU", 1.0),
         there.get("GPU", 0.0),

@@ -66,7 +66,7 @@ class MeasureConfig(Config):
     b: float = Field(0.4, ge=0, le=1)
     #: Documents encoded at once.
     batch: PositiveInt = 1024
-    #: Ask only the first so many queries.
+    #: Ask only the first so many queries; of docstrings, take only so many documents, spread over all.
     max_queries: PositiveInt | None = None
     #: pydocs: the folder that keeps the collected documents; beside the output by default.
     cache: str = ""
@@ -129,6 +129,8 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
     pairs = docstring_pairs(table, held_out=True)
     if not pairs:
         raise UserError(f"{name} has no held-out documents with a summary and a rest; give more documents")
+    if config.max_queries is not None and len(pairs) > config.max_queries:
+        pairs = [pairs[i * len(pairs) // config.max_queries] for i in range(config.max_queries)]
     ids = [pair.id for pair in pairs]
     qrels = {id_: {id_: 1} for id_ in ids}
     return Task(name, ListedCorpus(ids, [pair.positive for pair in pairs]), ids, [p.query for p in pairs], qrels)

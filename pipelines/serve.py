@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from pipelines._ray import ray_session
 from pipelines.report import Report
@@ -51,7 +52,7 @@ def _stop_signals() -> Iterator[threading.Event]:
         stopped.set()
         signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stopped
     finally:

@@ -94,30 +94,19 @@ def serve() -> ServeConfig:
 
 
 #: Libraries that many people know by heart: enough for a demo to be tried with one's own questions.
-DEMO_PACKAGES = (
-    "python",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "scikit-learn",
-    "networkx",
-    "fastapi",
-    "pydantic",
-    "httpx",
-    "click",
-)
+DEMO_PACKAGES = ("python", "numpy", "pyarrow", "networkx", "httpx")
 
 
 def demo() -> DemoConfig:
     """The whole line in minutes: short training runs, the shipped encoder for the index."""
     return DemoConfig(
         packages=DEMO_PACKAGES,
-        mntp=mntp().replace(steps=30),
-        simcse=simcse().replace(steps=20),
-        supervised=supervised().replace(steps=40),
+        mntp=mntp().replace(steps=20),
+        simcse=simcse().replace(steps=20, batch_size=32),
+        supervised=supervised().replace(steps=30),
         embed=embed(),
         index=index(),
-        measure=measure().replace(max_queries=1000),
+        measure=measure().replace(max_queries=800),
         serve=serve(),
         queries=(
             "join two paths into one",

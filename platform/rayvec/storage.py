@@ -1,7 +1,7 @@
 """Storage: files at a URI through pyarrow.fs, write-then-rename, put-if-absent, checksums, manifests, fingerprints.
 
 A URI is a local path or anything `pyarrow.fs.FileSystem.from_uri` or fsspec opens (s3://, gs://, …). Knows bytes and
-JSON. Knows no Arrow tables, no models, no Ray.
+JSON. Knows no document, no model, no Ray.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rayvec.config import Config
@@ -134,8 +136,8 @@ def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
     `durable=False` leaves out the fsync: the file then outlives its process, but perhaps not a power cut.
     """
     if not is_local(uri):
-        fs, path = filesystem(uri)
-        with fs.open_output_stream(path, compression=None) as stream:
+        fs, remote = filesystem(uri)
+        with fs.open_output_stream(remote, compression=None) as stream:
             stream.write(data)
         return
     path = local_path(uri)
@@ -144,7 +146,7 @@ def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             _write_synced(temporary, data) if durable else temporary.write_bytes(data)
-            os.replace(temporary, path)
+            temporary.replace(path)
             if durable:
                 sync_folder(path.parent)
         finally:
@@ -205,6 +207,15 @@ def write_json(uri: str | Path, value: Mapping[str, Any]) -> None:
     write_bytes(uri, to_json(value))
 
 
+def write_parquet(uri: str | Path, table: pa.Table, row_group_rows: int = 4096) -> None:
+    """Write a table as Parquet with page checksums, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=row_group_rows, compression="zstd", write_page_checksum=True)
+    write_bytes(uri, buffer.getvalue())
+
+
 def to_json(value: Mapping[str, Any]) -> bytes:
     """Readable JSON with a final newline."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -251,11 +262,11 @@ def committed_folder(final: Path) -> Iterator[Path]:
             yield temporary
             if final.exists():
                 old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
-                os.rename(final, old)
-                os.rename(temporary, final)
+                final.rename(old)
+                temporary.rename(final)
                 shutil.rmtree(old)
             else:
-                os.rename(temporary, final)
+                temporary.rename(final)
             sync_folder(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -188,5 +188,5 @@ def vectors(table: pa.Table) -> np.ndarray:
     dim = column.type.list_size
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in column.chunks]
     if len(chunks) == 1:
-        return chunks[0]  # type: ignore[no-any-return]
+        return chunks[0]
     return np.concatenate(chunks) if chunks else np.empty((0, dim), column.type.value_type.to_pandas_dtype())

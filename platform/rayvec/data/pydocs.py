@@ -9,9 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import io
 import multiprocessing
-import os
 import re
 import sysconfig
 import warnings
@@ -22,9 +20,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rayvec import storage
 from rayvec.errors import UserError
 
 #: Folders whose docstrings describe tests and vendored copies rather than the library.
@@ -93,20 +89,6 @@ def collect(packages: Sequence[str] | None = None, min_characters: int = MIN_CHA
         found = [parse_file(file) for file in files]
     documents = (document for batch in found for document in batch if len(document.text) >= min_characters)
     return pa.Table.from_pylist([asdict(document) for document in deduplicate(documents)], schema=SCHEMA)
-
-
-def write(uri: str | Path, packages: Sequence[str] | None, min_characters: int = MIN_CHARACTERS) -> pa.Table:
-    """Collect with all cores into a Parquet file, which appears whole; returns what it holds."""
-    table = collect(packages, min_characters, workers=min(8, os.cpu_count() or 1))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=4096, compression="zstd", write_page_checksum=True)
-    storage.write_bytes(uri, buffer.getvalue())
-    return table
-
-
-def installed() -> set[str]:
-    """The names that `packages` may hold."""
-    return {STANDARD_LIBRARY, *_distributions()}
 
 
 def _distributions() -> dict[str, metadata.Distribution]:

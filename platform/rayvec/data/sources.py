@@ -6,6 +6,7 @@ format is one file in `readers/` and one row in READERS. Knows no encoder, no Ra
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from rayvec import storage
@@ -131,6 +132,7 @@ def _collected(config: SourceConfig, cache: str) -> SourceConfig:
     key = config.replace(path="", payload=()).digest()
     uri = storage.join(storage.absolute(cache), f"pydocs-{key}.parquet")
     if not storage.exists(uri):
-        pydocs.write(uri, config.packages or None, config.min_characters)
+        workers = min(8, os.cpu_count() or 1)
+        storage.write_parquet(uri, pydocs.collect(config.packages or None, config.min_characters, workers))
     payload = config.payload or tuple(pydocs.PAYLOAD)
     return SourceConfig(kind="parquet", path=uri, payload=payload, on_bad_input=config.on_bad_input)

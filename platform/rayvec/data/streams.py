@@ -79,7 +79,7 @@ def chunks(uri: str, start: int = 0) -> Iterator[bytes]:
 
 def _read(stream: pa.NativeFile, offset: int) -> bytes:
     try:
-        return stream.read(STEP)  # type: ignore[no-any-return]
+        return stream.read(STEP)
     except OSError as error:
         raise DamagedError(offset, str(error)) from None
 

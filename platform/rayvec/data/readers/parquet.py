@@ -245,7 +245,7 @@ def _lengths(array: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _all_null(columns: list[pa.Array]) -> npt.NDArray[np.bool_]:
-    return np.all([_bools(column.is_null()) for column in columns], axis=0)  # type: ignore[no-any-return]
+    return np.all([_bools(column.is_null()) for column in columns], axis=0)
 
 
 def _joined(columns: list[pa.Array]) -> pa.Array:
