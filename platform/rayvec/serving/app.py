@@ -96,7 +96,9 @@ class EncoderReplica(QueryEncoder):
 class GatewayReplica:
     """A Gateway whose two parts are behind Serve's handles."""
 
-    def __init__(self, encoder: DeploymentHandle, retriever: DeploymentHandle, config: ServeConfig, model: str) -> None:
+    def __init__(
+        self, encoder: DeploymentHandle[Any], retriever: DeploymentHandle[Any], config: ServeConfig, model: str
+    ) -> None:
         from rayvec.serving.remote import RemoteEncoder, RemoteRetriever
 
         self._config = config
@@ -128,31 +130,28 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
     replicas, limits = config.replicas, config.limits
     version = {"version": checked.version}
     encoder = serve.deployment(
-        EncoderReplica,
         name="QueryEncoder",
         num_replicas=replicas.encoder,
         ray_actor_options=_actor(config, replicas.encoder_cpus, replicas.encoder_gpus),
         max_queued_requests=limits.queued_per_replica,
         **_options(limits.in_flight),
-    ).bind(checked.encoder, checked.fingerprint, limits)
+    )(EncoderReplica).bind(checked.encoder, checked.fingerprint, limits)
     retriever = serve.deployment(
-        Retriever,
         name="Retriever",
         num_replicas=replicas.retriever,
         ray_actor_options=_actor(config),
         max_queued_requests=limits.queued_per_replica,
         user_config=version,
         **_options(limits.in_flight),
-    ).bind(_absolute(config.index), checked.fingerprint)
+    )(Retriever).bind(_absolute(config.index), checked.fingerprint)
     # The gateway refuses by itself, in the shape that clients read, before Serve would (in plain text).
     return serve.deployment(
-        serve.ingress()(GatewayReplica),
         name="Gateway",
         num_replicas=replicas.gateway,
         ray_actor_options=_actor(config),
         user_config=version,
         **_options(4 * limits.in_flight),
-    ).bind(encoder, retriever, config, checked.model)
+    )(serve.ingress()(GatewayReplica)).bind(encoder, retriever, config, checked.model)
 
 
 def _options(max_ongoing: int) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def check_port(config: ServeConfig) -> None:
 
 @contextlib.contextmanager
 def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
-    """Deploy on the Ray that is running, wait until it answers, give the address; at the end, drain and take it down."""
+    """Deploy on the Ray that runs, wait until it answers, give the address; at the end, drain and take it down."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from rayvec.config import Config
 
-
 #: Addresses that stand for every interface of a machine.
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104
 

@@ -1,7 +1,7 @@
 """The two parts that do the work: QueryEncoder (texts to vectors) and Retriever (vectors and words to documents).
 
-Plain classes; `rayvec.serving.app` makes deployments of them. Both work off the event loop, so that health checks and new
-requests are answered while they are busy. Know the encoder and the index. Know no HTTP and no Ray.
+Plain classes; `rayvec.serving.app` makes deployments of them. Both work off the event loop, so that health checks and
+new requests are answered while they are busy. Know the encoder and the index. Know no HTTP and no Ray.
 
 Shapes: B texts, Q queries, D dimensions, K hits a query.
 """
@@ -96,7 +96,7 @@ class RetrieverService(Protocol):
 
 
 class QueryEncoder:
-    """Encodes the texts of many requests in shared batches. Raises MismatchError unless the encoder is the expected one."""
+    """Encodes texts of many requests in shared batches. Raises MismatchError unless the encoder is the expected one."""
 
     def __init__(self, encoder: Encoder, expected: Fingerprint | None = None, limits: Limits | None = None) -> None:
         if expected is not None:

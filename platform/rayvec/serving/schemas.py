@@ -74,7 +74,8 @@ class Request(BaseModel):
 class Answer(BaseModel):
     """Base of what clients get. Not validated on the way out: numbers are checked where they are made."""
 
-    model_config = ConfigDict(frozen=True)
+    # A payload may hold bytes, and those are not always text.
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64")
 
 
 class SearchRequest(Request):
