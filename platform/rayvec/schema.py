@@ -41,7 +41,7 @@ VectorType = Literal["float32", "float16"]
 
 
 def embedding_field(dim: int, dtype: VectorType = "float32") -> pa.Field:
-    """The vector column: a plain `FixedSizeList<float32|float16>[dim]`, readable by DuckDB, Polars, pandas and Lance."""
+    """The vector column: a plain `FixedSizeList<float32|float16>[dim]`, which DuckDB, Polars, pandas, Lance read."""
     item = pa.float32() if dtype == "float32" else pa.float16()
     return pa.field(EMBEDDING, pa.list_(pa.field("item", item, nullable=False), dim), nullable=False)
 
