@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rayvec.config import Config
-from rayvec.errors import RayvecError, UserError
+from rayvec.errors import RayvecError, UserError, VerificationError
 from rayvec.training import checkpoints
 from rayvec.training.loop import Metrics
 from rayvec.training.stages import TrainingConfig
@@ -37,16 +38,14 @@ class Workers(Config):
 class RayLink:
     """A worker's line to Ray Train."""
 
-    first: str | None
+    root: Path
 
     def resume_from(self) -> Path | None:
-        """Ray's latest checkpoint of this attempt, else the one that the attempt was started from."""
-        from ray import train
+        """The newest whole checkpoint of any attempt; the same on every rank, since nobody writes while a group starts.
 
-        latest = train.get_checkpoint()
-        if latest is None:
-            return None if self.first is None else Path(self.first)
-        return Path(latest.path)
+        Ray forgets a checkpoint that was reported in the two seconds before a worker died. Its files are there.
+        """
+        return checkpoints.newest(self.root)
 
     def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Report a checkpoint: every rank writes its own files, Ray puts them into one folder. A barrier."""
@@ -67,16 +66,14 @@ def run(job: Job, workers: Workers) -> Outcome:
 
     root = job.output / "training" / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
-    newest = checkpoints.newest(root)
     quiet: Any = {"logging_config": LoggingConfig(log_level="ERROR")}  # Train v2 only, which its stubs leave out
     resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})}
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={
-            **asdict(replace(job, config=job.config)),
+            **vars(job),
             "config": job.config.model_dump(mode="json"),
             "output": str(job.output),
-            "resume_from": None if newest is None else str(newest),
         },
         torch_config=TorchConfig(backend=None if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources),
@@ -94,6 +91,8 @@ def run(job: Job, workers: Workers) -> Outcome:
     except TrainingFailedError as error:
         raise RayvecError(_explain(error)) from error
     outcome: Outcome = getattr(result, "return_value", None) or {}
+    if "error" not in outcome:
+        _sweep(root, job.config.keep_checkpoints)
     return outcome
 
 
@@ -104,13 +103,24 @@ def _train_loop(told: dict[Any, Any]) -> Any:
     # torch renamed collectives that DeepSpeed still calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    first = told.pop("resume_from")
     job = Job(**{**told, "config": TrainingConfig.parse(told["config"]), "output": Path(told["output"])})
     if job.device == "cuda":
         from ray.train.torch import get_device
 
         job = replace(job, device=str(get_device()))
-    return work(job, RayLink(first))
+    return work(job, RayLink(job.output / "training" / "checkpoints"))
+
+
+def _sweep(root: Path, keep: int) -> None:
+    """Remove torn checkpoints, those that Ray lost sight of, and all but the newest."""
+    whole: list[tuple[int, Path]] = []
+    for folder in [path for path in root.glob("attempt-*/*") if path.is_dir()]:
+        try:
+            whole.append((checkpoints.verify(folder).step, folder))
+        except VerificationError:
+            shutil.rmtree(folder)
+    for _, folder in sorted(whole)[:-keep]:
+        shutil.rmtree(folder)
 
 
 def _next_attempt(root: Path) -> str:
