@@ -11,7 +11,7 @@ import click
 
 from pipelines.recipes import get_recipe, recipes
 from pipelines.report import Report, summary
-from rayvec.config import Config, parse_overrides, read_yaml
+from rayvec.config import Config, merged, parse_overrides, read_yaml
 from rayvec.errors import RayvecError
 
 C = TypeVar("C", bound=Config)
@@ -51,10 +51,7 @@ def resolve(config_type: type[C], recipe: str | None, file: str | None, override
     layers.append(parse_overrides(overrides))
     if recipe:
         return get_recipe(recipe, config_type).updated(*layers)
-    values: dict[str, object] = {}
-    for layer in layers:
-        values |= layer
-    return config_type.parse(values)
+    return config_type.parse(merged(*layers))
 
 
 def main(command: click.Command) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import click
+
+# Run as `python jobs/embed.py`, a script's own folder comes first on the path, not the checkout's root.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import job, main
 from pipelines.embed import EmbedConfig, embed, verify

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# Run as `python jobs/train.py`, a script's own folder comes first on the path, not the checkout's root.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 from jobs._cli import job, main
 from pipelines.train import TrainConfig, train
 

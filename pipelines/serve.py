@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -13,18 +14,23 @@ from typing import Any
 
 from pipelines._ray import ray_session
 from pipelines.report import Report
-from rayvec.serving.app import check_port, plan, running
 from rayvec.serving.config import ServeConfig
 
-# Set for the whole of Serve and before Ray is imported: its own lines say nothing that a user of this service needs.
+#: Set before Ray is imported: Serve's own lines say nothing that a user of this service needs; its files have them.
 QUIET = {"RAY_SERVE_LOG_TO_STDERR": "0"}
+#: Requests and answers pass between processes inline or in small objects; nothing large is kept.
+OBJECT_STORE = 150_000_000
 
 
 def serve(config: ServeConfig) -> Report:
     """Serve an index: search page, search and OpenAI-compatible embeddings. Ends, drained, on SIGTERM or ctrl-C."""
+    from rayvec.serving.app import check_port, plan, running
+
     begin = time.monotonic()
     checked = plan(config)
     check_port(config)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     _say(f"serve: {checked.count:,} documents of {config.index} ({checked.version}), encoder {checked.model}; starting")
     with (
         ray_session(object_store_memory=OBJECT_STORE),
@@ -37,10 +43,6 @@ def serve(config: ServeConfig) -> Report:
             pass
         _say("serve: finishing the requests under way")
     return {"index": config.index, "version": checked.version, "served_seconds": round(time.monotonic() - begin)}
-
-
-#: Requests and answers pass between processes inline or in small objects; nothing large is kept.
-OBJECT_STORE = 150_000_000
 
 
 @contextmanager

@@ -41,10 +41,7 @@ class Config(BaseModel):
 
     def updated(self, *layers: Mapping[str, Any]) -> Self:
         """A copy with nested mappings laid over it, the last one winning; validated once, at the end."""
-        values = self.model_dump(mode="json")
-        for layer in layers:
-            values = _merge(values, layer)
-        return type(self).parse(values)
+        return type(self).parse(merged(self.model_dump(mode="json"), *layers))
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML, in the order in which the fields are declared."""
@@ -93,6 +90,18 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         layer: dict[str, Any] = {parts[-1]: value}
         for part in reversed(parts[:-1]):
             layer = {part: layer}
+        result = _merge(result, layer)
+    return result
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over each other, the last one winning.
+
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
         result = _merge(result, layer)
     return result
 
