@@ -46,6 +46,8 @@ def ray_session(**options: Any) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    # It warns that authentication is on, which is how it should be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     import ray
 
     if ray.is_initialized():

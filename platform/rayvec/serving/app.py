@@ -213,9 +213,9 @@ def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
         _wait_until_ready(config)
         yield config.address
     finally:
-        if joined:
-            serve.delete(APP_NAME)
-        else:
+        serve.delete(APP_NAME)
+        # On a Ray of our own, Serve ends with it, and in silence; on a cluster, what we started there we also end.
+        if os.environ.get("RAY_ADDRESS") and not joined:
             serve.shutdown()
 
 
