@@ -143,6 +143,7 @@ function meta(payload) {
   if (name) parts.push(el("span", "", version ? `${name} ${version}` : String(name)));
   if (kind) parts.push(el("span", "", String(kind)));
   if (file) parts.push(el("span", "where", line ? `${file}:${line}` : String(file)));
+  else if (line !== undefined) rest.line = line;
   for (const [key, value] of Object.entries(rest).slice(0, 4)) {
     if (value !== null && value !== "") parts.push(el("span", "", `${key} ${brief(value)}`));
   }
