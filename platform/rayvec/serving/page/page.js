@@ -133,7 +133,8 @@ function title(hit, find) {
   const path = (shown.match(/^[\w.]+/) || [shown])[0];
   const cut = path.lastIndexOf(".") + 1;
   button.className = "open code";
-  button.append(el("span", "clip", path.slice(0, cut), el("span", "name", path.slice(cut)), shown.slice(path.length)));
+  const above = path.slice(0, cut).split(/(?<=\.)/).flatMap((part) => [part, el("wbr")]);
+  button.append(el("span", "clip", ...above, el("span", "name", path.slice(cut)), el("wbr"), shown.slice(path.length)));
   return button;
 }
 
@@ -204,7 +205,9 @@ function marked(text, find) {
 
 /** The stretch of the text that holds the most different words of the query; its beginning when none does better. */
 function excerpt(text, find) {
-  const line = text.slice(0, SHOWN_CHARACTERS).replace(/\s+/g, " ").trim();
+  // Lines under headings and interpreter prompts mean something only where lines are kept.
+  const plain = text.slice(0, SHOWN_CHARACTERS).replace(/^\s*[-=~^]{3,}\s*$|^\s*(?:>>>|\.\.\.)(?= |$)/gm, " ");
+  const line = plain.replace(/\s+/g, " ").trim();
   if (!find || line.length <= EXCERPT) return line;
   const matches = [...line.matchAll(find)].map((match) => [match.index, match[0].toLowerCase().slice(0, 4)]);
   const worth = (start) => new Set(matches.filter(([at]) => at >= start && at < start + EXCERPT).map(([, word]) => word)).size;
