@@ -1,0 +1,101 @@
+"""What is checked before anything of Ray starts."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from rayvec.errors import MismatchError, RayvecError, UserError, VerificationError
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving.app import _deployment_error, check_port, plan
+from rayvec.serving.config import ServeConfig
+from tests.artifacts import texts_for, write_index
+from tests.services import COUNT, MODEL, write_service_index
+
+
+def test_plan_takes_encoder_and_version_from_the_index(index: Path) -> None:
+    made = plan(ServeConfig(index=str(index)))
+    assert (made.version, made.count, made.encoder, made.model) == ("v1", COUNT, MODEL, MODEL)
+    assert made.fingerprint == HashEncoder(64).fingerprint
+
+
+def test_another_encoder_is_refused_by_the_field_that_differs(index: Path) -> None:
+    with pytest.raises(MismatchError, match="weights"):
+        plan(ServeConfig(index=str(index), encoder="hash:32"))
+
+
+def test_an_index_made_by_another_encoder_is_refused(tmp_path: Path) -> None:
+    encoder = HashEncoder(64)
+    other = encoder.fingerprint.model_copy(update={"prompts": "query: "})
+    write_index(tmp_path, encoder.encode(texts_for(4)), texts_for(4), made_by=other, encoder=MODEL)
+    with pytest.raises(MismatchError, match="prompts"):
+        plan(ServeConfig(index=str(tmp_path)))
+
+
+def test_no_index_is_named() -> None:
+    with pytest.raises(UserError, match="--set index=DIR"):
+        plan(ServeConfig())
+
+
+def test_a_folder_without_an_index(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no index.*jobs\.index"):
+        plan(ServeConfig(index=str(tmp_path)))
+
+
+def test_an_unknown_version_names_those_there_are(index: Path) -> None:
+    with pytest.raises(UserError, match=r"no version 'v7'; there are: v1"):
+        plan(ServeConfig(index=str(index), index_version="v7"))
+
+
+def test_a_changed_manifest_is_refused(index: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "index"
+    shutil.copytree(index, copy)
+    (manifest,) = copy.glob("versions/v1/manifest.json")
+    manifest.write_text(manifest.read_text().replace(f'"count": {COUNT}', '"count": 7'))
+    with pytest.raises(VerificationError, match="seal"):
+        plan(ServeConfig(index=str(copy)))
+
+
+def test_the_version_pinned_is_the_one_served(tmp_path: Path) -> None:
+    for count in (4, 8):
+        write_service_index(tmp_path, count=count)
+    assert plan(ServeConfig(index=str(tmp_path))).count == 8
+    assert plan(ServeConfig(index=str(tmp_path), index_version="v1")).count == 4
+
+
+def test_a_proxy_that_listens_everywhere_needs_keys(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(UserError, match="set keys="):
+        plan(ServeConfig(index=str(index)))
+
+
+def test_a_port_in_use_is_told_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use"):
+            check_port(ServeConfig(port=port))
+
+
+def test_a_free_port_is_taken(index: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    check_port(ServeConfig(port=port))
+
+
+def test_other_machines_are_let_in_only_with_keys() -> None:
+    with pytest.raises(UserError, match=r"no API keys are set; make one with"):
+        ServeConfig.parse({"host": "0.0.0.0"})
+
+
+def test_a_replicas_own_error_comes_through_as_itself() -> None:
+    text = "Deploying application rayvec failed: ray::Retriever\nrayvec.errors.MismatchError: index and encoder differ"
+    error = _deployment_error(text)
+    assert (type(error), str(error)) == (MismatchError, "index and encoder differ")
+
+
+def test_any_other_error_of_a_replica_is_one_line() -> None:
+    error = _deployment_error("Deploying failed:\n  ImportError: no module named x\n")
+    assert (type(error), "no module named x" in str(error), "\n" in str(error)) == (RayvecError, True, False)

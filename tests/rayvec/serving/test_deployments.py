@@ -1,0 +1,90 @@
+"""The encoder's part and the index's part, as plain objects."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving.config import Limits
+from rayvec.serving.deployments import QueryEncoder, Retriever
+from rayvec.serving.problems import Problem
+from tests.services import write_service_index
+
+ENCODER = HashEncoder(64)
+
+
+def documents(retriever: Retriever, **changes: Any) -> tuple[str, int]:
+    """The version that answers, and how many documents it has."""
+    facts = asyncio.run(retriever.facts())
+    return facts.version, facts.count
+
+
+def retriever_of(folder: Path, version: str) -> Retriever:
+    retriever = Retriever(str(folder), ENCODER.fingerprint)
+    asyncio.run(retriever.reconfigure({"version": version}))
+    return retriever
+
+
+def test_encoder_part_refuses_an_index_of_another_encoder() -> None:
+    with pytest.raises(MismatchError, match="weights"):
+        QueryEncoder(ENCODER, HashEncoder(32).fingerprint)
+
+
+def test_index_part_refuses_an_encoder_that_did_not_make_it(index: Path) -> None:
+    retriever = Retriever(str(index), HashEncoder(32).fingerprint)
+    with pytest.raises(MismatchError, match="weights"):
+        asyncio.run(retriever.reconfigure({"version": "v1"}))
+
+
+def test_many_requests_at_once_get_their_own_vectors() -> None:
+    texts = [[f"text number{i}", f"other {i}"] for i in range(40)]
+
+    async def run() -> list[np.ndarray]:
+        part = QueryEncoder(ENCODER, limits=Limits(batch_tokens=30))
+        return [encoded.vectors_BD for encoded in await asyncio.gather(*(part.encode(pair) for pair in texts))]
+
+    for vectors_BD, pair in zip(asyncio.run(run()), texts, strict=True):
+        np.testing.assert_array_equal(vectors_BD, ENCODER.encode(pair))
+
+
+def test_before_a_version_is_named_it_is_not_ready(index: Path) -> None:
+    with pytest.raises(Problem) as refused:
+        asyncio.run(Retriever(str(index)).facts())
+    assert (refused.value.status_code, refused.value.code) == (503, "not_ready")
+
+
+def test_version_changes_while_running_and_back(tmp_path: Path) -> None:
+    for count in (4, 8):
+        write_service_index(tmp_path, count=count)
+    retriever = retriever_of(tmp_path, "v1")
+    assert documents(retriever) == ("v1", 4)
+    asyncio.run(retriever.reconfigure({"version": "v2"}))
+    assert documents(retriever) == ("v2", 8)
+    asyncio.run(retriever.reconfigure({"version": "v1"}))
+    assert documents(retriever) == ("v1", 4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"), [("missing", UserError), ("bytes", VerificationError), ("encoder", MismatchError)]
+)
+def test_a_version_that_cannot_be_served_leaves_the_old_one(
+    tmp_path: Path, damage: str, error: type[Exception]
+) -> None:
+    write_service_index(tmp_path, count=4)
+    retriever = retriever_of(tmp_path, "v1")
+    if damage != "missing":
+        write_service_index(tmp_path, "hash:32" if damage == "encoder" else "hash:64", count=8)
+    if damage == "bytes":
+        shard = tmp_path / "versions" / "v2" / "shard-00000.faiss"
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    with pytest.raises(error):
+        asyncio.run(retriever.reconfigure({"version": "v2"}))
+    assert documents(retriever) == ("v1", 4)
