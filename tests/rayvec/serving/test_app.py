@@ -7,13 +7,16 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rayvec.errors import MismatchError, RayvecError, UserError, VerificationError
 from rayvec.modeling.hash_encoder import HashEncoder
-from rayvec.serving.app import _deployment_error, check_port, plan
+from rayvec.serving.app import _deployment_error, check_port, deploy, plan
 from rayvec.serving.config import ServeConfig
 from tests.artifacts import texts_for, write_index
 from tests.services import COUNT, MODEL, write_service_index
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_plan_takes_encoder_and_version_from_the_index(index: Path) -> None:
@@ -88,6 +91,19 @@ def test_a_free_port_is_taken(index: Path) -> None:
 def test_other_machines_are_let_in_only_with_keys() -> None:
     with pytest.raises(UserError, match=r"no API keys are set; make one with"):
         ServeConfig.parse({"host": "0.0.0.0"})
+
+
+def test_the_configuration_file_for_clusters_is_one_that_serve_takes(index: Path) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+    from ray.serve.schema import ServeDeploySchema
+
+    text = yaml.safe_load((ROOT / "infra" / "serve.yaml").read_text(encoding="utf-8"))
+    (application,) = ServeDeploySchema.model_validate(text).applications
+    assert application.import_path == f"{deploy.__module__}:{deploy.__name__}"
+    http = text["http_options"]
+    assert (application.args["host"], application.args["port"]) == (http["host"], http["port"])
+    built = build(deploy, {**application.args, "index": str(index)})
+    assert built._bound_deployment.name == "Gateway"
 
 
 def test_a_replicas_own_error_comes_through_as_itself() -> None:

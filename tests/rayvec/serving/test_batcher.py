@@ -50,9 +50,8 @@ def test_a_batch_keeps_to_the_budget_and_a_larger_item_goes_alone() -> None:
         work = Held()
         batcher = Batcher(work, budget=10)
         tasks = await start(batcher, [0])
-        tasks += (
-            await start(batcher, [1, 2, 3], size=4) + await start(batcher, [4], size=50) + await start(batcher, [5])
-        )
+        for items, size in (([1, 2, 3], 4), ([4], 50), ([5], 1)):
+            tasks += await start(batcher, items, size)
         work.release.set()
         await asyncio.gather(*tasks)
         assert work.batches == [[0], [1, 2], [3], [4], [5]]

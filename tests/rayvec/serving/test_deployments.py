@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.services import write_service_index
 ENCODER = HashEncoder(64)
 
 
-def documents(retriever: Retriever, **changes: Any) -> tuple[str, int]:
+def documents(retriever: Retriever) -> tuple[str, int]:
     """The version that answers, and how many documents it has."""
     facts = asyncio.run(retriever.facts())
     return facts.version, facts.count
@@ -73,9 +72,7 @@ def test_version_changes_while_running_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error"), [("missing", UserError), ("bytes", VerificationError), ("encoder", MismatchError)]
 )
-def test_a_version_that_cannot_be_served_leaves_the_old_one(
-    tmp_path: Path, damage: str, error: type[Exception]
-) -> None:
+def test_a_version_that_is_refused_leaves_the_old_one(tmp_path: Path, damage: str, error: type[Exception]) -> None:
     write_service_index(tmp_path, count=4)
     retriever = retriever_of(tmp_path, "v1")
     if damage != "missing":

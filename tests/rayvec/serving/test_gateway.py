@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,6 @@ def broken(index: Path) -> Iterator[Client]:
 
 def together(client: Client, count: int) -> list[httpx.Response]:
     """Answers to as many requests at once."""
-    import asyncio
 
     async def run() -> list[httpx.Response]:
         body = {"input": "x", "model": MODEL}
