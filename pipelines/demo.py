@@ -232,7 +232,7 @@ def _write_table(home: Path, results: dict[str, Any]) -> None:
 
 def _ask(config: DemoConfig, home: Path) -> None:
     """The example queries, hybrid, as the search page would answer them."""
-    from rayvec.indexing.hybrid import reciprocal_rank_fusion
+    from rayvec.indexing.hybrid import hybrid
     from rayvec.indexing.searcher import Index
     from rayvec.modeling.encoder import load_encoder
 
@@ -241,8 +241,7 @@ def _ask(config: DemoConfig, home: Path) -> None:
     encoder.fingerprint.require(opened.fingerprint, mine="encoder", theirs="index")
     depth = max(100, config.hits)
     vectors_QD = encoder.encode(list(config.queries), encoder.instructions.get("query"))
-    rankings = [opened.lexical(config.queries, depth), opened.dense(vectors_QD, depth)]
-    fused = reciprocal_rank_fusion(rankings, config.hits)
+    fused = hybrid(opened.lexical(config.queries, depth), opened.dense(vectors_QD, depth), config.hits)
     lines = []
     for query, rows in zip(config.queries, fused.rows, strict=True):
         lines.append(f"? {query}")

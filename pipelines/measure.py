@@ -20,6 +20,7 @@ from pipelines.report import Report
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import UserError
+from rayvec.indexing.hybrid import DENSE_WEIGHT
 
 if TYPE_CHECKING:
     from rayvec.data.source_config import SourceConfig
@@ -51,13 +52,13 @@ class MeasureConfig(Config):
     #: The report, as JSON; table (.md), chart (.png) and the values of each query (.queries.jsonl) go beside it.
     output: str = ""
     #: dense: queries without an instruction; instruction: with the encoder's for queries, or the one given here;
-    #: hybrid: lexical and dense fused by rank, the dense side with the instruction where there is one, as in serving.
+    #: hybrid: lexical and dense fused, the dense side with the instruction where there is one, as in serving.
     systems: tuple[System, ...] = Field(("dense", "instruction", "lexical", "hybrid"), min_length=1)
     instruction: str | None = None
     #: How hybrid puts the two together: by reciprocal rank, or by scores brought to [0, 1].
-    fusion: Literal["rrf", "weighted"] = "rrf"
+    fusion: Literal["rrf", "weighted"] = "weighted"
     #: What the dense ranking counts in hybrid, where the lexical one counts 1.
-    dense_weight: float = Field(1.0, ge=0)
+    dense_weight: float = Field(DENSE_WEIGHT, ge=0)
     #: Results that each system gives; at least 100, since recall@100 is measured.
     k: int = Field(100, ge=100)
     #: Shorter vectors to measure too: the first so many dimensions.

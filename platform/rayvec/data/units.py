@@ -104,7 +104,7 @@ def unit_name(ordinal: int, *covers: object) -> str:
     """The name of a unit: its place, and a hash of what it covers.
 
     >>> unit_name(3, "a.jsonl", 0, 100)
-    '00003-21ffc4b7'
+    '00003-38663fc6'
     """
     digest = hashlib.sha256(json.dumps(covers).encode()).hexdigest()[:8]
     return f"{ordinal:05d}-{digest}"

@@ -260,7 +260,7 @@ def _rank(
     index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode
 ) -> tuple[Ranking, dict[str, Ranking]]:
     """The ranking, and for a hybrid one the rankings it was made of."""
-    from rayvec.indexing.hybrid import reciprocal_rank_fusion
+    from rayvec.indexing.hybrid import hybrid
 
     if mode == "lexical":
         return index.lexical(queries, k), {}
@@ -269,7 +269,7 @@ def _rank(
         return index.dense(vectors_QD, k), {}
     pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), index.count)
     parts = {"dense": index.dense(vectors_QD, pool), "lexical": index.lexical(queries, pool)}
-    return reciprocal_rank_fusion(list(parts.values()), k), parts
+    return hybrid(parts["lexical"], parts["dense"], k), parts
 
 
 def _places(ranking: Ranking, query: int) -> dict[int, Signal]:
