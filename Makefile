@@ -34,7 +34,7 @@ serve: setup  ## serve the demo's index again
 	@$(BIN)/python -m jobs.serve --recipe tiny.serve --set index=$(RUNS)/index --set port=$(PORT)
 
 test: setup  ## the whole suite without a GPU
-	@$(BIN)/python -m pytest -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
+	@$(BIN)/python -m pytest -m "not gpu" tests platform/rayvec --doctest-modules
 
 check: setup  ## format, lint, types, floors
 	@$(BIN)/ruff format --check .
