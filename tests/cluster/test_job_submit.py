@@ -73,7 +73,7 @@ def cluster() -> Iterator[Cluster]:
         port, dashboard = free_port(), free_port()
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}",
-             f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0", f"--temp-dir={folder}/s",
+             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}/s",
              "--object-store-memory=200000000", "--disable-usage-stats"],
             env=environment,
             stdout=subprocess.DEVNULL,
