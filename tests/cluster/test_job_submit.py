@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import secrets
@@ -25,6 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+#: The README's two ways: the checkout's own sources, or rayvec as it is installed on the nodes.
+OVERRIDE = ("--runtime-env", "infra/runtime_env.yaml")
+INSTALLED = ("--working-dir", ".")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -36,20 +42,10 @@ class Cluster:
     dashboard: str
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, *entrypoint: str, way: tuple[str, str] = OVERRIDE) -> subprocess.CompletedProcess[str]:
         """`ray job submit` of the README: waits, prints the job's log, ends with the job's status."""
         return subprocess.run(
-            [
-                RAY,
-                "job",
-                "submit",
-                "--address",
-                self.dashboard,
-                "--runtime-env",
-                "infra/runtime_env.yaml",
-                "--",
-                *entrypoint,
-            ],
+            [RAY, "job", "submit", "--address", self.dashboard, *way, "--", *entrypoint],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -64,7 +60,7 @@ def cluster() -> Iterator[Cluster]:
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "DS_ACCELERATOR": "cpu",
@@ -73,7 +69,8 @@ def cluster() -> Iterator[Cluster]:
         port, dashboard = free_port(), free_port()
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}",
-             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}/s",
+             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+             f"--temp-dir={folder}/s",
              "--object-store-memory=200000000", "--disable-usage-stats"],
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -107,17 +104,22 @@ def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
     assert refusal.value.code == 401
 
 
-def test_embed_then_index(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [OVERRIDE, INSTALLED], ids=["override", "installed"])
+def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: tuple[str, str]) -> None:
+    if way == INSTALLED and not any(dist.name == "rayvec" for dist in importlib.metadata.distributions()):
+        pytest.skip("rayvec is not installed in this environment; `make setup` installs it")
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"id": f"d{i}", "text": f"document number {i}"}) + "\n" for i in range(300)))
     embedded = cluster.submit(
         "python", "jobs/embed.py", "--recipe", "hash.embed",
         "--set", f"source.path={corpus}", "--set", f"output={tmp_path}/embeddings",
+        way=way,
     )  # fmt: skip
     assert embedded.returncode == 0, embedded.stdout[-3000:] + embedded.stderr[-3000:]
     indexed = cluster.submit(
         "python", "jobs/index.py", "--recipe", "hash.index",
         "--set", f"embeddings={tmp_path}/embeddings", "--set", f"output={tmp_path}/index",
+        way=way,
     )  # fmt: skip
     assert indexed.returncode == 0, indexed.stdout[-3000:] + indexed.stderr[-3000:]
     assert (tmp_path / "index" / "CURRENT").exists()
@@ -129,8 +131,9 @@ def test_train(cluster: Cluster, tmp_path: Path) -> None:
         "".join(json.dumps({"id": f"d{i}", "text": f"sentence number {i} of many"}) + "\n" for i in range(200))
     )
     trained = cluster.submit(
-        "python", "jobs/train.py", "--recipe", "tiny.mntp", "--set", f"source.path={texts}",
-        "--set", "source.kind=jsonl", "--set", "steps=2", "--set", f"output={tmp_path}/mntp",
+        "python", "jobs/train.py", "--recipe", "tiny.mntp", "--set", f"data.source.path={texts}",
+        "--set", "data.source.kind=jsonl", "--set", "data.min_characters=1", "--set", "steps=2",
+        "--set", f"output={tmp_path}/mntp",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
     assert (tmp_path / "mntp" / "rayvec.json").exists()
