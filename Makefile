@@ -28,7 +28,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "setup: done"
 
 demo: setup  ## text → encoder → vectors → index → served search, on the Python docs of this environment
-	@$(BIN)/python -m jobs.demo --recipe tiny.demo --set output=$(RUNS) --set serve.port=$(PORT) --set serving=$(if $(filter 0,$(SERVE)),false,true)
+	@$(BIN)/python -m jobs.demo --recipe tiny.demo $(if $(filter all,$(PACKAGES)),--set 'packages=[]') --set output=$(RUNS) --set serve.port=$(PORT) --set serving=$(if $(filter 0,$(SERVE)),false,true)
 
 serve: setup  ## serve the demo's index again
 	@$(BIN)/python -m jobs.serve --recipe tiny.serve --set index=$(RUNS)/index --set port=$(PORT)
