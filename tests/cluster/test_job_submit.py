@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -80,11 +81,17 @@ def cluster() -> Iterator[Cluster]:
         try:
             yield Cluster(_wait_for(f"http://127.0.0.1:{dashboard}", head), environment)
         finally:
-            os.killpg(head.pid, signal.SIGTERM)
-            try:
-                head.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(head.pid, signal.SIGKILL)
+            _end(head)
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """End the head and all that it started: they are one process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
 
 
 def _wait_for(address: str, head: subprocess.Popen[bytes]) -> str:

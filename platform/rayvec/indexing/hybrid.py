@@ -25,8 +25,12 @@ DENSE_WEIGHT = 0.5
 
 
 def hybrid(lexical: Ranking, dense: Ranking, k: int, dense_weight: float = DENSE_WEIGHT) -> Ranking:
-    """The platform's hybrid: BM25's scores and the encoder's, each brought to [0, 1] within a query, weighted 1 : w."""
-    return weighted_fusion([lexical, dense], k, weights=[1.0, dense_weight])
+    """The platform's hybrid: BM25's scores and the encoder's, each brought to [0, 1] within a query, weighted 1 : w.
+
+    A row that is best in both has a score of 1.
+    """
+    whole = 1.0 + dense_weight
+    return weighted_fusion([lexical, dense], k, weights=[1.0 / whole, dense_weight / whole])
 
 
 def reciprocal_rank_fusion(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import UserError
-from rayvec.indexing.hybrid import reciprocal_rank_fusion, weighted_fusion
+from rayvec.indexing.hybrid import hybrid, reciprocal_rank_fusion, weighted_fusion
 from rayvec.indexing.ranking import NO_SCORE, Ranking
 
 
@@ -84,3 +84,11 @@ def test_wrong_weights_are_refused(weights: list[float]) -> None:
 def test_nothing_to_fuse_is_refused() -> None:
     with pytest.raises(UserError, match="at least one ranking"):
         reciprocal_rank_fusion([], k=1)
+
+
+def test_hybrid_gives_one_to_what_is_best_in_both_and_counts_dense_for_half_of_lexical() -> None:
+    lexical = ranking([[1, 2, 3]], [[9.0, 5.0, 1.0]])  # to 1, 0.5, 0
+    dense = ranking([[1, 3, 2]], [[0.9, 0.8, 0.4]])  # to 1, 0.8, 0
+    fused = hybrid(lexical, dense, k=3)
+    assert fused.rows.tolist() == [[1, 2, 3]]
+    assert fused.scores[0] == pytest.approx([1.0, 0.5 / 1.5, 0.5 * 0.8 / 1.5], abs=1e-5)
