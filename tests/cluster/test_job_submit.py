@@ -13,12 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytestmark = pytest.mark.cluster
@@ -98,17 +97,15 @@ def _wait_for(address: str, head: subprocess.Popen[bytes]) -> str:
     for _ in range(240):
         assert head.poll() is None, "ray start ended early"
         try:
-            urllib.request.urlopen(f"{address}/api/gcs_healthz", timeout=2)
+            httpx.get(f"{address}/api/gcs_healthz", timeout=2)
             return address
-        except OSError:
+        except httpx.TransportError:
             time.sleep(0.5)
     raise AssertionError("the cluster's dashboard did not answer within two minutes")
 
 
 def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refusal:
-        urllib.request.urlopen(f"{cluster.dashboard}/api/jobs/", timeout=10)
-    assert refusal.value.code == 401
+    assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=10).status_code == 401
 
 
 @pytest.mark.parametrize("way", [OVERRIDE, INSTALLED], ids=["override", "installed"])
