@@ -88,6 +88,9 @@ def run(job: Job, workers: Workers) -> Outcome:
     _require_room(workers)
     try:
         result = trainer.fit()
+    except SystemExit:
+        # Ray Train answers ctrl-C itself, stops its workers, and leaves like this.
+        raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         raise RayvecError(_explain(error)) from error
     outcome: Outcome = getattr(result, "return_value", None) or {}
