@@ -49,6 +49,8 @@ class TrainConfig(TrainingConfig):
     """A stage, where its result goes, and on how much of the cluster it runs."""
 
     output: str = ""
+    #: The model that `start` is made of, where `start` is yet to be made: `--dry-run` counts its parameters.
+    base: str = ""
     #: Processes that train together under Ray; 0 trains in this process, without Ray and DeepSpeed.
     workers: int = Field(2, ge=0)
     cpus_per_worker: PositiveInt = 1

@@ -76,7 +76,8 @@ class Mntp(Config):
     """Masked next token prediction: the frozen vocabulary head names each masked token from one place before it."""
 
     kind: Literal["mntp"] = "mntp"
-    lora: LoraSettings = LoraSettings()
+    #: null trains all weights.
+    lora: LoraSettings | None = LoraSettings()
     probability: float = Field(0.2, gt=0, lt=1)
     #: "bert": 80 % mask token, 10 % random, 10 % left; "all": always the mask token.
     masking: Masking = "bert"
@@ -88,35 +89,74 @@ class Mntp(Config):
     loss_chunk: PositiveInt = 2048
 
 
-class Simcse(Config):
+class Contrastive(Config):
+    """What the contrastive stages share."""
+
+    #: null trains all weights.
+    lora: LoraSettings | None = LoraSettings()
+    #: 1 / temperature; cosines are multiplied by it.
+    scale: PositiveFloat = 20.0
+    #: Shorter vectors, their first so many dimensions, that must do the same work (Kusupati et al. 2022); each adds its
+    #: loss to that of the whole vector, and all count equally.
+    matryoshka: tuple[PositiveInt, ...] = ()
+    #: GradCache (Gao et al. 2021): encode so many texts at a time and once more in the backward pass, so that memory is
+    #: theirs and not the batch's, with the same gradients. Default: the whole batch at once.
+    gradient_cache: PositiveInt | None = None
+
+
+class Simcse(Contrastive):
     """Unsupervised SimCSE: each text twice under different dropout, its two views pulled together."""
 
     kind: Literal["simcse"] = "simcse"
-    lora: LoraSettings = LoraSettings()
-    #: 1 / temperature; cosines are multiplied by it.
-    scale: PositiveFloat = 20.0
     #: Of attention weights, in families that have it; null leaves the model's own.
     attention_dropout: float | None = Field(0.3, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _two_views_differ(self) -> Simcse:
-        if not self.attention_dropout and not self.lora.dropout:
+        if not self.attention_dropout and not (self.lora and self.lora.dropout):
             raise ValueError("without any dropout both views are the same; set attention_dropout or lora.dropout")
         return self
 
 
-class Supervised(Config):
+class Supervised(Contrastive):
     """Contrastive learning on queries, their positives and hard negatives."""
 
     kind: Literal["supervised"] = "supervised"
-    lora: LoraSettings = LoraSettings()
     scale: PositiveFloat = 50.0
     #: Hard negatives an example; those with fewer are left out.
     hard_negatives: int = Field(1, ge=0)
     #: Train the last adapter further (the paper's start from SimCSE's LoRA) instead of a fresh one on merged weights.
     continue_last: bool = False
 
+    @model_validator(mode="after")
+    def _continues_an_adapter(self) -> Supervised:
+        if self.continue_last and self.lora is None:
+            raise ValueError("continue_last trains an adapter further, and lora=null trains all weights; choose one")
+        return self
 
+
+class RetrievalSet(Config):
+    """Retrieval measured while training: nDCG@10 of dense search."""
+
+    kind: Literal["retrieval"] = "retrieval"
+    name: str
+    #: A folder in BEIR's layout, "pydocs" (held-out documents), or a Parquet file of documents for the same question.
+    data: str
+    split: str = "test"
+    #: The first so many queries; of docstrings, so many documents. Small sets keep training fast.
+    max_queries: PositiveInt | None = 300
+
+
+class StsSet(Config):
+    """Semantic similarity measured while training: Spearman's correlation."""
+
+    kind: Literal["sts"] = "sts"
+    name: str
+    #: A csv file, gzipped or not: sentence, sentence, score.
+    data: str
+
+
+EvaluationSet = Annotated[RetrievalSet | StsSet, Field(discriminator="kind")]
 StageConfig = Annotated[Pretrain | Mntp | Simcse | Supervised, Field(discriminator="kind")]
 
 
@@ -147,6 +187,11 @@ class TrainingConfig(Config):
     keep_checkpoints: PositiveInt = 2
     #: Compare all ranks' weights, bit by bit, every so many steps; 0: never.
     compare_ranks_every: int = Field(0, ge=0)
+    #: Measured before the first step, every `evaluate_every` steps and after the last; drawn among the curves.
+    evaluation: tuple[EvaluationSet, ...] = ()
+    evaluate_every: PositiveInt = 100
+    #: Where numbers go beside metrics.jsonl. mlflow and wandb must be installed.
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
     def _data_fits_the_stage(self) -> TrainingConfig:
@@ -155,6 +200,12 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"stage {self.stage.kind} trains on {wanted}, and data.kind is {self.data.kind}; change it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recomputes_once(self) -> TrainingConfig:
+        if self.gradient_checkpointing and isinstance(self.stage, Contrastive) and self.stage.gradient_cache:
+            raise ValueError("gradient_cache computes the texts twice already; set gradient_checkpointing=false with it")
         return self
 
     @property
