@@ -189,6 +189,21 @@ class TextEncoder(TokenizerOnly):
                 result[rows] = vectors_BD.cpu().numpy()
         return result
 
+    def token_states(self, batch: TokenBatch) -> np.ndarray:
+        """The last layer's state of each token, float32 [sum T, the model's hidden size], as `input_ids` lie."""
+        import torch
+
+        from rayvec.modeling.batching import PackedBatch
+
+        result = np.empty((len(batch.input_ids), self.backbone.dim), np.float32)
+        with torch.inference_mode():
+            for rows in plan_batches(batch.lengths, self.token_budget, padded=not self.backbone.packed):
+                chosen = np.isin(np.arange(len(batch)), rows)  # the same rows, in the order of the batch
+                packed = PackedBatch.from_tokens(batch.select(np.flatnonzero(chosen)), self.backbone.device)
+                states_TD = self.backbone.hidden_states(packed)
+                result[np.repeat(chosen, batch.lengths)] = states_TD.float().cpu().numpy()
+        return result
+
     def _vectors(self, batch: TokenBatch) -> torch.Tensor:
         from rayvec.modeling.batching import PackedBatch
         from rayvec.modeling.pooling import pool

@@ -59,6 +59,20 @@ def test_rows_keep_their_order_whatever_the_budget(llama: Path, encoder: TextEnc
     assert np.abs(small.encode(TEXTS) - encoder.encode(TEXTS)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_token_states_lie_as_the_tokens_whatever_the_budget(llama: Path, encoder: TextEncoder, padded: bool) -> None:
+    small = TextEncoder.load(llama, token_budget=50)
+    if padded:
+        small.backbone.use_padding()
+    states_TD = small.token_states(small.tokenize(TEXTS))
+    alone = [encoder.token_states(encoder.tokenize([text])) for text in TEXTS]
+    assert states_TD.dtype == np.float32 and states_TD.shape[1] == 32
+    assert np.abs(states_TD - np.concatenate(alone)).max() <= 1e-5
+    means = np.stack([states.mean(0) for states in (a[1:] if len(a) > 1 else a for a in alone)])  # without <s>
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert np.abs(means - encoder.encode(TEXTS)).max() <= 1e-5
+
+
 def test_the_mean_is_of_the_texts_own_tokens(encoder: TextEncoder) -> None:
     import torch
     from transformers import AutoModel
