@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -17,24 +17,32 @@ from rayvec.errors import RayvecError
 C = TypeVar("C", bound=Config)
 
 
-def job(verb: str, config_type: type[C], run: Callable[[C], Report]) -> click.Command:
-    """The command of a verb: resolve the configuration, call the pipeline, print the report."""
-    known = recipes(config_type)
+def job(
+    verb: str, config_type: type[C], run: Callable[[C], Report], *others: tuple[type[Config], Callable[[Any], Report]]
+) -> click.Command:
+    """The command of a verb: resolve the configuration, call the pipeline, print the report.
+
+    others: further things that the verb does, each with its own type of configuration; `_meant` says which is chosen.
+    """
+    runs: dict[type[Config], Callable[[Any], Report]] = dict([(config_type, run), *others])
+    known = recipes(*runs)
     width = max((len(name) for name in known), default=0)
     lines = [f"  {name:<{width}}  {_first_line(recipe)}" for name, recipe in known.items()]
     epilog = "\n".join(["\b", "Recipes:", *lines])
+    purpose = "\n\n".join(map(_first_line, runs.values()))
 
-    @click.command(name=verb, help=_first_line(run), epilog=epilog, context_settings={"max_content_width": 120})
+    @click.command(name=verb, help=purpose, epilog=epilog, context_settings={"max_content_width": 120})
     @click.option("--recipe", metavar="NAME", help="Start from this recipe (listed below).")
     @click.option("--config", "file", metavar="FILE", help="Lay a YAML file over it: a saved configuration, or a part.")
     @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one value, as in --set a.b=3.")
     @click.option("--dry-run", is_flag=True, help="Print the whole resolved configuration and exit.")
     def command(recipe: str | None, file: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
-        config = resolve(config_type, recipe, file, overrides)
+        meant = _meant(tuple(runs), recipe, file, overrides)
+        config = resolve(meant, recipe, file, overrides)
         if dry_run:
             click.echo(config.to_yaml(), nl=False)
             return
-        report = run(config)
+        report = runs[meant](config)
         click.echo(f"{verb}: done")
         click.echo(summary(report))
 
@@ -43,6 +51,18 @@ def job(verb: str, config_type: type[C], run: Callable[[C], Report]) -> click.Co
 
 def _first_line(function: Callable[..., object]) -> str:
     return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def _meant(
+    types: tuple[type[Config], ...], recipe: str | None, file: str | None, overrides: tuple[str, ...]
+) -> type[Config]:
+    """Which of a verb's configurations is meant: the recipe's; else that whose `kind` is given; else the first."""
+    if recipe:
+        config = get_recipe(recipe, *types)
+        return next(found for found in types if isinstance(config, found))
+    kind = merged(read_yaml(file) if file else {}, parse_overrides(overrides)).get("kind")
+    kinds = {found.model_fields["kind"].default: found for found in types[1:]}
+    return kinds.get(str(kind), types[0])
 
 
 def resolve(config_type: type[C], recipe: str | None, file: str | None, overrides: tuple[str, ...]) -> C:

@@ -19,19 +19,18 @@ C = TypeVar("C", bound=Config)
 Recipe = Callable[[], Config]
 
 
-def recipes(config_type: type[Config] = Config) -> dict[str, Recipe]:
-    """All recipes that return this type of configuration, by name, sorted."""
-    return {
-        name: recipe for name, recipe in sorted(_all()) if issubclass(get_type_hints(recipe)["return"], config_type)
-    }
+def recipes(*config_types: type[Config]) -> dict[str, Recipe]:
+    """All recipes that return one of these types of configuration (any, where none is given), by name, sorted."""
+    wanted = config_types or Config
+    return {name: recipe for name, recipe in sorted(_all()) if issubclass(get_type_hints(recipe)["return"], wanted)}
 
 
-def get_recipe(name: str, config_type: type[C]) -> C:
+def get_recipe(name: str, *config_types: type[C]) -> C:
     """The configuration that a recipe gives. Raises UserError for an unknown name, listing the known ones."""
-    known = recipes(config_type)
+    known = recipes(*config_types)
     if name in known:
         config = known[name]()
-        assert isinstance(config, config_type)
+        assert isinstance(config, config_types)
         return config
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 import pytest
@@ -75,6 +76,37 @@ def test_the_users_mistakes_are_one_line_and_status_2(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+class Other(Config):
+    """Another thing that the verb does."""
+
+    kind: Literal["other"] = "other"
+    size: int = 1
+
+
+def give_size(config: Other) -> dict[str, object]:
+    """Give back the size."""
+    return {"size": config.size}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--recipe", "hash.serve", "--set", "port=1004"], "port  1,004"),
+        (["--set", "port=1004"], "port  1,004"),
+        (["--set", "kind=other", "--set", "size=7"], "size  7"),
+        (["--config", "other.yaml"], "size  8"),
+        (["--help"], "Give back the size."),
+    ],
+)
+def test_a_verb_runs_what_the_recipe_or_the_kind_names(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text(Other(size=8).to_yaml())
+    command = job("echo", ServeConfig, echo, (Other, give_size))
+    assert told in CliRunner().invoke(command, arguments, catch_exceptions=False).output
 
 
 def test_other_errors_keep_their_status(monkeypatch: pytest.MonkeyPatch) -> None:
