@@ -21,17 +21,35 @@ Masking = Literal["bert", "all"]
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Texts with some tokens masked. `positions` are flat places in `texts.input_ids`; `labels` what stood there."""
+    """Texts with some tokens masked. `positions` are flat places in `texts.input_ids`; `labels` what stood there.
+
+    masked: masked tokens of the whole batch that this one is a part of; see `split`.
+    """
 
     texts: TokenBatch
     positions: np.ndarray  # int64 [M]
     labels: np.ndarray  # int64 [M]
     document_ids: Sequence[str]
+    masked: int
 
     @property
     def tokens(self) -> int:
         """Tokens that go through the model."""
         return len(self.texts.input_ids)
+
+    def split(self, parts: int) -> list[MaskedBatch]:
+        """The same texts and masks in so many smaller batches (fewer where there are fewer texts)."""
+        if parts == 1:
+            return [self]
+        rows = [rows for rows in np.array_split(np.arange(len(self.texts)), parts) if len(rows)]
+        return [self._rows(int(part[0]), int(part[-1]) + 1) for part in rows]
+
+    def _rows(self, start: int, stop: int) -> MaskedBatch:
+        first, last = self.texts.offsets[start], self.texts.offsets[stop]
+        here = (self.positions >= first) & (self.positions < last)
+        texts = self.texts.select(np.arange(start, stop))
+        ids = self.document_ids[start:stop]
+        return MaskedBatch(texts, self.positions[here] - first, self.labels[here], ids, self.masked)
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def mask_tokens(
         drawn = (_uniform(key_T, seed, step, 2) * len(ordinary)).astype(np.int64)
         ids[randomised] = ordinary[drawn[randomised]]
     masked = TokenBatch(ids, texts.offsets, texts.pool_start, texts.pool_end, texts.truncated)
-    return MaskedBatch(masked, np.flatnonzero(chosen).astype(np.int64), labels, document_ids)
+    return MaskedBatch(masked, np.flatnonzero(chosen).astype(np.int64), labels, document_ids, len(labels))
 
 
 def two_views(texts: TokenBatch, document_ids: Sequence[str]) -> ContrastiveBatch:

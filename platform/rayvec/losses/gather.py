@@ -30,33 +30,46 @@ def _grouped() -> bool:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_BD: torch.Tensor) -> torch.Tensor:
-        ctx.rows = rows_BD.shape[0]
-        parts = [torch.empty_like(rows_BD) for _ in range(world_size())]
-        dist.all_gather(parts, rows_BD.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, rows_BD: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        ctx.sizes = sizes
+        return _all_rows(rows_BD, sizes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient_ND = gradients[0].contiguous().clone()
         dist.all_reduce(gradient_ND, op=dist.ReduceOp.SUM)
-        start = rank() * ctx.rows
-        return gradient_ND[start : start + ctx.rows]
+        start = sum(ctx.sizes[: rank()])
+        return gradient_ND[start : start + ctx.sizes[rank()]], None
 
 
-def gather_rows(rows_BD: torch.Tensor) -> torch.Tensor:
-    """All ranks' rows [world * B, …] in rank order. Every rank must bring equally many.
+def gather_rows(rows_BD: torch.Tensor, sizes: Sequence[int] | None = None) -> torch.Tensor:
+    """All ranks' rows [N, …] in rank order; the gradient of a row is the sum of what all ranks' losses ask of it.
 
-    The gradient of a row is the sum of what all ranks' losses ask of it.
+    sizes: how many rows each rank brings; by default all bring as many as this one.
     """
     if world_size() == 1:
         return rows_BD
+    sizes = [rows_BD.shape[0]] * world_size() if sizes is None else sizes
+    assert sizes[rank()] == rows_BD.shape[0], "a rank brings as many rows as it said"
     if not rows_BD.requires_grad:
-        parts = [torch.empty_like(rows_BD) for _ in range(world_size())]
-        dist.all_gather(parts, rows_BD.contiguous())
-        return torch.cat(parts)
-    gathered: torch.Tensor = _GatherRows.apply(rows_BD)
+        return _all_rows(rows_BD, sizes)
+    gathered: torch.Tensor = _GatherRows.apply(rows_BD, sizes)
     return gathered
+
+
+def _all_rows(rows_BD: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """gloo and NCCL gather blocks of one size alone: shorter ones travel with rows of zeros, which are dropped."""
+    longest = max(sizes)
+    block = rows_BD.new_zeros((longest, *rows_BD.shape[1:]))
+    block[: rows_BD.shape[0]] = rows_BD.detach()
+    parts = [torch.empty_like(block) for _ in sizes]
+    dist.all_gather(parts, block)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def shares(count: int) -> list[int]:
+    """How many of `count` things each rank takes: as even as can be, the first ranks one more."""
+    return [count // world_size() + (r < count % world_size()) for r in range(world_size())]
 
 
 def sum_over_ranks(value: float, device: torch.device | str = "cpu") -> float:

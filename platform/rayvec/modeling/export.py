@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayvec import storage
+from rayvec.modeling import references
 from rayvec.modeling.folder import written_files
 from rayvec.modeling.manifest import EncoderManifest, record_files
 
@@ -33,13 +35,30 @@ def export(encoder: TextEncoder, path: Path) -> Path:
     """
     manifest = encoder.folder.manifest.replace(merged=True)
     with storage.committed_folder(path) as folder:
-        tokenizer = _tokenizer(encoder)
-        tokenizer.save_pretrained(str(folder))
-        encoder.backbone.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(manifest), encoding="utf-8")
-        folders = [".", *_sentence_transformers(encoder, tokenizer, folder)]
-        manifest.replace(files=record_files(folder, written_files(folder, folders))).write(folder)
+        written = _write_model(encoder, folder, manifest)
+        manifest.replace(files=record_files(folder, written)).write(folder)
     return path
+
+
+def write(encoder: TextEncoder, path: Path, *, stage: str, training: Mapping[str, Any] | None) -> None:
+    """Write what a stage that trained all weights made: a whole model, whose lineage ends with these weights.
+
+    The folder may hold other things (the run's own files); rayvec.json comes last.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    old = encoder.folder.manifest
+    written = _write_model(encoder, path, old)
+    manifest = old.with_adapter(stage, references.weights_sha256(path), training).replace(merged=True)
+    manifest.replace(files=record_files(path, written)).write(path)
+
+
+def _write_model(encoder: TextEncoder, folder: Path, manifest: EncoderManifest) -> list[str]:
+    """Weights, tokenizer, card and the files of other tools; the names of what the manifest has to vouch for."""
+    tokenizer = _tokenizer(encoder)
+    tokenizer.save_pretrained(str(folder))
+    encoder.backbone.save_pretrained(folder)
+    (folder / "README.md").write_text(_card(manifest), encoding="utf-8")
+    return written_files(folder, [".", *_sentence_transformers(encoder, tokenizer, folder)])
 
 
 def _tokenizer(encoder: TextEncoder) -> Any:
@@ -97,7 +116,7 @@ def _sentence_transformers(encoder: TextEncoder, tokenizer: Any, folder: Path) -
     storage.write_json(folder / "config_sentence_transformers.json", _prompts(manifest))
     paths = [str(module["path"]) for module in modules[1:]]
     for path in paths:
-        (folder / path).mkdir()
+        (folder / path).mkdir(exist_ok=True)
     pooling = f"{names.index('Pooling')}_Pooling"
     storage.write_json(folder / pooling / "config.json", _pooling(manifest))
     if "WordWeights" in names:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from rayvec.errors import UserError
-from rayvec.modeling import adapters, references
+from rayvec.modeling import adapters, export, references
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.modeling.backbone import Backbone, choose_dtype
 from rayvec.modeling.batching import PackedBatch
+from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.folder import EncoderFolder, adapter_names, open_encoder, write_folder
 from rayvec.modeling.pooling import pool
 from rayvec.modeling.text_tokenizer import TextTokenizer
@@ -62,8 +63,14 @@ class TrainableEncoder:
         return pool(manifest.pooling, states_TD, packed, dim=manifest.dim, normalize=normalize)
 
     def save(self, path: str | Path, *, stage: str, training: Mapping[str, Any] | None = None) -> None:
-        """Write the encoder folder after this stage: the adapters before it, and its own. rayvec.json comes last."""
+        """Write the encoder folder after this stage: the adapters before it, and its own. rayvec.json comes last.
+
+        Where all weights were trained, the folder holds the whole model and needs no base.
+        """
         path, old = Path(path), self.folder.manifest
+        if not hasattr(self.backbone.decoder, "peft_config"):
+            export.write(TextEncoder(self.folder, self.backbone), path, stage=stage, training=training)
+            return
         name = f"adapters/{len(old.adapters) + 1}-{stage}"
         record = adapters.save(self.backbone, path / name, stage=stage, base_lineage=old.lineage)
         new = old.with_adapter(stage, record.sha256, training)
@@ -75,7 +82,7 @@ class TrainableEncoder:
 def open_for_training(
     reference: str | Path,
     *,
-    lora: LoraSettings,
+    lora: LoraSettings | None,
     head: bool = False,
     attention_dropout: float | None = None,
     continue_last: bool = False,
@@ -86,13 +93,14 @@ def open_for_training(
 ) -> TrainableEncoder:
     """Open a decoder or an encoder folder for the next stage: adapters so far are merged, a fresh LoRA is put on.
 
-    `continue_last` trains the last adapter further instead (the paper's supervised stage from SimCSE's LoRA). `head`
+    Without `lora` all weights of the decoder train. A folder that holds a whole model (a merged export, or what a stage
+    without LoRA made) is a base like any other, read as its manifest says. `continue_last` trains the last adapter further instead (the paper's supervised stage from SimCSE's LoRA). `head`
     keeps the vocabulary head, frozen, for MNTP. `settings` change how texts are read: attention, attention_window,
-    pooling, prompts, max_length, normalize. Raises UserError for a merged encoder, since its base is no longer there.
+    pooling, prompts, max_length, normalize.
     """
     folder = open_encoder(reference)
     if folder.manifest.merged:
-        raise UserError(f"{reference} is a merged export; train on from the folder with adapters that it was made of")
+        folder = _as_base(reference, folder)
     if settings:
         folder = folder.with_settings(**settings)
     manifest = folder.manifest
@@ -114,16 +122,38 @@ def open_for_training(
     return TrainableEncoder(folder, backbone)
 
 
-def _adapted(backbone: Backbone, folder: EncoderFolder, lora: LoraSettings, continue_last: bool) -> Backbone:
+def _as_base(reference: str | Path, folder: EncoderFolder) -> EncoderFolder:
+    """The whole model of a folder as the base of what comes next; its lineage begins with these weights."""
+    manifest = folder.manifest.replace(
+        base=references.canonical(reference),
+        base_sha256=references.weights_sha256(folder.weights),
+        adapters=(),
+        merged=False,
+        files={},
+    )
+    return EncoderFolder(manifest, folder.weights, (), folder.tokenizer)
+
+
+def _adapted(backbone: Backbone, folder: EncoderFolder, lora: LoraSettings | None, continue_last: bool) -> Backbone:
     if not continue_last:
         adapters.load_merged(backbone, folder.adapters)
-        adapters.attach(backbone, lora)
+        if lora is None:
+            _train_all(backbone)
+        else:
+            adapters.attach(backbone, lora)
         return backbone
     if not folder.adapters:
         raise UserError("continue_last needs an encoder that has an adapter already; leave it out for a fresh one")
     adapters.load_merged(backbone, folder.adapters[:-1])
     adapters.attach_trained(backbone, folder.adapters[-1])
     return backbone
+
+
+def _train_all(backbone: Backbone) -> None:
+    """Every weight of the decoder trains; the head stays as it is, unless it is the embedding table itself."""
+    if backbone.head is not None:
+        backbone.head.requires_grad_(False)
+    backbone.decoder.requires_grad_(True)
 
 
 def create_decoder(config: Any) -> Backbone:

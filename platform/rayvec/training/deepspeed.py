@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayvec.training.loop import Summed
 from rayvec.training.optimizers import OptimizerConfig, build_adamw
 
 if TYPE_CHECKING:
@@ -43,16 +44,20 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """The stage's loss on this rank's batch, through DeepSpeed's wrapper."""
-        result: tuple[torch.Tensor, Metrics] = self.engine(batch)
-        return result
+    def backward(self, parts: Sequence[Batch]) -> tuple[float, Metrics]:
+        """Forward and backward of each part in turn; the losses and metrics of this rank, summed over its parts."""
+        total = Summed()
+        for number, part in enumerate(parts, 1):
+            self.engine.set_gradient_accumulation_boundary(number == len(parts))
+            loss, metrics = self.engine(part)
+            self.engine.backward(loss)
+            total.add(loss, metrics)
+        return total.loss, total.metrics
 
-    def update(self, loss: torch.Tensor, rate: float) -> float:
-        """Backward, average over ranks, clip, step; returns the gradient norm before clipping."""
+    def step(self, rate: float) -> float:
+        """Average the gradients over ranks, clip, step; returns their norm before clipping."""
         import torch
 
-        self.engine.backward(loss)
         norm: Any = None
         if self.engine.gradient_clipping() == 0.0:  # ZeRO 0 in fp32: the gradients are whole and averaged here
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

@@ -1,7 +1,7 @@
 """The one training loop of every stage: batches in, losses out, checkpoints on the way.
 
-Knows steps, rates, metrics and hooks. Knows no stage, no DeepSpeed and no Ray: those come in as an `Engine`, a loss
-function and a list of hooks, so the same loop pretrains on a laptop and fine-tunes on a cluster.
+Knows steps, rates, metrics and hooks. Knows no stage, no DeepSpeed and no Ray: those come in as an `Engine`, a
+function of batches and a list of hooks, so the same loop pretrains on a laptop and fine-tunes on a cluster.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ class Batch(Protocol):
 
 
 class Engine(Protocol):
-    """Moves a model by a loss: plain torch, or DeepSpeed."""
+    """Moves a model by the losses of a batch's parts: plain torch, or DeepSpeed."""
 
-    def update(self, loss: torch.Tensor, rate: float) -> float:
-        """Backward, average over ranks, clip, step; returns the gradient norm before clipping."""
+    def backward(self, parts: Sequence[Batch]) -> tuple[float, Metrics]:
+        """Forward and backward of each part in turn; the losses and metrics of this rank, summed over its parts."""
+        ...
+
+    def step(self, rate: float) -> float:
+        """Average the gradients over ranks, clip, step; returns their norm before clipping."""
         ...
 
 
@@ -74,6 +78,20 @@ class DivergedError(RayvecError):
         self.elsewhere = elsewhere
 
 
+@dataclass
+class Summed:
+    """The loss and metrics of a batch, summed over its parts."""
+
+    loss: float = 0.0
+    metrics: Metrics = field(default_factory=dict)
+
+    def add(self, loss: torch.Tensor, metrics: Metrics) -> None:
+        """One part more."""
+        self.loss += float(loss.detach())
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+
 class PlainEngine:
     """torch's AdamW; where several ranks train, their gradients are averaged after the backward."""
 
@@ -83,18 +101,21 @@ class PlainEngine:
         self.optimizer = build_adamw(self.parameters, config)
         self.clip_norm = config.clip_norm
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """The module's loss on this rank's batch."""
-        result: tuple[torch.Tensor, Metrics] = self.module(batch)
-        return result
+    def backward(self, parts: Sequence[Batch]) -> tuple[float, Metrics]:
+        """Forward and backward of each part in turn; the losses and metrics of this rank, summed over its parts."""
+        total = Summed()
+        for part in parts:
+            loss, metrics = self.module(part)
+            loss.backward()
+            total.add(loss, metrics)
+        return total.loss, total.metrics
 
-    def update(self, loss: torch.Tensor, rate: float) -> float:
-        """Backward, average over ranks, clip, step; returns the gradient norm before clipping."""
+    def step(self, rate: float) -> float:
+        """Average the gradients over ranks, clip, step; returns their norm before clipping."""
         import torch
 
         from rayvec.losses.gather import average_gradients
 
-        loss.backward()
         average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         for group in self.optimizer.param_groups:
@@ -155,8 +176,7 @@ class _Window:
 
 def train(
     engine: Engine,
-    batch_at: Callable[[int], Batch],
-    loss_of: Callable[[Batch], tuple[torch.Tensor, Metrics]],
+    batch_at: Callable[[int], Sequence[Batch]],
     *,
     steps: int,
     optimizer: OptimizerConfig,
@@ -167,23 +187,21 @@ def train(
 ) -> None:
     """Run steps `start_step` to `steps`.
 
-    batch_at: the batch of a step; a pure function of the step, so that a resumed run sees the same batches.
-    loss_of: the loss of a batch (a scalar tensor) and what else to log.
+    batch_at: the batch of a step, in parts; a pure function of the step, so that a resumed run sees the same batches.
     mean: this rank's numbers to their mean over all ranks, so that every rank sees the same and stops at the same step.
 
     Raises DivergedError when the loss is NaN or infinite; it names the step and the batch's documents.
     """
     window = _Window()
     for step in range(start_step, steps):
-        batch = batch_at(step)
-        loss, metrics = loss_of(batch)
-        own = float(loss.detach())
-        metrics = mean({"loss": own, **metrics})
-        _require_finite("loss", own, metrics["loss"], step, batch)
+        parts = batch_at(step)
+        loss, metrics = engine.backward(parts)
+        metrics = mean({"loss": loss, **metrics})
+        _require_finite("loss", loss, metrics["loss"], step, parts)
         rate = learning_rate(optimizer, step, steps)
-        norm = engine.update(loss, rate)
-        _require_finite("gradient norm", norm, norm, step, batch)
-        window.add({**metrics, "learning_rate": rate, "gradient_norm": norm}, batch.tokens)
+        norm = engine.step(rate)
+        _require_finite("gradient norm", norm, norm, step, parts)
+        window.add({**metrics, "learning_rate": rate, "gradient_norm": norm}, sum(part.tokens for part in parts))
         if (step + 1) % log_every == 0 or step + 1 == steps:
             progress = window.progress(step + 1, steps)
             window = _Window()
@@ -193,11 +211,11 @@ def train(
             hook.stepped(step + 1)
 
 
-def _require_finite(name: str, own: float, everybodys: float, step: int, batch: Batch) -> None:
+def _require_finite(name: str, own: float, everybodys: float, step: int, parts: Sequence[Batch]) -> None:
     """Raise DivergedError unless the mean over all ranks is finite; `own` tells whether it went wrong here."""
     if math.isfinite(everybodys):
         return
-    ids = list(batch.document_ids)
+    ids = [id_ for part in parts for id_ in part.document_ids]
     names = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
     raise DivergedError(
         f"{name} is {own} at step {step}; the batch holds {names}. Lower the learning rate, or look at these documents",

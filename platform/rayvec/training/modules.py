@@ -1,21 +1,22 @@
 """Stages as torch modules: the model and its loss in one, so that whatever wraps it sees every gradient.
 
-`module.batch_at(step)` is this rank's batch; `module(batch)` its loss, scaled so that the mean over ranks is the loss
-of the global batch; `module.save(folder)` writes what the stage made. Knows encoders, losses and collators. Knows no
-optimizer, no DeepSpeed, no Ray.
+`module.batch_at(step)` is this rank's batch, in parts; the losses `module(part)` add up to the batch's, scaled so that
+the mean over ranks is the loss of the global batch; `module.save(folder)` writes what the stage made. Knows encoders,
+losses and collators. Knows no optimizer, no DeepSpeed, no Ray.
 """
 
 # B examples of this rank, C columns (query, positive, negatives), N examples of all ranks, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rayvec.data import collators
 from rayvec.data.collators import ContrastiveBatch, MaskedBatch, MaskPolicy
@@ -23,13 +24,14 @@ from rayvec.data.examples import ExampleStore
 from rayvec.data.mixing import FixedSizeBatches, TokenBudgetBatches
 from rayvec.errors import UserError
 from rayvec.losses.contrastive import alignment, false_negatives, info_nce, uniformity
-from rayvec.losses.gather import gather_rows, rank, sum_over_ranks, world_size
+from rayvec.losses.gather import gather_rows, rank, shares, sum_over_ranks, world_size
 from rayvec.losses.masked_next_token import masked_next_token_loss
 from rayvec.modeling.batching import PackedBatch
+from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.trainable import open_for_training
 from rayvec.training import pretraining
 from rayvec.training.pretraining import StreamBatches, TokenRows
-from rayvec.training.stages import Mntp, Pretrain, Simcse, Supervised, TrainingConfig
+from rayvec.training.stages import Contrastive, Mntp, Pretrain, Simcse, Supervised, TrainingConfig
 
 if TYPE_CHECKING:
     from rayvec.training.loop import Metrics
@@ -38,7 +40,7 @@ Loss = tuple[Tensor, "Metrics"]
 
 
 class EncoderModule(nn.Module):
-    """What the stages that train a LoRA on an encoder share."""
+    """What the stages that train an encoder share."""
 
     def __init__(self, config: TrainingConfig, folder: Path, device: str, **options: Any) -> None:
         super().__init__()
@@ -75,19 +77,24 @@ class MntpModule(EncoderModule):
         self.policy = mask_policy(self.encoder.tokenizer.tokenizer, self.stage, self.backbone.config)
         self.batches = TokenBudgetBatches(self.store.lengths(), config.batch_size * config.max_length, config.seed)
 
-    def batch_at(self, step: int) -> MaskedBatch:
+    def batch_at(self, step: int) -> list[MaskedBatch]:
         """Every rank takes every world-th text of the global batch."""
-        examples = self.batches(step)[rank() :: world_size()]
-        if len(examples) == 0:
-            raise UserError(f"step {step} has fewer texts than workers; raise batch_size or lower workers")
+        everybodys = self.batches(step)
+        if len(everybodys) < world_size() * self.stage.accumulate:
+            raise UserError(
+                f"step {step} has {len(everybodys)} texts for {world_size()} workers and accumulate="
+                f"{self.stage.accumulate}; raise batch_size, or lower workers or accumulate"
+            )
+        examples = everybodys[rank() :: world_size()]
         texts, ids = self.store.texts(examples), self.store.ids(examples)
-        return collators.mask_tokens(texts, self.policy, examples, ids, seed=self.config.seed, step=step)
+        batch = collators.mask_tokens(texts, self.policy, examples, ids, seed=self.config.seed, step=step)
+        return batch.split(self.stage.accumulate)
 
     def forward(self, batch: MaskedBatch) -> Loss:
         """Cross-entropy at the masked tokens, and the share that was guessed right."""
         device = self.backbone.device
         states_TD = self.backbone(self.pack(batch))
-        masked = max(1.0, sum_over_ranks(float(len(batch.positions)), device) / world_size())
+        masked = max(1.0, sum_over_ranks(float(batch.masked), device) / world_size())
         result = masked_next_token_loss(
             states_TD,
             lambda states_mD: self.backbone.logits_at(states_mD, torch.arange(len(states_mD), device=device)),
@@ -114,42 +121,74 @@ class ContrastiveModule(EncoderModule):
 
     def __init__(self, config: TrainingConfig, folder: Path, device: str, **options: Any) -> None:
         super().__init__(config, folder, device, **options)
-        assert isinstance(config.stage, Simcse | Supervised)
+        assert isinstance(config.stage, Contrastive)
         self.scale = config.stage.scale
-        if config.batch_size % world_size():
-            raise UserError(f"batch_size {config.batch_size} does not divide into {world_size()} workers; change one")
+        self.chunk = config.stage.gradient_cache
+        self.dims = _dims(config.stage.matryoshka, self.encoder.folder.manifest.dim)
+        if config.batch_size < world_size():
+            raise UserError(f"batch_size {config.batch_size} is less than {world_size()} workers; change one")
         self.batches = FixedSizeBatches(self.store.sets, config.batch_size, config.seed)
+        #: How many examples of a batch each rank takes.
+        self.shares = shares(config.batch_size)
 
     def examples_at(self, step: int) -> np.ndarray:
         """This rank's examples: its slice of the global batch."""
         return np.array_split(self.batches(step), world_size())[rank()]
 
+    def vectors(self, texts: TokenBatch) -> Tensor:
+        """Vectors [n, D] in the order of the rows; by GradCache, `gradient_cache` texts at a time.
+
+        GradCache (Gao et al. 2021) is checkpointing with texts as its segments: the first pass keeps nothing but the
+        vectors, the backward pass encodes each chunk again, with the random state that it had, and lets go of it.
+        """
+        if self.chunk is None or len(texts) <= self.chunk:
+            return self._encode(texts)
+        order = np.argsort(-texts.lengths, kind="stable")  # alike lengths together: alike memory, fewer kernels
+        chunks = [texts.select(rows) for rows in np.array_split(order, -(-len(texts) // self.chunk))]
+        vectors_BD = torch.cat([checkpoint(self._encode, part, use_reentrant=False) for part in chunks])
+        return vectors_BD[torch.from_numpy(np.argsort(order)).to(vectors_BD.device)]
+
+    def _encode(self, texts: TokenBatch) -> Tensor:
+        return self.encoder.vectors(PackedBatch.from_tokens(texts, self.backbone.device))
+
     def forward(self, batch: ContrastiveBatch) -> Loss:
         """InfoNCE against the documents of all ranks, and how the vectors lie (Wang and Isola 2020)."""
-        vectors_CBD = self.encoder.vectors(self.pack(batch)).unflatten(0, (batch.width, -1))
+        vectors_CBD = self.vectors(batch.texts).unflatten(0, (batch.width, -1))
         queries_BD = vectors_CBD[0]
         keys_CB = torch.from_numpy(batch.keys).to(queries_BD.device).unflatten(0, (batch.width, -1))
-        documents_ND = _columns_of_all_ranks(vectors_CBD[1:])
+        documents_ND = self._columns_of_all_ranks(vectors_CBD[1:])
         size = queries_BD.shape[0]
-        positives_B = rank() * size + torch.arange(size, device=queries_BD.device)
+        positives_B = sum(self.shares[: rank()]) + torch.arange(size, device=queries_BD.device)
         owners_CB = torch.full_like(keys_CB[1:], -1)
         owners_CB[0] = keys_CB[0]
         ignored_BN = false_negatives(
-            keys_CB[0], positives_B, _columns_of_all_ranks(keys_CB[1:]), _columns_of_all_ranks(owners_CB)
+            keys_CB[0], positives_B, self._columns_of_all_ranks(keys_CB[1:]), self._columns_of_all_ranks(owners_CB)
         )
-        result = info_nce(queries_BD, documents_ND, positives_B, scale=self.scale, ignored_BN=ignored_BN)
+        results = [
+            info_nce(queries_BD[:, :dim], documents_ND[:, :dim], positives_B, scale=self.scale, ignored_BN=ignored_BN)
+            for dim in self.dims
+        ]
+        # Ranks may hold unequally many examples; the mean over ranks is to be the mean over the global batch.
+        weight = size * world_size() / sum(self.shares)
         with torch.no_grad():
             spread = {
-                "accuracy": float(result.accuracy),
+                "accuracy": float(results[0].accuracy) * weight,
                 "alignment": float(alignment(queries_BD, vectors_CBD[1])),
                 "uniformity": float(uniformity(queries_BD)),
             }
-        return result.loss, spread
+        return torch.stack([result.loss for result in results]).mean() * weight, spread
+
+    def _columns_of_all_ranks(self, rows_CB: Tensor) -> Tensor:
+        """[C, B, …] of this rank to [C * N, …]: all ranks' first column, then all ranks' second, and so on."""
+        return gather_rows(rows_CB.transpose(0, 1).contiguous(), self.shares).transpose(0, 1).flatten(0, 1)
 
 
-def _columns_of_all_ranks(rows_CB: Tensor) -> Tensor:
-    """[C, B, …] of this rank to [C * N, …]: all ranks' first column, then all ranks' second, and so on."""
-    return gather_rows(rows_CB.transpose(0, 1).contiguous()).transpose(0, 1).flatten(0, 1)
+def _dims(matryoshka: Sequence[int], dim: int) -> tuple[int, ...]:
+    """The whole vector first, then the shorter ones. Raises UserError when one is no shorter."""
+    for shorter in matryoshka:
+        if shorter >= dim:
+            raise UserError(f"stage.matryoshka = {shorter}: the encoder's vectors have {dim} dimensions; ask for fewer")
+    return (dim, *sorted(set(matryoshka), reverse=True))
 
 
 class SimcseModule(ContrastiveModule):
@@ -159,10 +198,10 @@ class SimcseModule(ContrastiveModule):
         assert isinstance(config.stage, Simcse)
         super().__init__(config, folder, device, attention_dropout=config.stage.attention_dropout)
 
-    def batch_at(self, step: int) -> ContrastiveBatch:
+    def batch_at(self, step: int) -> list[ContrastiveBatch]:
         """Each text twice."""
         examples = self.examples_at(step)
-        return collators.two_views(self.store.texts(examples), self.store.ids(examples))
+        return [collators.two_views(self.store.texts(examples), self.store.ids(examples))]
 
     def forward(self, batch: ContrastiveBatch) -> Loss:
         """InfoNCE between the views. Raises UserError when no dropout acts: then the loss would mean nothing."""
@@ -181,11 +220,11 @@ class SupervisedModule(ContrastiveModule):
         assert isinstance(config.stage, Supervised)
         super().__init__(config, folder, device, continue_last=config.stage.continue_last)
 
-    def batch_at(self, step: int) -> ContrastiveBatch:
+    def batch_at(self, step: int) -> list[ContrastiveBatch]:
         """Queries, positives, hard negatives."""
         examples = self.examples_at(step)
         texts = [self.store.texts(examples, column) for column in range(self.store.width)]
-        return collators.columns(texts, self.store.ids(examples))
+        return [collators.columns(texts, self.store.ids(examples))]
 
 
 class PretrainModule(nn.Module):
@@ -196,6 +235,9 @@ class PretrainModule(nn.Module):
         from transformers import AutoTokenizer
 
         assert isinstance(config.stage, Pretrain)
+        if config.batch_size < world_size():
+            raise UserError(f"batch_size {config.batch_size} is less than {world_size()} workers; change one")
+        self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
         stream = np.memmap(folder / "stream.uint16", dtype=np.uint16, mode="r")
         self.model = pretraining.build_decoder(config.stage.decoder, self.tokenizer, config.seed)
@@ -206,16 +248,17 @@ class PretrainModule(nn.Module):
         nn.Module.to(self.model, device)
         self.batches = StreamBatches(stream, config.batch_size, config.max_length, config.seed)
 
-    def batch_at(self, step: int) -> TokenRows:
+    def batch_at(self, step: int) -> list[TokenRows]:
         """This rank's rows of the global batch."""
         rows = self.batches(step)
         mine = slice(rank(), None, world_size())
         ids_BT = rows.input_ids_BT[mine]
-        return TokenRows(ids_BT.to(self.model.device), ids_BT.numel(), rows.document_ids[mine])
+        return [TokenRows(ids_BT.to(self.model.device), ids_BT.numel(), rows.document_ids[mine])]
 
     def forward(self, batch: TokenRows) -> Loss:
-        """Mean cross-entropy of the next tokens; every rank has equally many."""
-        return pretraining.causal_loss(self.model, batch)
+        """Mean cross-entropy of the next tokens over all ranks' rows."""
+        loss, metrics = pretraining.causal_loss(self.model, batch)
+        return loss * (len(batch.input_ids_BT) * world_size() / self.config.batch_size), metrics
 
     def save(self, folder: Path, training: Mapping[str, Any]) -> None:
         """Write a plain transformers decoder folder."""

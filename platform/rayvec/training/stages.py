@@ -87,6 +87,8 @@ class Mntp(Config):
     documents: Literal["separate", "joined"] = "separate"
     #: Masked positions whose logits exist at one time.
     loss_chunk: PositiveInt = 2048
+    #: Backward passes a step, each over its share of the texts: the same gradient with less memory.
+    accumulate: PositiveInt = 1
 
 
 class Contrastive(Config):
@@ -96,8 +98,8 @@ class Contrastive(Config):
     lora: LoraSettings | None = LoraSettings()
     #: 1 / temperature; cosines are multiplied by it.
     scale: PositiveFloat = 20.0
-    #: Shorter vectors, their first so many dimensions, that must do the same work (Kusupati et al. 2022); each adds its
-    #: loss to that of the whole vector, and all count equally.
+    #: Shorter vectors, the first so many dimensions, that must do the same work (Kusupati et al. 2022): the loss is the
+    #: mean over these and the whole vector.
     matryoshka: tuple[PositiveInt, ...] = ()
     #: GradCache (Gao et al. 2021): encode so many texts at a time and once more in the backward pass, so that memory is
     #: theirs and not the batch's, with the same gradients. Default: the whole batch at once.
@@ -205,7 +207,9 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _recomputes_once(self) -> TrainingConfig:
         if self.gradient_checkpointing and isinstance(self.stage, Contrastive) and self.stage.gradient_cache:
-            raise ValueError("gradient_cache computes the texts twice already; set gradient_checkpointing=false with it")
+            raise ValueError(
+                "gradient_cache computes the texts twice already; set gradient_checkpointing=false with it"
+            )
         return self
 
     @property

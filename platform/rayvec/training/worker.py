@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -180,7 +180,6 @@ class _Run:
         train(
             self.engine,
             self.batch_at,
-            self.engine.loss,
             steps=config.steps,
             optimizer=config.optimizer,
             start_step=self.start_step,
@@ -191,12 +190,12 @@ class _Run:
         if self.log is not None:
             self.log.close()
 
-    def batch_at(self, step: int) -> Batch:
+    def batch_at(self, step: int) -> Sequence[Batch]:
         """This rank's batch; sets torch's random state by (seed, step, rank), so that dropout repeats on resume."""
         torch.manual_seed(int(np.random.SeedSequence((self.job.config.seed, step, rank())).generate_state(1)[0]))
-        batch: Batch = self.module.batch_at(step)
-        self.tokens += batch.tokens
-        return batch
+        parts: Sequence[Batch] = self.module.batch_at(step)
+        self.tokens += sum(part.tokens for part in parts)
+        return parts
 
     def logged(self, progress: Progress) -> None:
         """Remember the latest numbers."""

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayvec.errors import UserError, VerificationError
-from rayvec.modeling.adapters import LoraSettings
+from rayvec.errors import VerificationError
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.prompts import Prompts
-from rayvec.modeling.trainable import open_for_training
 from tests.models import FAMILIES, SENTENCES, save_model
 from tests.rayvec.modeling.test_adapters import stage
 
@@ -147,9 +145,3 @@ def test_what_sentence_transformers_cannot_do_is_left_out_with_a_warning(
     assert reason in caplog.text
     assert not (tmp_path / "merged" / "modules.json").exists()
     assert TextEncoder.load(tmp_path / "merged").fingerprint == encoder.fingerprint
-
-
-def test_an_export_cannot_be_trained_further(llama: Path, tmp_path: Path) -> None:
-    export(llama, tmp_path / "merged")
-    with pytest.raises(UserError, match="folder with adapters"):
-        open_for_training(tmp_path / "merged", lora=LoraSettings())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from rayvec.modeling.trainable import (
     open_for_training,
     save_decoder,
 )
-from tests.models import SENTENCES, family_config
+from tests.models import SENTENCES, family_config, tiny_llama
 from tests.rayvec.modeling.test_adapters import shake
 
 LORA = LoraSettings(rank=4, dropout=0.0)
@@ -134,3 +135,39 @@ def test_a_saved_decoder_opens_to_be_pretrained_further(llama: Path) -> None:
     backbone = open_decoder(llama)
     assert backbone.causal and backbone.head is not None
     assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_without_lora_all_weights_train_and_the_folder_is_whole(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    encoder = open_for_training(base, lora=None, head=True)
+    assert all(parameter.requires_grad for parameter in encoder.backbone.decoder.parameters())
+    assert not any(parameter.requires_grad for parameter in encoder.backbone.head.parameters())  # type: ignore[union-attr]
+    with torch.no_grad():
+        for parameter in encoder.backbone.decoder.parameters():
+            parameter.mul_(1.1)
+    (tmp_path / "made" / "training").mkdir(parents=True)
+    encoder.save(tmp_path / "made", stage="mntp", training={"steps": 1})
+    shutil.rmtree(base)
+    made = TextEncoder.load(tmp_path / "made")
+    batch = packed(encoder)
+    encoder.backbone.eval()
+    expected = encoder.vectors(batch, normalize=True).detach().numpy()
+    np.testing.assert_allclose(made.encode(SENTENCES), expected, atol=1e-6)
+    assert [record.stage for record in made.folder.manifest.adapters] == ["mntp"]
+    assert (tmp_path / "made" / "training").is_dir()
+
+
+def test_a_whole_model_is_a_base_for_the_next_stage(tmp_path: Path) -> None:
+    open_for_training(tiny_llama(tmp_path / "base"), lora=None).save(tmp_path / "full", stage="mntp")
+    second = open_for_training(tmp_path / "full", lora=LORA, pooling="weighted_mean")
+    with torch.no_grad():
+        for name, parameter in second.backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    second.save(tmp_path / "second", stage="simcse")
+    loaded = TextEncoder.load(tmp_path / "second")
+    assert loaded.folder.manifest.base == str(tmp_path / "full")
+    assert [record.stage for record in loaded.folder.manifest.adapters] == ["simcse"]
+    second.backbone.eval()
+    expected = second.vectors(packed(second), normalize=True).detach().numpy()
+    np.testing.assert_allclose(loaded.encode(SENTENCES), expected, atol=1e-5)
