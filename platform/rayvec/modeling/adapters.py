@@ -18,7 +18,8 @@ from pydantic import Field, PositiveInt
 
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.errors import UserError, VerificationError
+from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.modeling import references
 from rayvec.modeling.manifest import AdapterRecord, extend, require_base
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 FILE = "rayvec_adapter.json"
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
+#: What peft puts before the name of each weight.
+PREFIX = "base_model.model."
 #: The projections that LLM2Vec adapts, by their usual names.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -65,12 +68,57 @@ def attach(backbone: Backbone, settings: LoraSettings) -> None:
 
 def attach_trained(backbone: Backbone, folder: Path) -> None:
     """Put a saved LoRA on the backbone, unmerged, to train it further."""
-    peft = _peft()
-
-    with _known_warnings():
-        decoder = peft.PeftModel.from_pretrained(backbone.decoder, str(folder), is_trainable=True)
+    decoder = _on(backbone.decoder, folder, trainable=True)
     _freeze_head(backbone)
     backbone.decoder = decoder
+
+
+def _on(decoder: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """The decoder with a saved adapter on it, unmerged.
+
+    Raises MismatchError when a weight of the adapter has no place on the decoder, or a place has no weight: peft warns
+    of the latter, says nothing of the former, and goes on with an adapter that does nothing there.
+    """
+    peft = _peft()
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    names = _renaming(folder, {name for name, _ in decoder.named_modules()})
+    try:
+        with _known_warnings():
+            adapted = peft.PeftModel(decoder, config)
+            result = adapted.load_adapter(str(folder), "default", is_trainable=trainable, key_mapping=names)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
+        raise _misfit(folder, " ".join(str(error).split())[:200]) from None
+    if result.unexpected_keys:
+        raise _misfit(folder, f"no place for {_some(result.unexpected_keys)}")
+    if result.missing_keys:
+        raise _misfit(folder, f"no weights for {_some(result.missing_keys)}")
+    return adapted
+
+
+def _renaming(folder: Path, modules: set[str]) -> dict[str, str]:
+    """How the adapter's names become the decoder's: it may have been saved from the model with its vocabulary head."""
+    from safetensors import safe_open
+
+    digest(folder)
+    with safe_open(folder / WEIGHTS, "np") as file:
+        names = [key.removeprefix(PREFIX).partition(".lora_")[0] for key in file.keys()]  # noqa: SIM118 (no mapping)
+    outer = all(name.startswith("model.") and name.removeprefix("model.") in modules for name in names)
+    return {r"^model\.": ""} if outer else {}
+
+
+def _misfit(folder: Path, detail: str) -> MismatchError:
+    return MismatchError(
+        f"the adapter in {folder} does not fit the model that it is put on ({detail}); load it on the base and the "
+        "adapters it was trained on, in order"
+    )
+
+
+def _some(keys: Sequence[str]) -> str:
+    shown = ", ".join(sorted(keys)[:2])
+    return shown if len(keys) <= 2 else f"{shown} and {len(keys) - 2} more"
 
 
 def _peft() -> Any:
@@ -105,20 +153,26 @@ def merge(backbone: Backbone) -> None:
 
 
 def load_merged(backbone: Backbone, folders: Sequence[Path]) -> None:
-    """Load adapters in order, merging each before the next."""
-    peft = _peft()
-
+    """Load adapters in order, merging each before the next. Raises MismatchError when one does not fit."""
     for folder in folders:
-        with _known_warnings():
-            backbone.decoder = peft.PeftModel.from_pretrained(backbone.decoder, str(folder))
+        backbone.decoder = _on(backbone.decoder, folder)
         merge(backbone)
     backbone.decoder.eval()
 
 
-def save(backbone: Backbone, folder: Path, *, stage: str, base_lineage: str) -> AdapterRecord:
-    """Write the attached LoRA as a finished folder, with what it was trained on. Returns its record."""
+def save(backbone: Backbone, folder: Path, *, stage: str, base_lineage: str, base: str | None = None) -> AdapterRecord:
+    """Write the attached LoRA as a finished folder, with what it was trained on. Returns its record.
+
+    `base` is the manifest's name of the base, for other tools; a folder of this machine is left out.
+    """
     with storage.committed_folder(folder) as temporary:
         backbone.decoder.save_pretrained(str(temporary))
+        # peft writes the base's path, and its targets in the order of a set, which changes from run to run.
+        settings = storage.read_json(temporary / SETTINGS)
+        targets = settings["target_modules"]
+        settings["target_modules"] = sorted(targets) if isinstance(targets, list) else targets
+        settings["base_model_name_or_path"] = base and references.portable(base)
+        storage.write_json(temporary / SETTINGS, settings)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         record = AdapterRecord(stage=stage, sha256=digest(temporary), base_lineage=base_lineage)
         storage.write_json(temporary / FILE, record.model_dump())
@@ -142,21 +196,24 @@ def digest(folder: Path) -> str:
     return storage.sha256_bytes("+".join(storage.sha256_file(folder / n) for n in (WEIGHTS, SETTINGS)).encode())
 
 
-def read_records(folders: Sequence[Path], base_sha256: str, *, where: str) -> tuple[AdapterRecord, ...]:
+def read_records(
+    folders: Sequence[Path], base_sha256: str, *, where: str, stages: Sequence[str] = ()
+) -> tuple[AdapterRecord, ...]:
     """The records of adapters in merge order, each checked against what it is put on.
 
-    An adapter of another tool carries no record; it is taken as trained on what it is put on. Raises MismatchError
+    An adapter of another tool carries no record; it is taken as trained on what it is put on, at the stage that
+    `stages` says (by default its folder's name). Raises MismatchError
     when a record names another base, VerificationError when the files are not those that were saved.
     """
     lineage, records = base_sha256, []
-    for folder in folders:
+    for folder, stage in zip(folders, stages or [folder.name for folder in folders], strict=True):
         sha256 = digest(folder)
         if (folder / FILE).exists():
             record = AdapterRecord.parse(storage.read_json(folder / FILE))
             if record.sha256 != sha256:
                 raise VerificationError(f"{folder} does not match its checksum; it was damaged: restore it")
         else:
-            record = AdapterRecord(stage=folder.name, sha256=sha256, base_lineage=lineage)
+            record = AdapterRecord(stage=stage, sha256=sha256, base_lineage=lineage)
         require_base(record, lineage, where=where)
         lineage = extend(lineage, sha256)
         records.append(record)

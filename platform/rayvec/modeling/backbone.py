@@ -19,12 +19,18 @@ from torch import Tensor, nn
 from rayvec.errors import UserError
 from rayvec.modeling.attention import NAME, Packing, register
 from rayvec.modeling.batching import PackedBatch
+from rayvec.modeling.tokens import TokenBatch
 
 Attention = Literal["bidirectional", "causal", "native"]
 Window = Literal["keep", "full"]
 
-# Where families keep the probability of dropping attention weights (SimCSE's noise).
+# Where families keep the probability of dropping attention weights (SimCSE's noise), and, for those that drop none, of
+# dropping what the layers and the embeddings give.
 ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+OTHER_DROPOUTS = (
+    *("hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "residual_dropout", "resid_dropout", "mlp_dropout"),
+    *("embd_pdrop", "emb_pdrop", "embedding_dropout", "embed_dropout", "dropout", "dropout_rate"),
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,6 +53,8 @@ class Backbone(nn.Module):
         self.causal = causal
         self.packed = packed
         self.position_offset = 0
+        #: Where `attention_dropout` acts, e.g. "attention (attention_dropout=0.3)", "hidden (resid_pdrop=0.3)", or "".
+        self.dropout_in = ""
         # The transformers model that decoder and head are parts of; in a tuple, so that its weights count once.
         self._whole: tuple[Any, ...] = ()
         # BERT's kind alone: GPT-2 takes token types too, but adds a vocabulary embedding for them.
@@ -122,6 +130,20 @@ class Backbone(nn.Module):
             options["token_type_ids"] = torch.zeros_like(input_ids)
         return options
 
+    def is_noisy(self) -> bool:
+        """Whether two passes in training mode differ: some families keep a probability that none of their layers reads.
+
+        The state of the random numbers stays as it was.
+        """
+        batch = PackedBatch.from_tokens(TokenBatch.from_rows([range(8)]), self.device)
+        training, devices = self.training, [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            try:
+                self.train()
+                return not torch.equal(self(batch), self(batch))
+            finally:
+                self.train(training)
+
     def checkpoint_activations(self) -> None:
         """Compute each layer's activations again in the backward pass: half as much work again, far less memory."""
         model = self.decoder
@@ -184,11 +206,21 @@ class Backbone(nn.Module):
     ) -> Self:
         """Load a model folder or a Hugging Face id, and test that it attends as asked.
 
-        Raises UserError when there is no such model, or when the model stays causal where bidirectional was asked for.
+        `attention_dropout` is set in attention where the family has that, else wherever it has any; `dropout_in` says
+        where. Raises UserError when there is no such model, when the family has no dropout at all, or when the model
+        stays causal where bidirectional was asked for.
         """
         config = prepare(read_config(reference), attention, attention_window, attention_dropout)
         model = _load_weights(reference, config, head=head, dtype=dtype)
-        return cls._of(model, attention, head=head, device=device, selftest=selftest, name=str(reference))
+        backbone = cls._of(model, attention, head=head, device=device, selftest=selftest, name=str(reference))
+        if attention_dropout is not None:
+            backbone.dropout_in = _dropout_in(config.get_text_config(), attention_dropout)
+        if attention_dropout and selftest and not backbone.is_noisy():
+            raise UserError(
+                f"attention_dropout {attention_dropout:g} was set in {backbone.dropout_in} of {reference}, and two "
+                "passes are still the same; leave it out and rely on lora.dropout"
+            )
+        return backbone
 
     @classmethod
     def create(cls, config: Any, *, attention: Attention = "causal", head: bool = True, selftest: bool = True) -> Self:
@@ -238,17 +270,25 @@ def prepare(config: Any, attention: Attention, window: Window, attention_dropout
         if window == "full" and getattr(part, "sliding_window", None):
             # Wider than any text: the layers keep their kinds (and so their rotary bases), and see everything.
             part.sliding_window = max(int(part.max_position_embeddings), 1 << 20)
-        if attention_dropout is not None:
-            _set_attention_dropout(part, attention_dropout)
+    if attention_dropout is not None:
+        for name in _dropouts(text)[1]:
+            setattr(text, name, attention_dropout)
     return config
 
 
-def _set_attention_dropout(config: Any, probability: float) -> None:
-    names = [name for name in ATTENTION_DROPOUTS if hasattr(config, name)]
-    if not names:
-        raise UserError(f"{config.model_type} models have no attention dropout to set; leave attention_dropout out")
-    for name in names:
-        setattr(config, name, probability)
+def _dropouts(config: Any) -> tuple[str, list[str]]:
+    """Where a family drops what, attention's weights before all else, and its names for it."""
+    kinds = (("attention", ATTENTION_DROPOUTS), ("hidden", OTHER_DROPOUTS))
+    found = ((kind, [name for name in names if hasattr(config, name)]) for kind, names in kinds)
+    chosen = next(((kind, names) for kind, names in found if names), None)
+    if chosen is None:
+        raise UserError(f"{config.model_type} models have no dropout to set; leave attention_dropout out")
+    return chosen
+
+
+def _dropout_in(config: Any, probability: float) -> str:
+    kind, names = _dropouts(config)
+    return f"{kind} ({', '.join(f'{name}={probability:g}' for name in names)})"
 
 
 def _implementation() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -133,7 +133,7 @@ class TextEncoder(TokenizerOnly):
         token_budget: int | None = None,
     ) -> Self:
         """An encoder from a transformers model and adapters in merge order."""
-        settings = {
+        settings: dict[str, Any] = {
             "attention": attention,
             "attention_window": attention_window,
             "pooling": pooling,
@@ -142,6 +142,26 @@ class TextEncoder(TokenizerOnly):
         }
         folder = open_model(base, adapter_folders=adapters, max_length=max_length, prompts=prompts, **settings)
         return cls._of(folder, device, dtype, token_budget)
+
+    @classmethod
+    def from_llm2vec(
+        cls,
+        mntp: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        base: str | Path | None = None,
+        compat: Literal["llm2vec"] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+    ) -> Self:
+        """An encoder from adapters that McGill-NLP/llm2vec published: base, MNTP, then SimCSE's or supervised ones.
+
+        `compat="llm2vec"` reads texts exactly as the reference does; see `llm2vec.open_llm2vec`, also for the errors.
+        """
+        from rayvec.modeling.llm2vec import open_llm2vec
+
+        return cls._of(open_llm2vec(mntp, adapter, base=base, compat=compat), device, dtype, token_budget)
 
     @classmethod
     def _of(cls, folder: EncoderFolder, device: str, dtype: str, token_budget: int | None) -> Self:

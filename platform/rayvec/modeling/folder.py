@@ -69,11 +69,17 @@ def open_model(
     reference: str | Path,
     *,
     adapter_folders: Sequence[str | Path] = (),
+    stages: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
     max_length: int | None = None,
     prompts: Prompts | None = None,
     **settings: Any,
 ) -> EncoderFolder:
-    """Open a plain transformers model, with adapters in merge order, as an encoder."""
+    """Open a plain transformers model, with adapters in merge order, as an encoder.
+
+    `stages` names the adapters that do not say what they are; `tokenizer` is a folder to take it from, by default the
+    model's.
+    """
     from rayvec.modeling.backbone import read_config
 
     weights = references.resolve(reference)
@@ -83,22 +89,22 @@ def open_model(
     length = max_length or min(DEFAULT_MAX_LENGTH, int(longest))
     if length > int(longest):
         raise UserError(f"max_length {length} is more than the model's {longest} positions; lower it")
-    tokenizer = TextTokenizer.load(weights, prompts, length)
+    reader = TextTokenizer.load(tokenizer or weights, prompts, length)
     paths = tuple(references.resolve(folder) for folder in adapter_folders)
     base_sha256 = references.weights_sha256(weights)
     record = EncoderManifest.parse(
         {
             "base": references.canonical(reference),
             "base_sha256": base_sha256,
-            "adapters": adapters.read_records(paths, base_sha256, where=str(reference)),
+            "adapters": adapters.read_records(paths, base_sha256, where=str(reference), stages=stages),
             "prompts": prompts,
             "max_length": length,
             "dim": int(config.hidden_size),
-            "tokenizer": tokenizer.digest,
+            "tokenizer": reader.digest,
             **settings,
         }
     )
-    return EncoderFolder(record, weights, paths, tokenizer)
+    return EncoderFolder(record, weights, paths, reader)
 
 
 def _usual_prompts(name: str, pooling: str) -> Prompts:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import field_validator
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from rayvec.config import Config
 from rayvec.errors import UserError
+from rayvec.modeling.compat import Llm2VecReading
 
 
 class Template(NamedTuple):
@@ -29,6 +30,8 @@ TEMPLATES: dict[str, Template] = {
     "llama3": Template("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
     "inst": Template("[INST] ", " [/INST]"),
     "gemma": Template("<start_of_turn>user\n", "<end_of_turn>"),
+    # As LLM2Vec writes it: the tokenizer's own <bos>, and then another one.
+    "gemma_bos": Template("<bos><start_of_turn>user\n", "<end_of_turn>"),
     "qwen": Template("<|im_start|>user\n", "<|im_end|>"),
 }
 
@@ -65,6 +68,16 @@ class Prompts(Config):
     append_eos: bool = False
     #: Pool the tokens that the tokenizer adds ([CLS], [SEP], <s>) too, as most encoder-only models were trained.
     pool_special: bool = False
+    #: Cut and pool by the reference implementation's rules in place of ours; see `compat`.
+    compat: Llm2VecReading | None = None
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `compat` where there is none: it is no part of the fingerprint of an encoder that reads as usual."""
+        values: dict[str, Any] = dump(self)
+        if self.compat is None:
+            values.pop("compat", None)
+        return values
 
     @field_validator("template")
     @classmethod

@@ -54,6 +54,33 @@ def canonical(reference: str | Path) -> str:
     return EMBEDDED + path.name if path.parent == own and path.name in assets.NAMES else str(path)
 
 
+def portable(reference: str | Path) -> str | None:
+    """The reference as it can be given to others: None for a folder of this machine.
+
+    >>> portable("meta-llama/Meta-Llama-3-8B"), portable("/models/llama")
+    ('meta-llama/Meta-Llama-3-8B', None)
+    """
+    text = canonical(reference)
+    return None if storage.is_local(text) and storage.local_path(text).is_absolute() else text
+
+
+def holds(reference: str | Path, name: str) -> bool:
+    """Whether there is such a file in what a reference names; a repository of the hub is asked for that file alone."""
+    text = str(reference)
+    if HUB_ID.fullmatch(text) and not storage.local_path(text).exists():
+        import huggingface_hub
+
+        try:
+            huggingface_hub.hf_hub_download(text, name)
+        except Exception:  # not there, or not reachable; then `resolve` says so
+            return False
+        return True
+    try:
+        return (resolve(text) / name).is_file()
+    except UserError:
+        return False
+
+
 def _from_hub(name: str) -> Path:
     import huggingface_hub
 

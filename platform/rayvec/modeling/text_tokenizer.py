@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rayvec.errors import UserError
+from rayvec.modeling.compat import Llm2VecReading
 from rayvec.modeling.prompts import Prompts, text_tokens
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.storage import sha256_bytes
@@ -75,6 +76,8 @@ class TextTokenizer:
         Raises UserError when the instruction and the template leave no room for a text.
         """
         before, after = self.prompts.surroundings(instruction)
+        if self.prompts.compat is not None:
+            return self._as_reference(texts, before, after, self.prompts.compat)
         limit = self.max_length * CHARACTERS_A_TOKEN
         rows = self._rows([text[:limit] for text in texts], before, after)
         for i, text in enumerate(texts):
@@ -85,6 +88,25 @@ class TextTokenizer:
         cut = [self._cut(row) for row in rows]
         spans = [self._pooled(row) for row in cut]
         return TokenBatch.from_rows([row.ids for row in cut], spans, [row.truncated for row in cut])
+
+    def _as_reference(self, texts: Sequence[str], before: str, after: str, rule: Llm2VecReading) -> TokenBatch:
+        """Tokens and pooled spans by the reference implementation's rules: a row is cut at its end, whatever it is."""
+        cut = [rule.shortened(text, self._tokens_alone) for text in texts]
+        dressed = [rule.dressed(before, text, after) for text in cut]
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast([whole for whole, _ in dressed])]
+        kept = [self._first(ids) or [self._stand_in()] for ids in rows]
+        spans = [rule.span(len(ids), self._tokens_alone(own)) for ids, (_, own) in zip(kept, dressed, strict=True)]
+        shorter = [len(ids) > self.max_length or a != b for ids, a, b in zip(rows, texts, cut, strict=True)]
+        return TokenBatch.from_rows(kept, spans, shorter)
+
+    def _tokens_alone(self, text: str) -> int:
+        """A string's tokens without the tokenizer's own, counted up to the maximum length."""
+        return min(self.max_length, len(self._backend.encode(text, add_special_tokens=False).ids))
+
+    def _first(self, ids: list[int]) -> list[int]:
+        """The row cut to the maximum length; the tokens that the tokenizer added stay."""
+        end = len(ids) - self._back
+        return [*ids[: min(end, self.max_length - self._back)], *ids[end:]]
 
     def _rows(self, texts: list[str], before: str, after: str) -> list[_Row]:
         if not before and not after:

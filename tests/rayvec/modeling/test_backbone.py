@@ -187,6 +187,46 @@ def test_attention_dropout_acts_in_training_alone(llama: Path) -> None:
     assert not torch.equal(states(backbone, ROWS), states(backbone, ROWS))
 
 
+@pytest.mark.parametrize(
+    ("family", "places"),
+    [
+        ("llama", "attention (attention_dropout=0.3)"),
+        ("gpt2", "attention (attn_pdrop=0.3)"),
+        ("bert", "attention (attention_probs_dropout_prob=0.3)"),
+    ],
+)
+def test_dropout_goes_into_attention_where_the_family_has_it(family: str, places: str, tmp_path: Path) -> None:
+    backbone = Backbone.load(save_model(family, tmp_path), attention_dropout=0.3, attention="native")
+    assert backbone.dropout_in == places
+
+
+def test_dropout_goes_elsewhere_where_the_family_has_none_in_attention(tmp_path: Path) -> None:
+    from transformers import CTRLConfig, CTRLModel
+
+    CTRLModel(CTRLConfig(vocab_size=64, n_positions=32, n_embd=16, dff=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    backbone = Backbone.load(tmp_path, attention_dropout=0.3, attention="native")
+    assert backbone.dropout_in == "hidden (resid_pdrop=0.3, embd_pdrop=0.3)"
+    assert torch.equal(torch.rand(1), expected)  # finding out draws no random number
+
+
+def test_a_family_without_dropout_is_told() -> None:
+    from transformers import MambaConfig
+
+    with pytest.raises(UserError, match="mamba models have no dropout to set"):
+        prepare(MambaConfig(), "native", "keep", 0.3)
+
+
+def test_whether_two_training_passes_differ_is_found_out(llama: Path) -> None:
+    assert not Backbone.load(llama).is_noisy() and not Backbone.load(llama, attention_dropout=0.0).is_noisy()
+    backbone = Backbone.load(llama, attention_dropout=0.3)
+    assert backbone.is_noisy() and not backbone.training
+
+
 def test_a_fresh_decoder_is_causal_and_keeps_its_head() -> None:
     backbone = Backbone.create(family_config("llama"))
     assert backbone.head is not None and not moves(backbone)
