@@ -1,4 +1,7 @@
-"""Measure retrieval: python -m jobs.measure --recipe tiny.measure --set data=FOLDER --set output=FILE.json."""
+"""Measure retrieval: python -m jobs.measure --recipe tiny.measure --set data=FOLDER --set output=FILE.json.
+
+Tags of words: python -m jobs.measure --recipe tiny.words --set train=FILE --set test=FILE --set output=FILE.json.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from jobs._cli import job, main
 from pipelines.measure import MeasureConfig, measure, render
 from pipelines.report import Report
+from pipelines.words import WordsConfig, measure_words
+from pipelines.words import render as render_words
 
 
 def run(config: MeasureConfig) -> Report:
@@ -22,7 +27,14 @@ def run(config: MeasureConfig) -> Report:
     return {name: value for name, value in report.items() if name not in ("systems", "comparisons")}
 
 
-command = job("measure", MeasureConfig, run)
+def run_words(config: WordsConfig) -> Report:
+    """Measure what a linear probe reads of tagged words in a frozen encoder's states (chunks, entities, POS)."""
+    report = measure_words(config)
+    click.echo(render_words(report))
+    return {name: value for name, value in report.items() if name != "systems"}
+
+
+command = job("measure", MeasureConfig, run, (WordsConfig, run_words))
 
 if __name__ == "__main__":
     main(command)

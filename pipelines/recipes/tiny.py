@@ -6,7 +6,9 @@ from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
+from pipelines.mine import MineConfig
 from pipelines.train import TrainConfig
+from pipelines.words import WordsConfig
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.serving.config import ServeConfig
@@ -83,9 +85,19 @@ def index() -> IndexConfig:
     return IndexConfig()
 
 
+def mine() -> MineConfig:
+    """Mine hard negatives for pairs out of an index: set index, pairs and output."""
+    return MineConfig()
+
+
 def measure() -> MeasureConfig:
     """Measure the embedded encoder, BM25 and the hybrid of both: set data and output."""
     return MeasureConfig(encoder="tiny", data="pydocs")
+
+
+def words() -> WordsConfig:
+    """Probe words for chunks, entities or parts of speech: set train, test (tagged sentences) and output."""
+    return WordsConfig(encoder="tiny")
 
 
 def serve() -> ServeConfig:
