@@ -59,7 +59,8 @@ def open_encoder(reference: str | Path, *, base: str | Path | None = None, verif
         return EncoderFolder(record, folder, (), tokenizer)
     weights = _base_of(folder, record, base)
     names = adapter_names(record)
-    records = adapters.read_records([folder / n for n in names], record.base_sha256, where=record.base)
+    stages = [adapter.stage for adapter in record.adapters]
+    records = adapters.read_records([folder / n for n in names], record.base_sha256, where=record.base, stages=stages)
     if records != record.adapters:
         raise MismatchError(f"the adapters in {folder} are not those of its {manifest.FILE}; copy the folder whole")
     return EncoderFolder(record, weights, tuple(folder / name for name in names), tokenizer)

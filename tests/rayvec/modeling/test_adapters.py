@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,41 @@ def test_an_adapter_of_another_tool_loads(llama: Path, tmp_path: Path) -> None:
     get_peft_model(AutoModel.from_pretrained(llama), config).save_pretrained(str(tmp_path))
     encoder = TextEncoder.from_decoder(llama, adapters=[tmp_path])
     assert not np.allclose(encoder.encode(SENTENCES), TextEncoder.load(llama).encode(SENTENCES), atol=1e-3)
+
+
+def saved(base: Path, folder: Path, name: str | None) -> adapters.AdapterRecord:
+    backbone = Backbone.load(base)
+    torch.manual_seed(0)
+    adapters.attach(backbone, LoraSettings(rank=2))
+    return adapters.save(backbone, folder, stage="mntp", base_lineage="0" * 64, base=name)
+
+
+def test_an_adapter_is_the_same_wherever_its_base_lay(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "elsewhere")
+    first = saved(llama, tmp_path / "a", str(llama))
+    second = saved(tmp_path / "elsewhere", tmp_path / "b", str(tmp_path / "elsewhere"))
+    assert first == second
+    settings = json.loads((tmp_path / "a" / adapters.SETTINGS).read_text())
+    assert settings["target_modules"] == sorted(adapters.PROJECTIONS)  # peft writes them in the order of a set
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"),
+        ("embedded:tiny-decoder", "embedded:tiny-decoder"),
+        ("s3://models/llama", "s3://models/llama"),
+        ("/models/llama", None),
+        (None, None),
+    ],
+)
+def test_an_adapter_names_its_base_and_no_folder_of_one_machine(
+    llama: Path, tmp_path: Path, name: str | None, written: str | None
+) -> None:
+    saved(llama, tmp_path / "adapter", name)
+    text = (tmp_path / "adapter" / adapters.SETTINGS).read_text()
+    assert json.loads(text)["base_model_name_or_path"] == written
+    assert str(llama) not in text
 
 
 def test_a_damaged_adapter_is_found_out(llama: Path, mntp: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rayvec.errors import UserError
 from rayvec.modeling import references
 from rayvec.modeling.encoder import TextEncoder
-from rayvec.modeling.references import canonical, resolve, weights_sha256
+from rayvec.modeling.references import canonical, holds, resolve, weights_sha256
 from rayvec.storage import sha256_file
 
 
@@ -70,3 +70,8 @@ def test_weights_in_another_format_are_the_users_mistake(tmp_path: Path) -> None
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="save_pretrained"):
         weights_sha256(tmp_path)
+
+
+def test_what_a_reference_holds(llama: Path) -> None:
+    assert holds(llama, "config.json") and not holds(llama, "adapter_config.json")
+    assert holds("tiny", "rayvec.json") and not holds("memory://nowhere/model", "rayvec.json")
