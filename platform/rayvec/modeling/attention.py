@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +81,17 @@ def packed_attention(
 
 def attend(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, form: Form) -> Tensor:
     """Attention inside each text: [T, H, D]. Picks the kernel by device, number type and form."""
+    kernels = {"by_length": _by_length, "varlen": _varlen, "padded": _padded}
+    return kernels[kernel_for(q_THD, form)](q_THD, k_TKD, v_TKD, batch, form)
+
+
+def kernel_for(q_THD: Tensor, form: Form) -> Literal["by_length", "varlen", "padded"]:
+    """Which kernel serves: texts of each length together on a CPU; one varlen call, or padded SDPA, on a GPU."""
     if not q_THD.is_cuda:
-        return _by_length(q_THD, k_TKD, v_TKD, batch, form)
+        return "by_length"
     # varlen_attn has no dropout, and takes half precision and head dimensions up to 256 only.
-    if form.plain and not form.dropout and q_THD.dtype in (torch.bfloat16, torch.float16) and q_THD.shape[-1] <= 256:
-        return _varlen(q_THD, k_TKD, v_TKD, batch, form)
-    return _padded(q_THD, k_TKD, v_TKD, batch, form)
+    halves = q_THD.dtype in (torch.bfloat16, torch.float16)
+    return "varlen" if form.plain and not form.dropout and halves and q_THD.shape[-1] <= 256 else "padded"
 
 
 def _varlen(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, form: Form) -> Tensor:
