@@ -6,20 +6,18 @@ each is done is told in rayvec.training.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from pipelines._ray import ray_session
+from pipelines.evaluate import EVALUATOR, Evaluation
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.config import read_yaml
@@ -27,22 +25,11 @@ from rayvec.errors import MismatchError, RayvecError, UserError
 from rayvec.training.stages import STAGES, TrainingConfig
 
 if TYPE_CHECKING:
+    from rayvec.training.run_folder import RunFolder
     from rayvec.training.worker import Job, Outcome
 
 LOG = logging.getLogger("rayvec.training")
 ZERO_SETTINGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
-#: Settings that may change when a run is gone on with: they move no weight.
-HARMLESS = frozenset(
-    {
-        "output",
-        "cpus_per_worker",
-        "max_failures",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "compare_ranks_every",
-    }
-)
 
 
 class TrainConfig(TrainingConfig):
@@ -53,6 +40,9 @@ class TrainConfig(TrainingConfig):
     base: str = ""
     #: Processes that train together under Ray; 0 trains in this process, without Ray and DeepSpeed.
     workers: int = Field(2, ge=0)
+    #: With fewer machines than asked for, and when some are lost, go on with so many workers at least; by default the
+    #: number stays. Not under ZeRO 3. Another number adds in another order, so the last bits of the weights differ.
+    min_workers: PositiveInt | None = None
     cpus_per_worker: PositiveInt = 1
     #: "auto": GPUs where the cluster has one for each worker.
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -61,6 +51,17 @@ class TrainConfig(TrainingConfig):
     zero: str = "zero1"
     #: Starts again after a lost worker, from the last checkpoint.
     max_failures: int = Field(2, ge=0)
+    #: A checkpoint (or a folder of them) of a run with the same settings to go on from, when `output` has none; it is
+    #: verified first.
+    resume_from: str = ""
+
+    @model_validator(mode="after")
+    def _shrinks_within_bounds(self) -> TrainConfig:
+        if self.min_workers is not None and not self.min_workers <= self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}; lower it")
+        if self.min_workers is not None and self.zero.startswith("zero3"):
+            raise ValueError("min_workers needs zero0 to zero2: ZeRO 3 goes on with as many workers as it began with")
+        return self
 
 
 def train(config: TrainConfig) -> Report:
@@ -69,19 +70,21 @@ def train(config: TrainConfig) -> Report:
     Raises UserError, MismatchError (the output holds another run), ConcurrentWriterError, or DivergedError.
     """
     from rayvec.encoding.lease import sole_writer
+    from rayvec.training.run_folder import RunFolder
+    from rayvec.training.trackers import require_trackers
 
     if not config.output:
         raise UserError("output is required; give a folder with --set output=DIR")
-    if not storage.is_local(config.output):
-        raise UserError(f"output {config.output}: training writes to a folder that all workers see; copy it afterwards")
-    output = storage.local_path(config.output).absolute()
     if not config.start and config.stage.kind != "pretrain":
         raise UserError("start is required; give the output of the stage before with --set start=DIR")
+    require_trackers(config.trackers)
     settings = zero_settings(config.zero)
-    with sole_writer(str(output)):
-        if (report := _done(config, output)) is not None:
+    folder = RunFolder(storage.absolute(config.output))
+    # Of a remote run, this machine's copy is held: a second run elsewhere is kept apart by its attempts' names alone.
+    with sole_writer(str(folder.local)):
+        if (report := _done(config, folder)) is not None:
             return report
-        return _train(config, output, settings)
+        return _train(config, folder, settings)
 
 
 def zero_settings(name: str) -> dict[str, Any]:
@@ -95,19 +98,21 @@ def zero_settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def _done(config: TrainConfig, output: Path) -> Report | None:
+def _done(config: TrainConfig, folder: RunFolder) -> Report | None:
     """The report of a finished run of the same configuration. Raises MismatchError when it is another one's."""
-    saved = output / "training" / "config.yaml"
-    if not saved.exists():
+    from rayvec.training.worker import HARMLESS
+
+    saved = storage.join(folder.uri, "training", "config.yaml")
+    if not storage.exists(saved):
         return None
+    placement = {"output", "cpus_per_worker", "max_failures", "min_workers", "resume_from", "base"}
     old, new = read_yaml(saved), config.model_dump(mode="json")
-    differing = [name for name in new if name not in HARMLESS and old.get(name) != new[name]]
+    differing = [name for name in new if name not in HARMLESS | placement and old.get(name) != new[name]]
     if differing:
         shown = "; ".join(f"{name}: {_short(old.get(name))} there, {_short(new[name])} asked for" for name in differing)
-        raise MismatchError(f"{output} holds another run ({shown}); choose another output, or remove the folder")
-    if not (output / "report.json").exists():
-        return None
-    return {**storage.read_json(output / "report.json"), "note": "was done already"}
+        raise MismatchError(f"{folder.uri} holds another run ({shown}); choose another output, or remove the folder")
+    report = storage.join(folder.uri, "report.json")
+    return {**storage.read_json(report), "note": "was done already"} if storage.exists(report) else None
 
 
 def _short(value: Any) -> str:
@@ -115,29 +120,39 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _train(config: TrainConfig, output: Path, settings: dict[str, Any]) -> Report:
+def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> Report:
     from rayvec.training.curves import draw, read_metrics
     from rayvec.training.worker import Job
 
     started = time.monotonic()
-    folder = output / "training"
-    storage.write_bytes(folder / "config.yaml", config.to_yaml().encode())
-    prepare(config, folder)
+    local = folder.local / "training"
+    storage.write_bytes(storage.join(folder.uri, "training", "config.yaml"), config.to_yaml().encode())
+    prepare(config, local)
+    folder.push("training/data", last="store.json")
     prepared = time.monotonic() - started
     core = TrainingConfig.parse({name: getattr(config, name) for name in TrainingConfig.model_fields})
-    job = Job(core, output, config.engine if config.workers else "plain", settings, threads=config.cpus_per_worker)
+    job = Job(
+        core,
+        folder.uri,
+        config.engine if config.workers else "plain",
+        settings,
+        threads=config.cpus_per_worker,
+        evaluator=EVALUATOR,
+        resume_from=config.resume_from and storage.absolute(config.resume_from),
+    )
     outcome = _run_alone(job) if config.workers == 0 else _run_on_ray(job, config)
-    metrics = read_metrics(folder / "metrics.jsonl")
-    draw(metrics, folder / "curves.png", f"{config.stage.kind} from {Path(config.start).name}")
+    metrics = read_metrics(folder.pull_file("training/metrics.jsonl"))
+    draw(metrics, local / "curves.png", f"{config.stage.kind} from {storage.name_of(config.start)}")
+    folder.push("training/curves.png")
     if "error" in outcome:
         raise _error(outcome)
-    report = _report(config, output, outcome, metrics) | {
+    report = _report(config, folder, outcome, metrics) | {
         "prepare_seconds": round(prepared, 1),
         "seconds": round(time.monotonic() - started, 1),
         **({"warning": warning} if (warning := collapse(config, metrics)) else {}),
     }
-    storage.write_json(output / "report.json", report)
-    shutil.rmtree(folder / "data", ignore_errors=True)
+    storage.write_json(storage.join(folder.uri, "report.json"), report)
+    folder.clear("training/data")
     return report
 
 
@@ -145,6 +160,8 @@ def prepare(config: TrainingConfig, folder: Path) -> None:
     """Tokenize the examples into folder/data, unless they are there."""
     from importlib import import_module
 
+    if config.evaluation:
+        Evaluation(config.evaluation, str(folder / "cache"))  # what is not there, or not readable, is found out now
     if (folder / "data" / "store.json").exists():
         return
     shutil.rmtree(folder / "data", ignore_errors=True)
@@ -157,11 +174,16 @@ def _run_alone(job: Job) -> Outcome:
 
     import torch
 
-    from rayvec.training.worker import LocalLink, work
+    from rayvec.training.worker import LocalLink, lacks_memory, memory_advice, work
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     job = dataclasses.replace(job, device=device, threads=0)
-    return work(job, LocalLink(job.output / "training" / "checkpoints", job.config.keep_checkpoints))
+    try:
+        return work(job, LocalLink(job.folder, job.config.keep_checkpoints))
+    except (RuntimeError, MemoryError) as error:  # torch's own OutOfMemoryError is a RuntimeError
+        if not lacks_memory(f"{type(error).__name__}: {error}"):
+            raise
+        raise RayvecError(f"{memory_advice(job.config)} ({str(error).splitlines()[0]})") from error
 
 
 def _run_on_ray(job: Job, config: TrainConfig) -> Outcome:
@@ -174,45 +196,25 @@ def _run_on_ray(job: Job, config: TrainConfig) -> Outcome:
 
         logging.getLogger("ray.train").setLevel(logging.WARNING)
         gpus = ray.cluster_resources().get("GPU", 0)
-        use_gpu = config.device == "cuda" or (config.device == "auto" and gpus >= config.workers)
-        group = Workers(
-            count=config.workers, cpus=config.cpus_per_worker, gpu=use_gpu, max_failures=config.max_failures
+        use_gpu = config.device == "cuda" or (
+            config.device == "auto" and gpus >= (config.min_workers or config.workers)
         )
-        with _shown(job.output / "training" / "progress.log"):
-            return run(dataclasses.replace(job, device="cuda" if use_gpu else "cpu"), group)
-
-
-@contextlib.contextmanager
-def _shown(path: Path) -> Iterator[None]:
-    """Show the lines that are added to a file: Ray's own forwarding would bring its workers' noise along."""
-    done = threading.Event()
-    start = path.stat().st_size if path.exists() else 0
-
-    def follow() -> None:
-        place, last = start, False
-        while not last:
-            last = done.wait(0.5)
-            if path.exists():
-                with path.open(encoding="utf-8") as file:
-                    file.seek(place)
-                    if text := file.read().rstrip("\n"):
-                        LOG.info(text)
-                    place = file.tell()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        group = Workers(
+            count=config.workers,
+            least=config.min_workers,
+            cpus=config.cpus_per_worker,
+            gpu=use_gpu,
+            max_failures=config.max_failures,
+        )
+        return run(dataclasses.replace(job, device="cuda" if use_gpu else "cpu"), group)
 
 
 def collapse(config: TrainingConfig, metrics: list[dict[str, float]]) -> str | None:
     """What to say when SimCSE's loss is next to nothing from the start: its views were too alike to teach anything."""
-    if config.stage.kind != "simcse" or not metrics or metrics[0]["loss"] > 0.005 * math.log(config.batch_size):
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    if config.stage.kind != "simcse" or not losses or losses[0] > 0.005 * math.log(config.batch_size):
         return None
-    return f"the loss began at {metrics[0]['loss']:.2g}: both views are nearly the same; raise stage.attention_dropout"
+    return f"the loss began at {losses[0]:.2g}: both views are nearly the same; raise stage.attention_dropout"
 
 
 def _error(outcome: Outcome) -> RayvecError:
@@ -224,18 +226,22 @@ def _error(outcome: Outcome) -> RayvecError:
     return kinds.get(outcome["error"], RayvecError)(outcome["message"])
 
 
-def _report(config: TrainConfig, output: Path, outcome: Outcome, metrics: list[dict[str, float]]) -> Report:
+def _report(config: TrainConfig, folder: RunFolder, outcome: Outcome, metrics: list[dict[str, float]]) -> Report:
+    from rayvec.training.curves import first_values, last_values
+
     shown = ("loss", "masked_accuracy", "accuracy", "alignment", "uniformity")
-    first, last = (metrics[0], metrics[-1]) if metrics else ({}, {})
+    first, last = first_values(metrics), last_values(metrics)
+    evaluated = {name: [round(first[name], 4), round(last[name], 4)] for name in first if name.startswith("eval/")}
     return {
         "stage": config.stage.kind,
         "start": config.start,
         "steps": config.steps,
         **{f"first_{name}": first[name] for name in shown if name in first},
         **{f"last_{name}": last[name] for name in shown if name in last},
+        **({"evaluation": evaluated} if evaluated else {}),
         "workers": config.workers,
         "engine": config.engine if config.workers else "plain",
         **outcome,
-        "output": str(output),
-        "curves": str(output / "training" / "curves.png"),
+        "output": config.output if folder.remote else str(folder.local),
+        "curves": storage.join(folder.uri, "training", "curves.png"),
     }

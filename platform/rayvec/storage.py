@@ -43,6 +43,11 @@ def join(uri: str | Path, *parts: str) -> str:
     return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def name_of(uri: str | Path) -> str:
+    """The last part of a URI."""
+    return str(uri).rstrip("/").rpartition("/")[2]
+
+
 def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of a URI, and the path inside it."""
     if is_local(uri):
@@ -101,6 +106,40 @@ def list_sizes(uri: str | Path) -> dict[str, int]:
     fs, path = filesystem(uri)
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return {info.base_name: int(info.size) for info in infos if info.type == pafs.FileType.File}
+
+
+def list_tree(uri: str | Path) -> dict[str, int]:
+    """Bytes of each file anywhere below a folder, by its path in it, sorted; empty when the folder is not there."""
+    fs, path = filesystem(uri)
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    files = {info.path[len(path) :].strip("/"): int(info.size) for info in infos if info.type == pafs.FileType.File}
+    return dict(sorted(files.items()))
+
+
+def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None:
+    """Copy a file, or all files below a folder; the file `last`, which stands for the whole, goes last.
+
+    Raises FileNotFoundError when the source is not there.
+    """
+    (fs, path), (other, to) = filesystem(source), filesystem(target)
+    if fs.get_file_info(path).type == pafs.FileType.File:
+        names = [""]
+    else:
+        names = sorted(list_tree(source), key=lambda name: name == last)
+    if not names:
+        raise FileNotFoundError(f"{source} is not there, or is empty")
+    with _storage_errors(target):
+        for name in names:
+            place = f"{to}/{name}".rstrip("/")
+            other.create_dir(place.rpartition("/")[0], recursive=True)
+            pafs.copy_files(f"{path}/{name}".rstrip("/"), place, fs, other, use_threads=False)
+
+
+def delete_tree(uri: str | Path) -> None:
+    """Remove a folder and all in it; nothing happens when it is not there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.delete_dir(path)
 
 
 def absolute(uri: str | Path) -> str:

@@ -70,15 +70,16 @@ def cosines(a_ND: npt.NDArray[np.float32], b_ND: npt.NDArray[np.float32]) -> Val
 
 def spearman(predicted: Values, scores: Values) -> Estimate:
     """Spearman's rank correlation with its percentile bootstrap interval over pairs; 0 where one side is constant."""
-    value = _spearman(predicted, scores)
+    value = correlation(predicted, scores)
     rng = np.random.default_rng(0)
     draws = (rng.integers(0, len(scores), len(scores)) for _ in range(_RESAMPLES))
-    found = [_spearman(predicted[draw], scores[draw]) for draw in draws]
+    found = [correlation(predicted[draw], scores[draw]) for draw in draws]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
 
 
-def _spearman(a: Values, b: Values) -> float:
+def correlation(a: Values, b: Values) -> float:
+    """Spearman's rank correlation; 0 where one side is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     from scipy.stats import rankdata

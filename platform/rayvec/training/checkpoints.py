@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rayvec import storage
 from rayvec.config import Config
@@ -56,7 +56,12 @@ def write(
         (folder / METRICS).write_text(metrics, encoding="utf-8")
         names += [WEIGHTS, METRICS]
     record = record.replace(files=record_files(folder, names))
-    storage.write_json(folder / f"rank-{record.rank}.json", record.model_dump(mode="json"))
+    storage.write_json(folder / record_name(record.rank), record.model_dump(mode="json"))
+
+
+def record_name(rank: int) -> str:
+    """The file that says what a rank wrote."""
+    return f"rank-{rank}.json"
 
 
 def verify(folder: Path) -> CheckpointRecord:
@@ -73,7 +78,7 @@ def verify(folder: Path) -> CheckpointRecord:
 
 def _record(folder: Path, rank: int) -> CheckpointRecord:
     try:
-        return CheckpointRecord.parse(storage.read_json(folder / f"rank-{rank}.json"))
+        return CheckpointRecord.parse(storage.read_json(folder / record_name(rank)))
     except (FileNotFoundError, ValueError) as error:
         raise VerificationError(f"{folder} is no whole checkpoint: {error}") from None
 
@@ -81,7 +86,7 @@ def _record(folder: Path, rank: int) -> CheckpointRecord:
 def newest(root: Path) -> Path | None:
     """The whole checkpoint with the highest step below a folder; torn ones are passed over."""
     found = []
-    for path in root.rglob("rank-0.json"):
+    for path in root.rglob(record_name(0)):
         try:
             found.append((verify(path.parent).step, path.parent))
         except VerificationError:
@@ -89,22 +94,29 @@ def newest(root: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def load(
-    folder: Path, *, rank: int, world_size: int, config: str
-) -> tuple[int, dict[str, Tensor], dict[str, Tensor], str]:
-    """Step, trainable weights, this rank's optimizer state, and the metrics so far; checked first.
+class Restored(NamedTuple):
+    """What a run goes on from."""
+
+    step: int
+    #: The trainable weights by name.
+    weights: dict[str, Tensor]
+    #: This rank's optimizer state; or that of all ranks in order, where another number of ranks wrote it.
+    optimizers: list[dict[str, Tensor]]
+    #: The lines of metrics.jsonl so far.
+    metrics: str
+
+
+def load(folder: Path, *, rank: int, world_size: int, config: str) -> Restored:
+    """A checkpoint's content; checked first.
 
     Raises VerificationError when a file is damaged, MismatchError when the checkpoint is of another run.
     """
     from safetensors.torch import load_file
 
     record = verify(folder)
-    if record.world_size != world_size:
-        raise MismatchError(
-            f"{folder} was written by {record.world_size} workers, and this run has {world_size}; set "
-            f"workers={record.world_size}, or another output"
-        )
     if record.config != config:
         raise MismatchError(f"{folder} is of a run with another configuration; choose another output")
-    optimizer = load_file(folder / f"optimizer-{rank}.safetensors")
-    return record.step, load_file(folder / WEIGHTS), optimizer, (folder / METRICS).read_text(encoding="utf-8")
+    ranks = [rank] if record.world_size == world_size else range(record.world_size)
+    optimizers = [load_file(folder / f"optimizer-{rank}.safetensors") for rank in ranks]
+    metrics = (folder / METRICS).read_text(encoding="utf-8")
+    return Restored(record.step, load_file(folder / WEIGHTS), optimizers, metrics)

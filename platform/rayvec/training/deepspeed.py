@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayvec.errors import MismatchError
+from rayvec.losses.gather import rank
 from rayvec.training.loop import Summed
 from rayvec.training.optimizers import OptimizerConfig, build_adamw
 
@@ -75,28 +77,40 @@ class DeepSpeedEngine:
     def optimizer_state(self) -> dict[str, torch.Tensor]:
         """This rank's share: master weights and AdamW's moments, by place."""
         state: dict[str, torch.Tensor] = {}
-        for place, master in enumerate(self._masters()):
+        for place, master in enumerate(self._masters()[0]):
             state[f"{place}.master"] = master.detach().cpu().clone()
             for name, value in self._base().state.get(master, {}).items():
                 state[f"{place}.{name}"] = value.detach().cpu().clone()
         return state
 
-    def restore(self, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `weights` and `optimizer_state` gave, to the bit."""
+    def restore(self, weights: Mapping[str, torch.Tensor], optimizers: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Go on from what `weights` and `optimizer_state` gave, to the bit.
+
+        optimizers: this rank's own state, or that of all ranks in order, where another number of ranks wrote it: flat
+        partitions are then joined and cut anew. Raises MismatchError under ZeRO 3, which cuts each weight by itself.
+        """
         import torch
 
+        if len(optimizers) > 1 and self.stage == 3:
+            raise MismatchError(
+                f"the checkpoint is of {len(optimizers)} workers, and under ZeRO 3 as many must go on from it; set "
+                f"workers={len(optimizers)}"
+            )
         named = dict(self.module.named_parameters())
         with torch.no_grad(), self.whole(write=True):
             for name, value in weights.items():
                 named[name].data.copy_(value)
-        for place, master in enumerate(self._masters()):
-            master.data.copy_(optimizer[f"{place}.master"])
+        masters, partitioned = self._masters()
+        for place, master in enumerate(masters):
             prefix = f"{place}."
-            names = [key.removeprefix(prefix) for key in optimizer if key.startswith(prefix)]
+            state = {
+                key.removeprefix(prefix): _own_part([rank_[key] for rank_ in optimizers], master, cut=partitioned)
+                for key in optimizers[0]
+                if key.startswith(prefix)
+            }
+            master.data.copy_(state.pop("master"))
             self._base().state[master] = {
-                name: optimizer[prefix + name].clone().to("cpu" if name == "step" else master.device)
-                for name in names
-                if name != "master"
+                name: value.clone().to("cpu" if name == "step" else master.device) for name, value in state.items()
             }
 
     def _base(self) -> torch.optim.Optimizer:
@@ -105,12 +119,12 @@ class DeepSpeedEngine:
         base: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return base
 
-    def _masters(self) -> list[torch.Tensor]:
-        """The tensors that AdamW moves: the parameters (ZeRO 0), or this rank's flat partitions of them."""
+    def _masters(self) -> tuple[list[torch.Tensor], bool]:
+        """The tensors that AdamW moves, and whether they are this rank's flat partitions of the parameters (ZeRO)."""
         for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
             if hasattr(self.engine.optimizer, name):
-                return list(getattr(self.engine.optimizer, name))
-        return [parameter for group in self._base().param_groups for parameter in group["params"]]
+                return list(getattr(self.engine.optimizer, name)), True
+        return [parameter for group in self._base().param_groups for parameter in group["params"]], False
 
     @contextlib.contextmanager
     def whole(self, *, write: bool = False) -> Iterator[None]:
@@ -121,6 +135,18 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed()
         with deepspeed.zero.GatheredParameters(self.parameters, modifier_rank=0 if write else None):
             yield
+
+
+def _own_part(parts: Sequence[torch.Tensor], master: torch.Tensor, *, cut: bool) -> torch.Tensor:
+    """This rank's part of a checkpoint's tensor. cut: the ranks hold flat partitions of it, else each has it whole."""
+    import torch
+
+    if len(parts) == 1 or not cut or parts[0].ndim == 0:
+        return parts[0]
+    size = master.numel()
+    mine = torch.cat(list(parts))[rank() * size : (rank() + 1) * size]
+    # Partitions are filled up to equal sizes: the end of the last one holds no weight.
+    return torch.cat([mine, mine.new_zeros(size - mine.numel())])
 
 
 def _complete(settings: Mapping[str, Any], config: OptimizerConfig, *, bf16: bool, clips: bool) -> dict[str, Any]:

@@ -137,12 +137,12 @@ class PlainEngine:
             for name, value in self.optimizer.state.get(parameter, {}).items()
         }
 
-    def restore(self, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `weights` and `optimizer_state` gave, to the bit."""
+    def restore(self, weights: Mapping[str, torch.Tensor], optimizers: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Go on from what `weights` and `optimizer_state` gave, to the bit; every rank's state is the same here."""
         named = dict(self.module.named_parameters())
         for name, value in weights.items():
             named[name].data.copy_(value)
-        for key, value in optimizer.items():
+        for key, value in optimizers[0].items():
             place, _, name = key.partition(".")
             parameter = self.parameters[int(place)]
             self.optimizer.state[parameter][name] = value.clone().to("cpu" if name == "step" else parameter.device)

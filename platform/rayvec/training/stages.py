@@ -147,6 +147,8 @@ class RetrievalSet(Config):
     split: str = "test"
     #: The first so many queries; of docstrings, so many documents. Small sets keep training fast.
     max_queries: PositiveInt | None = 300
+    #: Put before queries, not pooled.
+    instruction: str | None = None
 
 
 class StsSet(Config):

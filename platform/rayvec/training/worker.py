@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +21,16 @@ import torch
 import torch.distributed as dist
 
 from rayvec import storage
-from rayvec.errors import RayvecError
+from rayvec.errors import RayvecError, UserError, VerificationError
 from rayvec.losses.gather import rank, world_size
+from rayvec.modeling import manifest
 from rayvec.training import checkpoints
 from rayvec.training.checkpoints import CheckpointRecord
 from rayvec.training.curves import MetricsLog
+from rayvec.training.evaluation import Evaluator, evaluating
 from rayvec.training.loop import Batch, DivergedError, Hook, Metrics, PlainEngine, Progress, train
-from rayvec.training.stages import STAGES, TrainingConfig
+from rayvec.training.run_folder import RunFolder
+from rayvec.training.stages import STAGES, Contrastive, Mntp, Pretrain, TrainingConfig
 
 if TYPE_CHECKING:
     from rayvec.training.deepspeed import DeepSpeedEngine
@@ -38,30 +40,47 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("rayvec.training")
 
 
+#: Settings that move no weight: they may change when a run is gone on with.
+HARMLESS = frozenset(
+    {
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "compare_ranks_every",
+        "evaluation",
+        "evaluate_every",
+        "trackers",
+    }
+)
+
+
 @dataclass(frozen=True)
 class Job:
     """What every worker of a run is told; plain data."""
 
     config: TrainingConfig
-    #: The run's folder; all workers must see it.
-    output: Path
+    #: The run's folder: an absolute path that all workers see, or a URI.
+    output: str
     engine: Literal["plain", "deepspeed"] = "plain"
     #: DeepSpeed's, such as infra/deepspeed/zero1.json.
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     #: CPU threads of this worker; 0 leaves torch's choice.
     threads: int = 0
+    #: "module:function" that makes an `evaluation.Evaluator` of the configuration's sets and a cache folder.
+    evaluator: str = ""
+    #: A checkpoint, or a folder of them, to start from when this run has none of its own.
+    resume_from: str = ""
 
     @property
-    def data(self) -> Path:
-        """The prepared examples."""
-        return self.output / "training" / "data"
+    def folder(self) -> RunFolder:
+        """The run's folder on this machine and elsewhere."""
+        return RunFolder(self.output)
 
     @property
     def digest(self) -> str:
         """What a checkpoint must agree on with the run that goes on from it."""
-        ignored = {"log_every", "checkpoint_every", "keep_checkpoints", "compare_ranks_every"}
-        values = {name: value for name, value in self.config.model_dump(mode="json").items() if name not in ignored}
+        values = {name: value for name, value in self.config.model_dump(mode="json").items() if name not in HARMLESS}
         stage = self.settings.get("zero_optimization", {}).get("stage", 0)
         return storage.sha256_bytes(storage.to_json({**values, "engine": self.engine, "zero": stage}))[:16]
 
@@ -75,25 +94,35 @@ class Link(Protocol):
     def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Keep a checkpoint: `write` fills a folder. Every rank calls it equally often."""
 
+    def say(self, line: str) -> None:
+        """Show a person a line."""
+
 
 @dataclass
 class LocalLink:
-    """Checkpoints in a folder of this machine, for one process."""
+    """Checkpoints of one process, written by itself."""
 
-    root: Path
+    folder: RunFolder
     keep: int
 
     def resume_from(self) -> Path | None:
         """The newest whole one."""
-        return checkpoints.newest(self.root)
+        return self.folder.newest_checkpoint()
 
     def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
         """Write it under a temporary name, rename it, then drop the oldest."""
         del metrics
-        with storage.committed_folder(self.root / f"step-{step:08d}") as folder:
+        root = self.folder.local / "training" / "checkpoints"
+        name = f"step-{step:08d}"
+        with storage.committed_folder(root / name) as folder:
             write(folder)
-        for old in sorted(self.root.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(old)
+        self.folder.push(f"training/checkpoints/{name}", last=checkpoints.record_name(0))
+        for old in sorted(root.glob("step-*"))[: -self.keep]:
+            self.folder.clear(f"training/checkpoints/{old.name}")
+
+    def say(self, line: str) -> None:
+        """Log it."""
+        LOG.info(line)
 
 
 Outcome = dict[str, Any]
@@ -121,6 +150,7 @@ def work(job: Job, link: Link) -> Outcome:
         run.train()
     except RayvecError as caught:
         error = caught
+    run.close(failed=error is not None)
     if failure := _agreed(error):
         failure["message"] += f"; the last whole checkpoint is of step {run.saved_step}"
         return failure
@@ -149,6 +179,7 @@ class _Run:
     module: Any
     engine: AnyEngine
     log: MetricsLog | None
+    evaluator: Evaluator | None
     start_step: int
     saved_step: int
     tokens: int = 0
@@ -160,23 +191,27 @@ class _Run:
         if job.threads:
             torch.set_num_threads(job.threads)
         torch.manual_seed(job.config.seed)  # a fresh LoRA is the same on every rank
-        module = _load(STAGES[job.config.stage.kind].module)(job.config, job.data, job.device)
+        data = job.folder.pull("training/data", last="store.json")
+        config = _with_dtype(job)
+        module = _load(STAGES[config.stage.kind].module)(config, data, job.device)
         module.train()
         engine = _engine(job, module)
         step, history = 0, ""
-        if (folder := link.resume_from()) is not None:
-            step, weights, optimizer, history = checkpoints.load(
-                folder, rank=rank(), world_size=world_size(), config=job.digest
-            )
-            engine.restore(weights, optimizer)
-            LOG.info("going on from step %d (%s)", step, folder)
-        log = MetricsLog(job.output / "training", history, step) if rank() == 0 else None
-        return cls(job, link, module, engine, log, step, step)
+        if (folder := _checkpoint(job, link)) is not None:
+            found = checkpoints.load(folder, rank=rank(), world_size=world_size(), config=job.digest)
+            step, history = found.step, found.metrics
+            engine.restore(found.weights, found.optimizers)
+        log = _open_log(job, link, history, step) if rank() == 0 else None
+        if log is not None and folder is not None:
+            link.say(f"going on from step {step}")
+        return cls(job, link, module, engine, log, _evaluator(job), step, step)
 
     def train(self) -> None:
         """The steps that are left."""
         config = self.job.config
         hooks: list[Hook] = [self] if self.log is None else [self.log, self]
+        if self.start_step == 0:
+            self._evaluate(0)
         train(
             self.engine,
             self.batch_at,
@@ -187,8 +222,12 @@ class _Run:
             hooks=hooks,
             mean=mean_over_ranks,
         )
+
+    def close(self, *, failed: bool) -> None:
+        """End the log; where the run is remote, bring it there."""
         if self.log is not None:
-            self.log.close()
+            self.log.close(failed=failed)
+            self.job.folder.push("training/metrics.jsonl")
 
     def batch_at(self, step: int) -> Sequence[Batch]:
         """This rank's batch; sets torch's random state by (seed, step, rank), so that dropout repeats on resume."""
@@ -202,13 +241,25 @@ class _Run:
         self.latest = progress.metrics
 
     def stepped(self, step: int) -> None:
-        """Compare ranks and write checkpoints when their time has come."""
+        """Compare ranks, measure and write checkpoints when their time has come."""
         config = self.job.config
+        if step % config.evaluate_every == 0 or step == config.steps:
+            self._evaluate(step)
         if config.compare_ranks_every and step % config.compare_ranks_every == 0:
             require_equal_ranks(self.engine.weights(), step)
         if step % config.checkpoint_every == 0 or step == config.steps:
             self.link.commit(step, self.latest, lambda folder: self._write(folder, step))
             self.saved_step = step
+
+    def _evaluate(self, step: int) -> None:
+        """Measure the encoder as it is; on every rank, since all encode."""
+        if self.evaluator is None:
+            return
+        with evaluating(self.module) as encode:
+            values = self.evaluator(encode)
+        if self.log is not None:
+            self.log.evaluated(step, values)
+            self.job.folder.push("training/metrics.jsonl")
 
     def _write(self, folder: Path, step: int) -> None:
         record = CheckpointRecord(step=step, rank=rank(), world_size=world_size(), config=self.job.digest, files={})
@@ -224,9 +275,11 @@ class _Run:
         """Write what the stage made into the output folder (rank 0)."""
         config = self.job.config
         training = {"config": config.model_dump(mode="json"), "steps": config.steps, **self.latest}
+        folder = self.job.folder
         with self.engine.whole():
             if rank() == 0:
-                self.module.save(self.job.output, training)
+                self.module.save(folder.local, training)
+                _push_result(folder)
 
     def outcome(self, *, startup: float, training: float) -> Outcome:
         """Numbers for the report."""
@@ -250,6 +303,79 @@ def _engine(job: Job, module: torch.nn.Module) -> AnyEngine:
 
     bf16 = job.config.dtype == "bfloat16" or (job.config.dtype == "auto" and job.device != "cpu")
     return DeepSpeedEngine(module, job.config.optimizer, job.settings, bf16=bf16)
+
+
+def lacks_memory(message: str) -> bool:
+    """Whether an error's text says that memory ran out: torch on a GPU, torch on a CPU, Ray's own monitor."""
+    said = message.lower()
+    return any(words in said for words in ("out of memory", "can't allocate memory", "low on memory", "memoryerror"))
+
+
+def memory_advice(config: TrainingConfig) -> str:
+    """The three settings to change when memory ran out."""
+    if isinstance(config.stage, Contrastive):
+        size = "set stage.gradient_cache lower" if config.stage.gradient_cache else "set stage.gradient_cache (say 16)"
+    elif isinstance(config.stage, Mntp):
+        size = f"set stage.accumulate to {2 * config.stage.accumulate}"
+    else:
+        size = f"lower batch_size (now {config.batch_size})"
+    checkpointing = "use zero=zero3" if config.gradient_checkpointing else "set gradient_checkpointing=true"
+    return f"out of memory: {size}, lower max_length (now {config.max_length}), or {checkpointing}"
+
+
+def _with_dtype(job: Job) -> TrainingConfig:
+    """Without LoRA, plain AdamW moves the weights themselves, and steps in bfloat16 would round to nothing."""
+    config = job.config
+    whole = isinstance(config.stage, Pretrain) or config.stage.lora is None
+    if job.engine == "deepspeed" or not whole or config.dtype == "float32":
+        return config
+    if config.dtype == "bfloat16":
+        raise UserError(
+            "dtype=bfloat16 trains all weights with DeepSpeed alone (it keeps float32 masters); set workers=1"
+        )
+    return config.replace(dtype="float32")
+
+
+def _checkpoint(job: Job, link: Link) -> Path | None:
+    """Where this run goes on from: its own newest checkpoint, else the one it was told to start from."""
+    own = link.resume_from()
+    if own is not None or not job.resume_from:
+        return own
+    given = job.folder.newest_checkpoint(job.resume_from)
+    if given is None:
+        raise VerificationError(f"resume_from={job.resume_from} holds no whole checkpoint; give another one")
+    return given
+
+
+def _open_log(job: Job, link: Link, history: str, step: int) -> MetricsLog:
+    config = job.config
+    return MetricsLog(
+        job.folder.local / "training",
+        history,
+        step,
+        trackers=config.trackers,
+        run_name=storage.name_of(job.output),
+        config=config.model_dump(mode="json"),
+        say=link.say,
+    )
+
+
+def _evaluator(job: Job) -> Evaluator | None:
+    if not job.config.evaluation:
+        return None
+    evaluator: Evaluator = _load(job.evaluator)(job.config.evaluation, str(job.folder.local / "training" / "cache"))
+    return evaluator
+
+
+def _push_result(folder: RunFolder) -> None:
+    """Bring what the stage made to a remote output; rayvec.json, which stands for the whole, goes last."""
+    if not folder.remote:
+        return
+    made = [path.name for path in sorted(folder.local.iterdir()) if path.name not in (manifest.FILE, "training")]
+    for name in [name for name in made if not name.startswith(".")]:
+        folder.push(name)
+    if (folder.local / manifest.FILE).exists():
+        folder.push(manifest.FILE)
 
 
 def _load(place: str) -> Any:

@@ -23,9 +23,15 @@ def _write(folder: Path, step: int, ranks: int = 2) -> Path:
 
 def test_round_trip(tmp_path: Path) -> None:
     folder = _write(tmp_path / "a", step=7)
-    step, weights, optimizer, metrics = checkpoints.load(folder, rank=1, world_size=2, config="abc")
-    assert (step, weights["w"].tolist(), metrics) == (7, [1.0, 1.0, 1.0], "{}\n")
-    assert optimizer["0.exp_avg"].tolist() == [1.0, 1.0]
+    found = checkpoints.load(folder, rank=1, world_size=2, config="abc")
+    assert (found.step, found.weights["w"].tolist(), found.metrics) == (7, [1.0, 1.0, 1.0], "{}\n")
+    assert [state["0.exp_avg"].tolist() for state in found.optimizers] == [[1.0, 1.0]]
+
+
+def test_another_number_of_ranks_gets_the_state_of_all(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "a", step=7)
+    found = checkpoints.load(folder, rank=0, world_size=3, config="abc")
+    assert [state["0.exp_avg"].tolist() for state in found.optimizers] == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -46,8 +52,7 @@ def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path / "attempt-003") is None
 
 
-@pytest.mark.parametrize(("ranks", "config", "message"), [(1, "abc", "set workers=2"), (2, "xyz", "another output")])
-def test_another_runs_checkpoint_is_refused(tmp_path: Path, ranks: int, config: str, message: str) -> None:
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = _write(tmp_path / "a", step=7)
-    with pytest.raises(MismatchError, match=message):
-        checkpoints.load(folder, rank=0, world_size=ranks, config=config)
+    with pytest.raises(MismatchError, match="another output"):
+        checkpoints.load(folder, rank=0, world_size=2, config="xyz")

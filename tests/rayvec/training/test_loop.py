@@ -93,6 +93,6 @@ def test_a_restored_engine_goes_on_to_the_bit() -> None:
     train(straight, _point, steps=6, optimizer=CONFIG)
     first, second = PlainEngine(Line(), CONFIG), PlainEngine(Line(), CONFIG)
     train(first, _point, steps=3, optimizer=CONFIG)
-    second.restore(first.weights(), first.optimizer_state())
+    second.restore(first.weights(), [first.optimizer_state()])
     train(second, _point, steps=6, start_step=3, optimizer=CONFIG)
     assert torch.equal(straight.weights()["weight"], second.weights()["weight"])

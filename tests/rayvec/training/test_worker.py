@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipelines.train import TrainConfig, train
-from rayvec.errors import MismatchError, RayvecError
+from rayvec import storage
+from rayvec.errors import MismatchError, RayvecError, UserError, VerificationError
+from rayvec.evaluation.sts import correlation, cosines, read_pairs
+from rayvec.modeling.encoder import TextEncoder
+from rayvec.training.curves import read_metrics
 from rayvec.training.loop import DivergedError
 from rayvec.training.optimizers import OptimizerConfig
-from rayvec.training.stages import Mntp, Simcse
-from rayvec.training.worker import require_equal_ranks
+from rayvec.training.stages import Mntp, Simcse, StsSet
+from rayvec.training.worker import memory_advice, require_equal_ranks
 from tests.runs import LORA, adapter, config, write_inputs
 
 torch.set_num_threads(1)
@@ -83,3 +89,101 @@ def test_unequal_ranks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.dist, "all_gather_object", other)
     with pytest.raises(RayvecError, match="ranks differ after step 3"):
         require_equal_ranks({"w": torch.ones(2)}, step=3)
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_lies_elsewhere(inputs: Path, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path / "run")
+    train(run)
+    elsewhere = tmp_path / "kept"
+    shutil.copytree(tmp_path / "run/training/checkpoints/step-00000002", elsewhere)
+    other = run.replace(output=str(tmp_path / "other"), resume_from=str(elsewhere))
+    assert train(other)["resumed_from_step"] == 2
+    assert adapter(tmp_path / "other") == adapter(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_to_start_from_is_refused(inputs: Path, tmp_path: Path) -> None:
+    train(config(inputs, tmp_path / "run"))
+    kept = tmp_path / "run/training/checkpoints/step-00000004"
+    (kept / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(VerificationError, match="holds no whole checkpoint"):
+        train(config(inputs, tmp_path / "other", resume_from=str(kept)))
+
+
+def test_the_encoder_is_measured_while_it_trains(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "sts.csv").write_text(
+        "".join(f"{a},{b},{i}\n" for i, (a, b) in enumerate(itertools.pairwise("abcdefg")))
+    )
+    sets = (StsSet(name="letters", data=str(tmp_path / "sts.csv")),)
+    plain, measured = config(inputs, tmp_path / "plain"), config(inputs, tmp_path / "measured")
+    train(plain)
+    report = train(measured.replace(evaluation=sets, evaluate_every=3))
+    assert adapter(tmp_path / "measured") == adapter(tmp_path / "plain"), "measuring changed the training"
+    lines = read_metrics(tmp_path / "measured/training/metrics.jsonl")
+    values = {line["step"]: line["eval/letters/spearman"] for line in lines if "eval/letters/spearman" in line}
+    assert list(values) == [0, 3, 4]
+    encoder = TextEncoder.load(tmp_path / "measured")
+    pairs = read_pairs(str(tmp_path / "sts.csv"))
+    cosine = cosines(encoder.encode(pairs.first), encoder.encode(pairs.second))
+    assert values[4] == pytest.approx(correlation(cosine, pairs.scores), abs=1e-6)
+    assert report["evaluation"] == {"eval/letters/spearman": [round(values[0], 4), round(values[4], 4)]}
+
+
+def test_an_evaluation_set_that_is_not_there_is_found_out_first(inputs: Path, tmp_path: Path) -> None:
+    sets = (StsSet(name="sts", data=str(tmp_path / "missing.csv")),)
+    with pytest.raises(UserError, match=r"missing\.csv does not exist"):
+        train(config(inputs, tmp_path / "run", evaluation=sets))
+    assert not (tmp_path / "run/training/data").exists()
+
+
+def test_all_weights_train_and_resume_to_the_bit(inputs: Path, tmp_path: Path) -> None:
+    stage = Mntp(lora=None, accumulate=2)
+    run = config(inputs, tmp_path / "run", stage=stage)
+    train(run)
+    whole = (tmp_path / "run/model.safetensors").read_bytes()
+    for name in ("report.json", "rayvec.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(tmp_path / "run/training/checkpoints/step-00000004")
+    assert train(run)["resumed_from_step"] == 2
+    assert (tmp_path / "run/model.safetensors").read_bytes() == whole
+    assert report_of(tmp_path / "run")["trainable"] > 0.5 * report_of(tmp_path / "run")["parameters"]
+    assert TextEncoder.load(tmp_path / "run").folder.manifest.merged
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return storage.read_json(folder / "report.json")
+
+
+def test_all_weights_in_halves_without_deepspeed_are_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dtype=bfloat16 trains all weights with DeepSpeed alone"):
+        train(config(inputs, tmp_path / "run", stage=Mntp(lora=None), dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "advice"),
+    [
+        ("mntp", {}, "set stage.accumulate to 2, lower max_length (now 32), or set gradient_checkpointing=true"),
+        (
+            "simcse",
+            {},
+            "set stage.gradient_cache (say 16), lower max_length (now 32), or set gradient_checkpointing=true",
+        ),
+        (
+            "pretrain",
+            {"gradient_checkpointing": True},
+            "lower batch_size (now 8), lower max_length (now 32), or use zero",
+        ),
+    ],
+)
+def test_lack_of_memory_names_three_settings(tmp_path: Path, kind: str, changes: dict[str, Any], advice: str) -> None:
+    assert advice in memory_advice(config(tmp_path, tmp_path, kind, **changes))
+
+
+def test_lack_of_memory_in_this_process_is_one_line(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: Any) -> torch.Tensor:
+        return torch.empty(1 << 50)  # a petabyte: torch's own allocator refuses
+
+    monkeypatch.setattr("rayvec.training.modules.MntpModule.forward", greedy)
+    with pytest.raises(RayvecError, match=r"out of memory: set stage.accumulate to 2, .*can't allocate memory"):
+        train(config(inputs, tmp_path / "run"))
