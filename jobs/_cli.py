@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -18,11 +18,16 @@ C = TypeVar("C", bound=Config)
 
 
 def job(
-    verb: str, config_type: type[C], run: Callable[[C], Report], *others: tuple[type[Config], Callable[[Any], Report]]
+    verb: str,
+    config_type: type[C],
+    run: Callable[[C], Report],
+    *others: tuple[type[Config], Callable[[Any], Report]],
+    plan: Callable[[C], Sequence[str]] | None = None,
 ) -> click.Command:
     """The command of a verb: resolve the configuration, call the pipeline, print the report.
 
     others: further things that the verb does, each with its own type of configuration; `_meant` says which is chosen.
+    plan: lines that --dry-run adds, as YAML comments, on what a configuration of the first type would need.
     """
     runs: dict[type[Config], Callable[[Any], Report]] = dict([(config_type, run), *others])
     known = recipes(*runs)
@@ -41,6 +46,8 @@ def job(
         config = resolve(meant, recipe, file, overrides)
         if dry_run:
             click.echo(config.to_yaml(), nl=False)
+            if plan is not None and isinstance(config, config_type):
+                click.echo("\n".join(f"# {line}" for line in plan(config)))
             return
         report = runs[meant](config)
         click.echo(f"{verb}: done")

@@ -9,9 +9,10 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import job, main
+from pipelines.plan import plan
 from pipelines.train import TrainConfig, train
 
-command = job("train", TrainConfig, train)
+command = job("train", TrainConfig, train, plan=plan)
 
 if __name__ == "__main__":
     main(command)

@@ -1,12 +1,18 @@
 """The published runs of LLM2Vec as configurations (arXiv 2404.05961, appendix D; the reference's train_configs).
 
-A family's recipes are these with its own numbers put in. Where ours differ, on purpose: the learning rate falls over
-the steps that are run (the reference plans it over three epochs and stops at step 1000, so it hardly falls); a text
-sees itself alone where the reference joins texts and cuts (`stage.documents=joined` does as it does).
+A family's recipes are a `Family` with its own numbers put in. Where ours differ, on purpose: the learning rate falls
+over the steps that are run (the reference plans it over three epochs and stops at step 1000, so it hardly falls); a
+text sees itself alone where the reference joins texts and cuts (`stage.documents=joined` does as it does).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.embed import EmbedConfig
+from pipelines.index import IndexConfig
 from pipelines.train import TrainConfig
 from rayvec.data.collators import Masking
 from rayvec.data.source_config import SourceConfig
@@ -57,57 +63,87 @@ E5_SETS: tuple[tuple[str, tuple[str, ...], bool, float], ...] = (
 )
 
 
-def mntp(base: str, *, probability: float = 0.2, masking: Masking = "bert", batch_size: int = 32) -> TrainConfig:
-    """MNTP on WikiText-103: set data.source.path and output."""
-    return TrainConfig(
-        stage=Mntp(lora=LORA, probability=probability, masking=masking),
-        data=Texts(source=LINES, exclude_held_out=False),
-        start=base,
-        optimizer=OptimizerConfig(learning_rate=5e-5, schedule="linear"),
-        steps=1000,
-        batch_size=batch_size,
-        max_length=512,
-        gradient_checkpointing=True,
-        workers=1,
-    )
+Train = Callable[[], TrainConfig]
 
 
-def simcse(*, batch_size: int = 128) -> TrainConfig:
-    """SimCSE on a million sentences of Wikipedia: set start (the output of mntp), data.source.path and output."""
-    return TrainConfig(
-        stage=Simcse(lora=LORA, scale=20.0, attention_dropout=0.3),
-        data=Texts(source=LINES, exclude_held_out=False),
-        start="",
-        optimizer=OptimizerConfig(learning_rate=3e-5, schedule="linear"),
-        steps=1000,
-        batch_size=batch_size,
-        max_length=128,
-        gradient_checkpointing=True,
-        workers=1,
-    )
+@dataclass(frozen=True)
+class Family:
+    """A base model and where its runs differ from the others'. Each stage takes the output of the one before."""
 
+    base: str
+    #: Share of the tokens that are masked, and how: BERT's way, or all by the mask token.
+    probability: float = 0.2
+    masking: Masking = "bert"
+    #: "full" opens sliding windows, where the base has them; recorded in the encoder, so later stages keep it.
+    attention_window: Literal["keep", "full"] | None = None
+    simcse_batch: int = 128
+    #: What PCA reduces vectors to in the index; None keeps them all.
+    dimensions: int | None = 1024
 
-def supervised(folder: str = "e5-data") -> TrainConfig:
-    """Contrastive learning on E5's public sets, FOLDER/<set>*.jsonl: set start (the output of a stage) and output."""
-    return TrainConfig(
-        stage=Supervised(lora=LORA, scale=50.0, hard_negatives=1),
-        data=Pairs(
-            sets=tuple(
-                PairSet(
-                    name=name,
-                    path=f"{folder}/{name}*.jsonl",
-                    instructions=instructions,
-                    both_sides=both_sides,
-                    weight=weight,
-                )
-                for name, instructions, both_sides, weight in E5_SETS
+    def recipes(self) -> tuple[Train, Train, Train, Callable[[], EmbedConfig], Callable[[], IndexConfig]]:
+        """mntp, simcse, supervised, embed, index: for the names of a recipe module."""
+        return self.mntp, self.simcse, self.supervised, self.embed, self.index
+
+    def mntp(self) -> TrainConfig:
+        """MNTP on WikiText-103: set data.source.path and output."""
+        return TrainConfig(
+            stage=Mntp(lora=LORA, probability=self.probability, masking=self.masking),
+            data=Texts(source=LINES, exclude_held_out=False),
+            start=self.base,
+            base=self.base,
+            optimizer=OptimizerConfig(learning_rate=5e-5, schedule="linear"),
+            steps=1000,
+            batch_size=32,
+            max_length=512,
+            gradient_checkpointing=True,
+            attention_window=self.attention_window,
+            workers=1,
+        )
+
+    def simcse(self) -> TrainConfig:
+        """SimCSE on sentences of Wikipedia: set start (what mntp made), data.source.path and output."""
+        return TrainConfig(
+            stage=Simcse(lora=LORA, scale=20.0, attention_dropout=0.3),
+            data=Texts(source=LINES, exclude_held_out=False),
+            start="",
+            base=self.base,
+            optimizer=OptimizerConfig(learning_rate=3e-5, schedule="linear"),
+            steps=1000,
+            batch_size=self.simcse_batch,
+            max_length=128,
+            gradient_checkpointing=True,
+            workers=1,
+        )
+
+    def supervised(self) -> TrainConfig:
+        """Contrastive learning on E5's sets, in e5-data: set start (what mntp or simcse made) and output."""
+        sets = tuple(
+            PairSet(
+                name=name,
+                path=f"e5-data/{name}*.jsonl",
+                instructions=instructions,
+                both_sides=both_sides,
+                weight=weight,
             )
-        ),
-        start="",
-        optimizer=OptimizerConfig(learning_rate=2e-4, schedule="linear", warmup_steps=300),
-        steps=1000,
-        batch_size=512,
-        max_length=512,
-        gradient_checkpointing=True,
-        workers=8,
-    )
+            for name, instructions, both_sides, weight in E5_SETS
+        )
+        return TrainConfig(
+            stage=Supervised(lora=LORA, scale=50.0, hard_negatives=1),
+            data=Pairs(sets=sets),
+            start="",
+            base=self.base,
+            optimizer=OptimizerConfig(learning_rate=2e-4, schedule="linear", warmup_steps=300),
+            steps=1000,
+            batch_size=512,
+            max_length=512,
+            gradient_checkpointing=True,
+            workers=8,
+        )
+
+    def embed(self) -> EmbedConfig:
+        """Embed on GPUs with what a stage made: set encoder to its output, source.path and output."""
+        return EmbedConfig(encoder="", dtype="float16", num_gpus=1)
+
+    def index(self) -> IndexConfig:
+        """Index what embed made, reduced by PCA where vectors are long: set embeddings and output."""
+        return IndexConfig(dimensions=self.dimensions)

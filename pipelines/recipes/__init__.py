@@ -1,6 +1,7 @@
 """Recipes: functions that return a whole configuration. `tiny.mntp` is the function `mntp` in `tiny.py`.
 
-A run is added by adding a function; nothing is registered by hand. Knows configurations only: imports no torch, no ray.
+A run is added by adding a function, the published runs of another model by a module with a `Family`; nothing is
+registered by hand. Knows configurations only: imports no torch, no ray.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def get_recipe(name: str, *config_types: type[C]) -> C:
 def _all() -> Iterator[tuple[str, Recipe]]:
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ == module.__name__ and not name.startswith("_"):
+        for name, function in inspect.getmembers(module, inspect.isroutine):
+            own = inspect.ismethod(function) or function.__module__ == module.__name__
+            if own and not name.startswith("_"):
                 yield f"{info.name}.{name}", function

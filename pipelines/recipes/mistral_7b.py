@@ -1,36 +1,12 @@
-"""Mistral-7B-Instruct-v0.2: the published stages. Each takes the output of the one before as its start."""
+"""Mistral-7B-Instruct-v0.2: the published stages. Texts are read inside its chat format, [INST] … [/INST].
+
+The published run masks 80 % of the tokens, all with the mask token, and saw full attention: sliding windows, where a
+version has them, are opened.
+"""
 
 from __future__ import annotations
 
-from pipelines import published
-from pipelines.embed import EmbedConfig
-from pipelines.index import IndexConfig
-from pipelines.train import TrainConfig
+from pipelines.published import Family
 
-BASE = "mistralai/Mistral-7B-Instruct-v0.2"
-
-
-def mntp() -> TrainConfig:
-    """MNTP from mistralai/Mistral-7B-Instruct-v0.2."""
-    # The published run saw full attention: sliding windows, where a version has them, are opened.
-    return published.mntp(BASE, probability=0.8, masking="all").replace(attention_window="full")
-
-
-def simcse() -> TrainConfig:
-    """Unsupervised SimCSE from the output of mntp."""
-    return published.simcse()
-
-
-def supervised() -> TrainConfig:
-    """Supervised contrastive learning from the output of mntp (the paper's best) or simcse."""
-    return published.supervised()
-
-
-def embed() -> EmbedConfig:
-    """Embed on GPUs with what a stage made: set encoder to its output, source.path and output."""
-    return EmbedConfig(encoder="", dtype="float16", num_gpus=1)
-
-
-def index() -> IndexConfig:
-    """Index what embed made, 4096 dimensions reduced to 1024 by PCA: set embeddings and output."""
-    return IndexConfig(dimensions=1024)
+FAMILY = Family("mistralai/Mistral-7B-Instruct-v0.2", probability=0.8, masking="all", attention_window="full")
+mntp, simcse, supervised, embed, index = FAMILY.recipes()

@@ -1,35 +1,8 @@
-"""Sheared-LLaMA-1.3B: the published stages. Each takes the output of the one before as its start."""
+"""Sheared-LLaMA-1.3B: the published stages; SimCSE in batches of 32, as the paper has it."""
 
 from __future__ import annotations
 
-from pipelines import published
-from pipelines.embed import EmbedConfig
-from pipelines.index import IndexConfig
-from pipelines.train import TrainConfig
+from pipelines.published import Family
 
-BASE = "princeton-nlp/Sheared-LLaMA-1.3B"
-
-
-def mntp() -> TrainConfig:
-    """MNTP from princeton-nlp/Sheared-LLaMA-1.3B."""
-    return published.mntp(BASE)
-
-
-def simcse() -> TrainConfig:
-    """Unsupervised SimCSE from the output of mntp."""
-    return published.simcse(batch_size=32)
-
-
-def supervised() -> TrainConfig:
-    """Supervised contrastive learning from the output of mntp (the paper's best) or simcse."""
-    return published.supervised()
-
-
-def embed() -> EmbedConfig:
-    """Embed on GPUs with what a stage made: set encoder to its output, source.path and output."""
-    return EmbedConfig(encoder="", dtype="float16", num_gpus=1)
-
-
-def index() -> IndexConfig:
-    """Index what embed made, 2048 dimensions reduced to 1024 by PCA: set embeddings and output."""
-    return IndexConfig(dimensions=1024)
+FAMILY = Family("princeton-nlp/Sheared-LLaMA-1.3B", simcse_batch=32)
+mntp, simcse, supervised, embed, index = FAMILY.recipes()

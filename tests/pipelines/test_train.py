@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,18 @@ from rayvec.training.stages import Pretrain, Texts
 from tests.runs import config, write_inputs
 
 torch.set_num_threads(1)
-FAMILIES = ("llama2_7b", "llama3_1_8b", "llama3_8b", "mistral_7b", "qwen3_0_6b", "sheared_llama_1_3b")
+FAMILIES = (
+    "gemma3",
+    "llama2_7b",
+    "llama3_1_8b",
+    "llama3_8b",
+    "mistral_7b",
+    "qwen3_0_6b",
+    "qwen3_4b",
+    "qwen3_8b",
+    "sheared_llama_1_3b",
+    "smollm3",
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +47,6 @@ def test_the_published_families_are_there() -> None:
     names = {f"{family}.{stage}" for family in FAMILIES for stage in ("mntp", "simcse", "supervised")}
     names |= {f"tiny.{stage}" for stage in ("pretrain", "mntp", "simcse", "supervised")}
     assert names <= recipes(TrainConfig).keys()
-
-
-def test_a_dry_run_imports_no_torch() -> None:
-    code = (
-        "import sys; from click.testing import CliRunner; from jobs.train import command;"
-        "r = CliRunner().invoke(command, ['--recipe', 'llama3_8b.mntp', '--dry-run']); assert r.exit_code == 0;"
-        "assert 'Meta-Llama-3-8B-Instruct' in r.output;"
-        "print([m for m in ('torch', 'ray', 'deepspeed', 'transformers', 'faiss') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_published_numbers() -> None:

@@ -1,0 +1,8 @@
+"""Qwen3-8B: the published stages, with the numbers of qwen3_0_6b and for its reasons."""
+
+from __future__ import annotations
+
+from pipelines.published import Family
+
+FAMILY = Family("Qwen/Qwen3-8B")
+mntp, simcse, supervised, embed, index = FAMILY.recipes()
