@@ -9,6 +9,7 @@ way alone. Needs torch, transformers and peft: no Ray, no DeepSpeed, no pydantic
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,10 @@ class Readings:
         backbone = Backbone(whole.get_decoder(), head=whole.get_output_embeddings())
         lora = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=lora_dropout, target_modules=list(PROJECTIONS))
         # LoRA in the weights' own type, as DeepSpeed's bf16 has it.
-        backbone.decoder = peft.get_peft_model(backbone.decoder, lora, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for a property by its former name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            backbone.decoder = peft.get_peft_model(backbone.decoder, lora, autocast_adapter_dtype=False)
         for name, parameter in backbone.decoder.named_parameters():
             if "lora_B" in name:  # zeros at first: with them no gradient would reach lora_A
                 torch.nn.init.normal_(parameter, std=0.02)
@@ -102,7 +106,7 @@ class Readings:
         """Dropout of attention weights and of the LoRA's inputs from here on."""
         for module in self.backbone.modules():
             if hasattr(module, "attention_dropout"):
-                module.attention_dropout = attention
+                setattr(module, "attention_dropout", attention)  # noqa: B010
             if isinstance(module, torch.nn.Dropout):
                 module.p = lora
 

@@ -1,0 +1,86 @@
+"""Benchmarks of training at their smallest: each runs through and proves equal results. How fast is no test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import gradient_cache, harness, mntp_head, readings, simcse_packing
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+# What a bare GPU machine may lack.
+BLOCKED = ("ray", "deepspeed", "faiss", "pydantic")
+
+
+def run(command: click.Command, folder: Path, *arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(command, [*arguments, "--rounds", "1", "--json", str(folder / "found.json")])
+    assert result.exit_code == 0, (result.output, result.exception)
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+def test_the_masked_head_gives_the_model_s_own_loss(tmp_path: Path) -> None:
+    shape = ("--hidden", "64", "--layers", "2", "--vocabulary", "4096", "--texts", "4", "--length", "64")
+    found = run(mntp_head.main, tmp_path, *shape)
+    assert found["tokens"] == 256 and 20 < found["masked"] < 90
+    assert found["agreement"]["loss_difference"] < 1e-5 and found["agreement"]["gradient_difference"] < 1e-4
+    assert set(found["time_ratio"]) == {"wall", "cpu"}
+
+
+def test_packed_sentences_train_as_padded_ones(tmp_path: Path) -> None:
+    found = run(simcse_packing.main, tmp_path, "--hidden", "64", "--layers", "2", "--texts", "6", "--longest", "64")
+    tokens = found["tokens"]
+    assert tokens["padded"] == 2 * 6 * 64 and tokens["ours"] < tokens["longest"] <= tokens["padded"]
+    for values in found["agreement"].values():
+        assert values["loss_ours"] > 0.1 and values["gradient_difference"] < 1e-4
+
+
+def test_gradcache_gives_the_big_batch_s_gradients(tmp_path: Path) -> None:
+    found = run(gradient_cache.main, tmp_path, "--hidden", "64", "--layers", "1", "--small", "4", "--big", "12")
+    assert found["gradient_difference"] < 1e-4
+    assert found["tokens"]["big"] == found["tokens"]["cached"] > found["tokens"]["small"]
+
+
+def test_the_gpu_benchmark_needs_torch_transformers_and_peft_alone(tmp_path: Path) -> None:
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in BLOCKED)
+    code = f"import sys; {blocked}from benchmarks.gpu_training import main; main()"
+    arguments = ["--tiny", "--device", "cpu", "--rounds", "1", "--steps", "1", "--json", str(tmp_path / "found.json")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=ROOT, capture_output=True, timeout=240)
+    found = json.loads((tmp_path / "found.json").read_text())
+    names = [(row["stage"], row["attention"]) for row in found["variants"]]
+    assert names == [
+        ("mntp", "transformers' sdpa"),
+        ("mntp", "by_length"),
+        ("mntp", "by_length"),
+        ("simcse", "transformers' sdpa"),
+        ("simcse", "transformers' sdpa"),
+        ("simcse", "by_length"),
+        ("simcse", "by_length"),
+    ]
+    assert all(row["tokens_per_second"] > 0 for row in found["variants"])
+
+
+def test_results_that_differ_end_a_benchmark() -> None:
+    with pytest.raises(SystemExit, match="results differ"):
+        readings.require_agreement({"loss_difference": 2e-5, "gradient_difference": 0.0})
+
+
+def test_the_peak_holds_what_was_freed_again() -> None:
+    peak = harness.peak_above(lambda: torch.ones(25_000_000).sum())
+    assert 90e6 < peak < 180e6
+
+
+def test_variants_alternate_and_every_second_round_goes_backwards() -> None:
+    seen: list[str] = []
+    timings = harness.alternate({name: lambda n=name: seen.append(n) for name in "ab"}, rounds=2)  # type: ignore[misc]
+    assert seen == ["a", "b", "a", "b", "b", "a"]
+    assert len(timings["a"].wall) == 2
