@@ -2,7 +2,8 @@
 
 For adapters that others published and measured that way. Everything here is a function of one text. What the reference
 makes of the other texts of a batch is not: it pools an empty text over its row's padding too (we: over its row), so an
-empty text's vector there depends on its neighbours. Knows strings and counts. Knows no tokenizer and no model.
+empty text's vector there depends on its neighbours. Its weighted mean of an empty text, alone left out here, is zeros.
+Checked against that version itself, on transformers 4.44.2. Knows strings and counts. Knows no tokenizer and no model.
 """
 
 from __future__ import annotations
