@@ -231,7 +231,7 @@ def check(readings: Readings, shape: Shape, exact: bool) -> dict[str, dict[str, 
         "simcse": agreement(readings, simcse_ours(readings, texts), simcse_theirs(readings, texts, limit)),
     }
     for values in found.values():
-        require_agreement(values, **({} if exact else {"loss": 2e-2, "gradient": 0.2}))
+        require_agreement(values, **({} if exact else {"loss": 2e-2, "gradient": 0.5}))
     return found
 
 
@@ -252,6 +252,8 @@ def measure(shape: Shape, device: str, rounds: int, steps: int, seconds: float) 
                 break
             for variant in mine:
                 bench.time(variant, steps)
+                # Told at once: a later variant may fail.
+                print(f"{variant.stage}, {variant.name}: {statistics.median(variant.seconds):.3f} s a step", flush=True)
         variants += mine
     return {
         "machine": there,

@@ -31,6 +31,17 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 IGNORED = -100
 
 
+def random_model(config: Any, *, device: str, dtype: torch.dtype, seed: int = 0) -> Any:
+    """A causal LM with random, frozen weights, made on the device in its type: an 8B takes seconds on a GPU."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    attention.register()
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, dtype=dtype)
+    return model.requires_grad_(False)
+
+
 @dataclass
 class Readings:
     """`whole` is the transformers model with its head; `backbone` our view of the same layers."""
@@ -50,17 +61,11 @@ class Readings:
         seed: int = 0,
     ) -> Readings:
         """A bidirectional model of a transformers configuration, made on the device, with LLM2Vec's LoRA (r 16)."""
-        from transformers import AutoModelForCausalLM
-
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if device == "cuda" else "cpu")  # peft imports deepspeed
         import peft
 
-        torch.manual_seed(seed)
-        attention.register()
         config = prepare(config, "bidirectional", "keep", attention_dropout)
-        with torch.device(device):
-            whole = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME, dtype=dtype)
-        whole.requires_grad_(False)
+        whole = random_model(config, device=device, dtype=dtype, seed=seed)
         backbone = Backbone(whole.get_decoder(), head=whole.get_output_embeddings())
         lora = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=lora_dropout, target_modules=list(PROJECTIONS))
         # LoRA in the weights' own type, as DeepSpeed's bf16 has it.
