@@ -47,7 +47,7 @@ class TrainConfig(TrainingConfig):
     #: "auto": GPUs where the cluster has one for each worker.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: Literal["deepspeed", "plain"] = "deepspeed"
-    #: DeepSpeed's settings: zero0 to zero3 of infra/deepspeed, or the path of a JSON file.
+    #: DeepSpeed's settings: zero0 to zero3, zero2_offload or zero3_offload of infra/deepspeed, or a JSON file's path.
     zero: str = "zero1"
     #: Starts again after a lost worker, from the last checkpoint.
     max_failures: int = Field(2, ge=0)

@@ -130,17 +130,23 @@ def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: tuple[str, str]
 
 
 def test_train(cluster: Cluster, tmp_path: Path) -> None:
-    texts = tmp_path / "corpus.jsonl"
-    texts.write_text(
-        "".join(json.dumps({"id": f"d{i}", "text": f"sentence number {i} of many"}) + "\n" for i in range(200))
-    )
-    trained = cluster.submit(
-        "python", "jobs/train.py", "--recipe", "tiny.mntp", "--set", f"data.source.path={texts}",
-        "--set", "data.source.kind=jsonl", "--set", "data.min_characters=1", "--set", "steps=2",
-        "--set", f"output={tmp_path}/mntp",
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
-    assert (tmp_path / "mntp" / "rayvec.json").exists()
+    """MNTP, SimCSE from it, the supervised stage from that: each a job of its own."""
+    texts, pairs = tmp_path / "corpus.jsonl", tmp_path / "pairs.jsonl"
+    lines = [f"sentence number {i} of many" for i in range(200)]
+    texts.write_text("".join(json.dumps({"id": f"d{i}", "text": text}) + "\n" for i, text in enumerate(lines)))
+    pairs.write_text("".join(json.dumps({"query": text[:18], "positive": text}) + "\n" for text in lines))
+    documents = (f"data.source.path={texts}", "data.source.kind=jsonl", "data.min_characters=1")
+    data = {
+        "mntp": documents,
+        "simcse": (*documents, f"start={tmp_path}/mntp"),
+        "supervised": (f"data.sets=[{{name: pairs, path: {pairs}}}]", f"start={tmp_path}/simcse"),
+    }
+    for stage, settings in data.items():
+        values = (*settings, "steps=2", "batch_size=8", f"output={tmp_path}/{stage}")
+        overrides = [part for value in values for part in ("--set", value)]
+        trained = cluster.submit("python", "jobs/train.py", "--recipe", f"tiny.{stage}", *overrides)
+        assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
+        assert (tmp_path / stage / "rayvec.json").exists()
 
 
 def test_the_users_mistake_is_one_line_and_a_failed_job(cluster: Cluster) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -50,5 +52,29 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     report = train(run)
     killer.join(timeout=10)
     assert killed, "the run was over before a worker was killed; raise steps"
+    assert report["resumed_from_step"] > 0
+    assert adapter(Path(run.output)) == adapter(Path(left_alone.output))
+
+
+def test_a_killed_driver_changes_nothing(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "inputs")
+    common = {"workers": 2, "steps": 40, "checkpoint_every": 4, "batch_size": 16}
+    left_alone = config(inputs, tmp_path / "alone", **common)
+    train(left_alone)
+    run = config(inputs, tmp_path / "killed", **common)
+    file = tmp_path / "run.yaml"
+    file.write_text(run.to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "jobs.train", "--config", str(file)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = Path(run.output) / "training" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while len(read_metrics(metrics)) < 6 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    psutil.wait_procs(started, timeout=60)  # its Ray ends with it
+    assert not (Path(run.output) / "rayvec.json").exists(), "the run was over before the kill; raise steps"
+    report = train(run)
     assert report["resumed_from_step"] > 0
     assert adapter(Path(run.output)) == adapter(Path(left_alone.output))

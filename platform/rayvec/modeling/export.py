@@ -129,6 +129,8 @@ def _obstacle(encoder: TextEncoder) -> str | None:
     manifest = encoder.folder.manifest
     if manifest.prompts.template != "none":
         return "it cannot leave the chat template's tokens out of the pooling"
+    if manifest.prompts.compat is not None:
+        return "it cuts and pools by other rules than LLM2Vec's reference"
     if encoder.dim != encoder.backbone.dim:
         return "its checkpoints do not cut vectors to fewer dimensions; give truncate_dim by hand"
     if manifest.pooling == "weighted_mean" and _unpooled_special(encoder):

@@ -72,7 +72,7 @@ class TrainableEncoder:
             export.write(TextEncoder(self.folder, self.backbone), path, stage=stage, training=training)
             return
         name = f"adapters/{len(old.adapters) + 1}-{stage}"
-        record = adapters.save(self.backbone, path / name, stage=stage, base_lineage=old.lineage)
+        record = adapters.save(self.backbone, path / name, stage=stage, base_lineage=old.lineage, base=old.base)
         new = old.with_adapter(stage, record.sha256, training)
         assert adapter_names(new)[-1] == name
         config = self.backbone.saved_config()
@@ -94,9 +94,9 @@ def open_for_training(
     """Open a decoder or an encoder folder for the next stage: adapters so far are merged, a fresh LoRA is put on.
 
     Without `lora` all weights of the decoder train. A folder that holds a whole model (a merged export, or what a stage
-    without LoRA made) is a base like any other, read as its manifest says. `continue_last` trains the last adapter further instead (the paper's supervised stage from SimCSE's LoRA). `head`
-    keeps the vocabulary head, frozen, for MNTP. `settings` change how texts are read: attention, attention_window,
-    pooling, prompts, max_length, normalize.
+    without LoRA made) is a base like any other, read as its manifest says. `continue_last` trains the last adapter
+    further instead (the paper's supervised stage from SimCSE's LoRA). `head` keeps the vocabulary head, frozen, for
+    MNTP. `settings` change how texts are read: attention, attention_window, pooling, prompts, max_length, normalize.
     """
     folder = open_encoder(reference)
     if folder.manifest.merged:
@@ -138,7 +138,7 @@ def _adapted(backbone: Backbone, folder: EncoderFolder, lora: LoraSettings | Non
     if not continue_last:
         adapters.load_merged(backbone, folder.adapters)
         if lora is None:
-            _train_all(backbone)
+            train_all(backbone)
         else:
             adapters.attach(backbone, lora)
         return backbone
@@ -149,7 +149,7 @@ def _adapted(backbone: Backbone, folder: EncoderFolder, lora: LoraSettings | Non
     return backbone
 
 
-def _train_all(backbone: Backbone) -> None:
+def train_all(backbone: Backbone) -> None:
     """Every weight of the decoder trains; the head stays as it is, unless it is the embedding table itself."""
     if backbone.head is not None:
         backbone.head.requires_grad_(False)

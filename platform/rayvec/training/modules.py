@@ -57,6 +57,8 @@ class EncoderModule(nn.Module):
             **options,
         )
         self.backbone = self.encoder.backbone  # registered, so that its parameters are this module's
+        #: What a person should know of how it trains, by name.
+        self.facts = {"dropout_in": self.backbone.dropout_in} if self.backbone.dropout_in else {}
 
     def pack(self, batch: MaskedBatch | ContrastiveBatch) -> PackedBatch:
         """The batch's texts on the model's device."""
@@ -238,6 +240,7 @@ class PretrainModule(nn.Module):
         if config.batch_size < world_size():
             raise UserError(f"batch_size {config.batch_size} is less than {world_size()} workers; change one")
         self.config = config
+        self.facts: dict[str, str] = {}
         self.tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
         stream = np.memmap(folder / "stream.uint16", dtype=np.uint16, mode="r")
         self.model = pretraining.build_decoder(config.stage.decoder, self.tokenizer, config.seed)

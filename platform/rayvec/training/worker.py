@@ -202,8 +202,11 @@ class _Run:
             step, history = found.step, found.metrics
             engine.restore(found.weights, found.optimizers)
         log = _open_log(job, link, history, step) if rank() == 0 else None
-        if log is not None and folder is not None:
-            link.say(f"going on from step {step}")
+        if log is not None:
+            for name, fact in module.facts.items():
+                link.say(f"{name.replace('_', ' ')} {fact}")
+            if folder is not None:
+                link.say(f"going on from step {step}")
         return cls(job, link, module, engine, log, _evaluator(job), step, step)
 
     def train(self) -> None:
@@ -289,6 +292,8 @@ class _Run:
             "parameters": sum(p.numel() for p in parameters),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
             "resumed_from_step": self.start_step,
+            "workers_at_end": world_size(),
+            **self.module.facts,
             "startup_seconds": round(startup, 3),
             "training_seconds": round(training, 3),
             "seconds_per_step": round(training / steps, 4) if steps else 0.0,

@@ -10,10 +10,15 @@ import torch
 from safetensors.torch import load
 
 from pipelines.train import TrainConfig, train
-from rayvec.errors import UserError
+from rayvec import storage
+from rayvec.errors import MismatchError, UserError
+from rayvec.modeling.encoder import TextEncoder
+from rayvec.training.curves import read_metrics
 from rayvec.training.loop import DivergedError
 from rayvec.training.optimizers import OptimizerConfig
-from tests.runs import adapter, config, write_inputs
+from rayvec.training.stages import Mntp, StsSet, Supervised
+from tests.models import SENTENCES
+from tests.runs import LORA, adapter, config, write_inputs
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -52,12 +57,18 @@ def together(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainCon
     return run
 
 
-@pytest.mark.parametrize("zero", ["zero0", "zero2"])
+@pytest.mark.parametrize("zero", ["zero0", "zero2", "zero3", "zero2_offload", "zero3_offload"])
 def test_two_ranks_stay_equal_to_the_bit_and_equal_one_big_batch(
     inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str
 ) -> None:
-    train(config(inputs, tmp_path, "mntp", zero=zero, **TWO))
+    stage = Mntp(lora=LORA, accumulate=1 if zero == "zero0" else 2)
+    train(config(inputs, tmp_path, "mntp", stage=stage, zero=zero, **TWO))
     _assert_close(tmp_path, alone["mntp"])
+    assert _losses(tmp_path) == pytest.approx(_losses(alone["mntp"]), abs=2e-5)
+
+
+def _losses(output: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(output / "training" / "metrics.jsonl")]
 
 
 def test_negatives_of_both_ranks_give_the_one_big_batch(together: TrainConfig, alone: dict[str, Path]) -> None:
@@ -78,6 +89,79 @@ def test_resumed_from_a_checkpoint_equals_left_alone_to_the_bit(together: TrainC
     snapshot.write_text(snapshot.read_text(encoding="utf-8")[:20], encoding="utf-8")
     assert train(together)["resumed_from_step"] == 2
     assert adapter(output) == whole
+
+
+@pytest.mark.parametrize("zero", ["zero0", "zero1"])
+def test_one_worker_goes_on_where_two_were(inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str) -> None:
+    """GradCache on the way, and a batch that does not divide into three."""
+    stage = Supervised(lora=LORA, gradient_cache=5)
+    first = config(inputs, tmp_path / "first", "supervised", stage=stage, zero=zero, workers=3)
+    train(first)
+    _drop_checkpoint(tmp_path / "first", step=4)
+    second = first.replace(
+        output=str(tmp_path / "second"),
+        workers=2,
+        min_workers=1,
+        cpus_per_worker=3,
+        resume_from=str(tmp_path / "first"),
+    )
+    report = train(second)
+    assert report["resumed_from_step"] == 2
+    assert report["workers_at_end"] == 1, "only one worker of three cores fits on four"
+    _assert_close(tmp_path / "second", alone["supervised"])
+
+
+def _drop_checkpoint(output: Path, step: int) -> None:
+    for record in output.rglob("rank-0.json"):
+        if storage.read_json(record)["step"] == step:
+            shutil.rmtree(record.parent)
+
+
+def test_another_number_of_workers_is_refused_under_zero_3(inputs: Path, tmp_path: Path) -> None:
+    first = config(inputs, tmp_path / "first", zero="zero3", workers=2)
+    train(first)
+    _drop_checkpoint(tmp_path / "first", step=4)
+    second = first.replace(output=str(tmp_path / "second"), workers=1, resume_from=str(tmp_path / "first"))
+    with pytest.raises(MismatchError, match="set workers=2"):
+        train(second)
+
+
+def test_the_encoder_is_measured_by_all_ranks_together(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "sts.csv").write_text("".join(f"{text},{text[3:]},{i}\n" for i, text in enumerate(SENTENCES[:5])))
+    sets = (StsSet(name="sts", data=str(tmp_path / "sts.csv")),)
+    common = {"evaluation": sets, "evaluate_every": 2}
+    train(config(inputs, tmp_path / "one", **common))
+    train(config(inputs, tmp_path / "two", zero="zero3", workers=2, **common))
+    one, two = (
+        [line for line in read_metrics(tmp_path / name / "training/metrics.jsonl") if "eval/sts/spearman" in line]
+        for name in ("one", "two")
+    )
+    assert [line["step"] for line in two] == [0, 2, 4]
+    for a, b in zip(one, two, strict=True):
+        assert b["eval/sts/spearman"] == pytest.approx(a["eval/sts/spearman"], abs=1e-6)
+
+
+def test_all_weights_train_on_two_ranks(inputs: Path, tmp_path: Path) -> None:
+    stage = Mntp(lora=None)
+    for name, changes in (("one", {}), ("two", {"zero": "zero3", **TWO})):
+        train(config(inputs, tmp_path / name, stage=stage, optimizer=OptimizerConfig(learning_rate=1e-3), **changes))
+    one, two = (load((tmp_path / name / "model.safetensors").read_bytes()) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=5e-5, rtol=1e-3)
+
+
+def test_a_run_at_a_uri_leaves_all_there(
+    inputs: Path, tmp_path: Path, alone: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri = f"local://{tmp_path}/bucket/run"
+    run = config(inputs, tmp_path, "supervised", workers=2).replace(output=uri)
+    train(run)
+    _assert_close(tmp_path / "bucket/run", alone["supervised"])
+    assert TextEncoder.load(uri).folder.manifest.adapters[0].stage == "supervised"
+    assert not (tmp_path / "bucket/run/training/data").exists()
+    assert train(run)["note"] == "was done already"
 
 
 def test_all_ranks_stop_together_when_the_loss_is_not_finite(inputs: Path, tmp_path: Path) -> None:
