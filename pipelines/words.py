@@ -57,15 +57,14 @@ def measure_words(config: WordsConfig) -> Report:
     Both learn from the same sentences and are scored on the same words. Raises UserError when the data, the encoder
     or the settings do not fit.
     """
-    from rayvec.evaluation.tag_scores import are_bio, entity_finder, score
+    from rayvec.evaluation.tag_scores import require_libraries, score
     from rayvec.evaluation.word_level import default_position, majority, train_probe, word_vectors
 
     if not config.output.endswith(".json"):
         raise UserError("output is required; give a file with --set output=FILE.json")
     started = time.monotonic()
     split = _split(config)
-    if are_bio(tag for sentence in split.test for tag in sentence.tags):
-        entity_finder()  # that it is missing is said before the work
+    require_libraries(tag for sentence in split.test for tag in sentence.tags)
     encoder = _encoder(config)
     position = default_position(encoder) if config.position == "auto" else config.position
     train, test = (word_vectors(encoder, sentences, position) for sentences in split)

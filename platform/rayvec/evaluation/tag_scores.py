@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -49,27 +49,26 @@ def are_bio(tags: Iterable[str]) -> bool:
 
 
 def score(gold: Sequence[str], predicted: Sequence[str], offsets: Offsets) -> TagScores:
-    """The scores of W predicted tags. Raises UserError when BIO tags need seqeval and it is not installed.
+    """The scores of W predicted tags. Raises UserError when scikit-learn or (for BIO tags) seqeval is not installed.
 
     Accuracy and entity F1 are of all words and all entities together (micro), as in the paper; their intervals come
     from drawing the sentences again. An entity counts when its type and both its ends are right (seqeval's default,
     which is conlleval's reading of tags).
     """
-    from sklearn.metrics import f1_score
-
     assert len(gold) == len(predicted) == offsets[-1], (len(gold), len(predicted), offsets[-1])
     right_W = np.array([a == b for a, b in zip(gold, predicted, strict=True)], np.float64)
     right_S = np.add.reduceat(right_W, offsets[:-1])
     return TagScores(
         accuracy=ratio(right_S, np.diff(offsets).astype(np.float64)),
         entity_f1=_entity_f1(gold, predicted, offsets) if are_bio({*gold}) else None,
-        macro_f1=float(f1_score(gold, predicted, average="macro", zero_division=0)),
+        macro_f1=float(_library("sklearn.metrics").f1_score(gold, predicted, average="macro", zero_division=0)),
     )
 
 
 def _entity_f1(gold: Sequence[str], predicted: Sequence[str], offsets: Offsets) -> Estimate:
     """2 · both / (gold + predicted), counted by sentence."""
-    entities = entity_finder()
+    # seqeval's reading of tags: (type, first word, last word).
+    entities = _library("seqeval.metrics.sequence_labeling").get_entities
     both_S, all_S = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1)
     for s, (start, stop) in enumerate(pairwise(offsets)):
         a, b = set(entities(list(gold[start:stop]))), set(entities(list(predicted[start:stop])))
@@ -77,15 +76,19 @@ def _entity_f1(gold: Sequence[str], predicted: Sequence[str], offsets: Offsets) 
     return ratio(both_S, all_S)
 
 
-def entity_finder() -> Callable[[list[str]], list[tuple[str, int, int]]]:
-    """seqeval's reading of BIO tags as (type, first word, last word). Raises UserError when it is not installed."""
+def require_libraries(tags: Iterable[str]) -> None:
+    """Raise UserError when a library that scores such tags is not installed: to be asked before the work."""
+    _library("sklearn.metrics")
+    if are_bio(tags):
+        _library("seqeval.metrics.sequence_labeling")
+
+
+def _library(module: str) -> Any:
     try:
-        found: Callable[[list[str]], list[tuple[str, int, int]]] = importlib.import_module(
-            "seqeval.metrics.sequence_labeling"
-        ).get_entities
+        return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise UserError("BIO tags are scored by seqeval, which is not installed; run pip install seqeval") from None
-    return found
+        package = module.partition(".")[0].replace("sklearn", "scikit-learn")
+        raise UserError(f"tags are scored by {package}, which is not installed; run pip install {package}") from None
 
 
 def ratio(parts_S: Values, wholes_S: Values) -> Estimate:

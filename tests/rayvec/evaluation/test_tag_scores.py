@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import UserError
-from rayvec.evaluation.tag_scores import are_bio, entity_finder, ratio, score
+from rayvec.evaluation.tag_scores import are_bio, ratio, require_libraries, score
 
 OFFSETS = np.array([0, 3, 5])
 
@@ -44,12 +44,18 @@ def test_entities_end_with_their_sentence() -> None:
     assert split.entity_f1 is not None and split.entity_f1.mean == pytest.approx(2 / 3)
 
 
-def test_without_seqeval_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("seqeval.")]:
+@pytest.mark.parametrize(
+    ("module", "package", "tags"),
+    [("seqeval", "seqeval", ["B-X", "O"]), ("sklearn", "scikit-learn", ["NN", "DT"])],
+)
+def test_a_missing_library_is_named(
+    module: str, package: str, tags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "seqeval", None)
-    with pytest.raises(UserError, match="not installed; run pip install seqeval"):
-        entity_finder()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=f"scored by {package}, which is not installed; run pip install {package}"):
+        require_libraries(tags)
 
 
 @pytest.mark.parametrize(
