@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from rayvec.errors import UserError
 from rayvec.modeling import adapters
 from rayvec.modeling.backbone import Backbone, prepare
+from rayvec.modeling.trainable import train_all
 from rayvec.training.pretraining import build_decoder
 from rayvec.training.stages import Mntp, Pretrain, Simcse, TrainingConfig
 
@@ -102,10 +103,8 @@ def _build(config: TrainingConfig, shape: Any, dtype: torch.dtype, *, mixed: boo
         if not isinstance(stage, Pretrain):
             if stage.lora is not None:
                 adapters.attach(backbone, stage.lora)
-            elif backbone.head is not None:
-                # The head stays as it is, unless it is the embedding table itself.
-                backbone.head.requires_grad_(False)
-                backbone.decoder.requires_grad_(True)
+            else:
+                train_all(backbone)
     if mixed:
         backbone.to(dtype)
     return backbone.train(), published
