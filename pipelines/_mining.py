@@ -175,7 +175,7 @@ class MinePairs:
         """As the index sees them: projected, where it is, so that they compare with its own scores."""
         if not len(queries_PD):
             return np.empty(0)
-        queries, positives = self.index._prepare(queries_PD), self.index._prepare(positives_PD)
+        queries, positives = self.index.prepared(queries_PD), self.index.prepared(positives_PD)
         return np.round(np.einsum("pd,pd->p", queries, positives).astype(np.float64), DIGITS)
 
     def _judge(self, tally: Tally, query: str, pair: int, rows: Rows, scores: Scores, positive_score: float) -> Rows:
@@ -262,13 +262,13 @@ def mine_units(
     task: Task, starts: list[int], pool: Pool, searchers: int, searcher_cpus: float
 ) -> Iterator[tuple[int, Tally]]:
     """Work through the units on the Ray cluster that is joined; yield the tally of each as its part is written."""
-    from rayvec.encoding.stages import _cause
+    from rayvec.encoding.stages import cause
 
     try:
         for row in _dataset(task, starts, pool, searchers, searcher_cpus).iter_rows():
             yield row[UNIT], Tally(**json.loads(row[RECORD]))
     except Exception as error:
-        ours = _cause(error)
+        ours = cause(error)
         if ours is None:
             raise
         raise ours from error
@@ -277,9 +277,9 @@ def mine_units(
 def _dataset(task: Task, starts: list[int], pool: Pool, searchers: int, searcher_cpus: float) -> Dataset:
     import ray
 
-    from rayvec.encoding.stages import _quiet
+    from rayvec.encoding.stages import quiet_logs
 
-    _quiet()
+    quiet_logs()
     rows = [{UNIT: unit, START: start} for unit, start in enumerate(starts)]
     batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     return (

@@ -148,7 +148,7 @@ def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Iterator[Record]
         for row in _dataset(work, units, pool).iter_rows():
             yield Record(**json.loads(row[RECORD]))
     except Exception as error:
-        ours = _cause(error)
+        ours = cause(error)
         if ours is None:
             raise
         raise ours from error
@@ -157,7 +157,7 @@ def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Iterator[Record]
 def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
     import ray
 
-    _quiet()
+    quiet_logs()
     rows = [{UNIT: json.dumps(unit.to_json())} for unit in units]
     read = ReadUnit(work)
     batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -175,7 +175,7 @@ def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
     )
 
 
-def _quiet() -> None:
+def quiet_logs() -> None:
     """No bars and no banners of Ray's own: the driver tells what a person needs to know."""
     import logging
 
@@ -189,7 +189,7 @@ def _quiet() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _cause(error: BaseException) -> RayvecError | None:
+def cause(error: BaseException) -> RayvecError | None:
     """The RayvecError that a worker raised, if that is what stopped the run.
 
     Ray hands on an object of both its own class and ours, whose text is a traceback; ours is its `cause`.

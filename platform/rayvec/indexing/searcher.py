@@ -86,7 +86,7 @@ class Index:
         Raises UserError when k is below 1, or a vector has another dimension, is not finite, or is zero.
         """
         k = check_k(k, self.count)
-        queries = self._prepare(vectors_QD)
+        queries = self.prepared(vectors_QD)
         shards.use_threads(self._threads)
         return shards.search(self._shards, queries, k, self._effort)
 
@@ -103,7 +103,7 @@ class Index:
         """The documents of these rows, in their order: id, title, text and payload, or the columns asked for."""
         return self._documents.read(rows, columns)
 
-    def _prepare(self, vectors_QD: npt.ArrayLike) -> Vectors:
+    def prepared(self, vectors_QD: npt.ArrayLike) -> Vectors:
         """The queries as the shards want them: checked, normalised, projected."""
         queries = np.asarray(vectors_QD, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
