@@ -16,6 +16,7 @@ from typing import Any
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
+M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 @dataclass
@@ -56,11 +57,17 @@ def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, floa
 
 
 def peak_above(call: Callable[[], object]) -> int:
-    """Bytes of resident memory at the peak of a call, above the level before it (Linux: VmHWM, reset before)."""
+    """Bytes of resident memory at the peak of a call, above the level before it (Linux: VmHWM, reset before).
+
+    From here on glibc maps each block of 64 KiB and more by itself, so that what is freed is gone: its own pools are no
+    part of what a step needs. That slows allocation, so take times first.
+    """
     import ctypes
 
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps of former calls would hide what this one needs
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 64 << 10)
+    libc.malloc_trim(0)
     CLEAR.write_text("5")
     before = _kilobytes("VmRSS")
     call()
