@@ -59,8 +59,8 @@ def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> dict[str, floa
 def peak_above(call: Callable[[], object]) -> int:
     """Bytes of resident memory at the peak of a call, above the level before it (Linux: VmHWM, reset before).
 
-    From here on glibc maps each block of 64 KiB and more by itself, so that what is freed is gone: its own pools are no
-    part of what a step needs. That slows allocation, so take times first.
+    Meanwhile glibc maps each block of 64 KiB and more by itself, so that what is freed is gone: its own pools are no
+    part of what a step needs.
     """
     import ctypes
 
@@ -70,8 +70,11 @@ def peak_above(call: Callable[[], object]) -> int:
     libc.malloc_trim(0)
     CLEAR.write_text("5")
     before = _kilobytes("VmRSS")
-    call()
-    return (_kilobytes("VmHWM") - before) * 1024
+    try:
+        call()
+        return (_kilobytes("VmHWM") - before) * 1024
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # what glibc's own threshold grows to where big blocks come and go
 
 
 def _kilobytes(name: str) -> int:
