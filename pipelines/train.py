@@ -14,19 +14,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from pipelines._ray import ray_session
 from pipelines.evaluate import EVALUATOR, Evaluation
 from pipelines.report import Report
 from rayvec import storage
-from rayvec.config import read_yaml
 from rayvec.errors import MismatchError, RayvecError, UserError
 from rayvec.training.stages import STAGES, TrainingConfig
 
 if TYPE_CHECKING:
+    from rayvec.training.job import Job
     from rayvec.training.run_folder import RunFolder
-    from rayvec.training.worker import Job, Outcome
+    from rayvec.training.worker import Outcome
 
 LOG = logging.getLogger("rayvec.training")
 ZERO_SETTINGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
@@ -100,13 +101,13 @@ def zero_settings(name: str) -> dict[str, Any]:
 
 def _done(config: TrainConfig, folder: RunFolder) -> Report | None:
     """The report of a finished run of the same configuration. Raises MismatchError when it is another one's."""
-    from rayvec.training.worker import HARMLESS
+    from rayvec.training.job import HARMLESS
 
     saved = storage.join(folder.uri, "training", "config.yaml")
     if not storage.exists(saved):
         return None
     placement = {"output", "cpus_per_worker", "max_failures", "min_workers", "resume_from", "base"}
-    old, new = read_yaml(saved), config.model_dump(mode="json")
+    old, new = yaml.safe_load(storage.read_bytes(saved)), config.model_dump(mode="json")
     differing = [name for name in new if name not in HARMLESS | placement and old.get(name) != new[name]]
     if differing:
         shown = "; ".join(f"{name}: {_short(old.get(name))} there, {_short(new[name])} asked for" for name in differing)
@@ -122,7 +123,7 @@ def _short(value: Any) -> str:
 
 def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> Report:
     from rayvec.training.curves import draw, read_metrics
-    from rayvec.training.worker import Job
+    from rayvec.training.job import Job
 
     started = time.monotonic()
     local = folder.local / "training"
@@ -174,7 +175,9 @@ def _run_alone(job: Job) -> Outcome:
 
     import torch
 
-    from rayvec.training.worker import LocalLink, lacks_memory, memory_advice, work
+    from rayvec.training.job import LocalLink
+    from rayvec.training.memory import lacks_memory, memory_advice
+    from rayvec.training.worker import work
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     job = dataclasses.replace(job, device=device, threads=0)

@@ -63,7 +63,7 @@ def iter_pairs(pairs: PairSet, hard_negatives: int, cache: str) -> Iterator[Exam
     if pairs.path == PYDOCS or pairs.path.endswith(".parquet"):
         if hard_negatives:
             raise UserError(
-                "pairs out of docstrings have no hard negatives; set stage.hard_negatives=0, or mine some with jobs.mine"
+                "docstrings have no hard negatives; set stage.hard_negatives=0, or mine some with jobs.mine"
             )
         source = SourceConfig(kind=PYDOCS) if pairs.path == PYDOCS else SourceConfig(path=pairs.path)
         for table in _tables(source, cache):

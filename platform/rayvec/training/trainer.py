@@ -20,10 +20,12 @@ from typing import Any
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import RayvecError, UserError
+from rayvec.training.job import Job
 from rayvec.training.loop import Metrics
+from rayvec.training.memory import lacks_memory, memory_advice
 from rayvec.training.run_folder import RunFolder
 from rayvec.training.stages import TrainingConfig
-from rayvec.training.worker import Job, Outcome, lacks_memory, memory_advice, work
+from rayvec.training.worker import Outcome, work
 
 LOG = logging.getLogger("rayvec.training")
 

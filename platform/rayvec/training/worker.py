@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,101 +27,15 @@ from rayvec.training import checkpoints
 from rayvec.training.checkpoints import CheckpointRecord
 from rayvec.training.curves import MetricsLog
 from rayvec.training.evaluation import Evaluator, evaluating
+from rayvec.training.job import Job, Link
 from rayvec.training.loop import Batch, DivergedError, Hook, Metrics, PlainEngine, Progress, train
 from rayvec.training.run_folder import RunFolder
-from rayvec.training.stages import STAGES, Contrastive, Mntp, Pretrain, TrainingConfig
+from rayvec.training.stages import STAGES, Pretrain, TrainingConfig
 
 if TYPE_CHECKING:
     from rayvec.training.deepspeed import DeepSpeedEngine
 
     AnyEngine = PlainEngine | DeepSpeedEngine
-
-LOG = logging.getLogger("rayvec.training")
-
-
-#: Settings that move no weight: they may change when a run is gone on with.
-HARMLESS = frozenset(
-    {
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "compare_ranks_every",
-        "evaluation",
-        "evaluate_every",
-        "trackers",
-    }
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker of a run is told; plain data."""
-
-    config: TrainingConfig
-    #: The run's folder: an absolute path that all workers see, or a URI.
-    output: str
-    engine: Literal["plain", "deepspeed"] = "plain"
-    #: DeepSpeed's, such as infra/deepspeed/zero1.json.
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "cpu"
-    #: CPU threads of this worker; 0 leaves torch's choice.
-    threads: int = 0
-    #: "module:function" that makes an `evaluation.Evaluator` of the configuration's sets and a cache folder.
-    evaluator: str = ""
-    #: A checkpoint, or a folder of them, to start from when this run has none of its own.
-    resume_from: str = ""
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder on this machine and elsewhere."""
-        return RunFolder(self.output)
-
-    @property
-    def digest(self) -> str:
-        """What a checkpoint must agree on with the run that goes on from it."""
-        values = {name: value for name, value in self.config.model_dump(mode="json").items() if name not in HARMLESS}
-        stage = self.settings.get("zero_optimization", {}).get("stage", 0)
-        return storage.sha256_bytes(storage.to_json({**values, "engine": self.engine, "zero": stage}))[:16]
-
-
-class Link(Protocol):
-    """A worker's line to whoever started it: where to go on from, and where checkpoints go."""
-
-    def resume_from(self) -> Path | None:
-        """A checkpoint's folder, or None to start from the beginning."""
-
-    def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: `write` fills a folder. Every rank calls it equally often."""
-
-    def say(self, line: str) -> None:
-        """Show a person a line."""
-
-
-@dataclass
-class LocalLink:
-    """Checkpoints of one process, written by itself."""
-
-    folder: RunFolder
-    keep: int
-
-    def resume_from(self) -> Path | None:
-        """The newest whole one."""
-        return self.folder.newest_checkpoint()
-
-    def commit(self, step: int, metrics: Metrics, write: Callable[[Path], None]) -> None:
-        """Write it under a temporary name, rename it, then drop the oldest."""
-        del metrics
-        root = self.folder.local / "training" / "checkpoints"
-        name = f"step-{step:08d}"
-        with storage.committed_folder(root / name) as folder:
-            write(folder)
-        self.folder.push(f"training/checkpoints/{name}", last=checkpoints.record_name(0))
-        for old in sorted(root.glob("step-*"))[: -self.keep]:
-            self.folder.clear(f"training/checkpoints/{old.name}")
-
-    def say(self, line: str) -> None:
-        """Log it."""
-        LOG.info(line)
 
 
 Outcome = dict[str, Any]
@@ -308,24 +221,6 @@ def _engine(job: Job, module: torch.nn.Module) -> AnyEngine:
 
     bf16 = job.config.dtype == "bfloat16" or (job.config.dtype == "auto" and job.device != "cpu")
     return DeepSpeedEngine(module, job.config.optimizer, job.settings, bf16=bf16)
-
-
-def lacks_memory(message: str) -> bool:
-    """Whether an error's text says that memory ran out: torch on a GPU, torch on a CPU, Ray's own monitor."""
-    said = message.lower()
-    return any(words in said for words in ("out of memory", "can't allocate memory", "low on memory", "memoryerror"))
-
-
-def memory_advice(config: TrainingConfig) -> str:
-    """The three settings to change when memory ran out."""
-    if isinstance(config.stage, Contrastive):
-        size = "set stage.gradient_cache lower" if config.stage.gradient_cache else "set stage.gradient_cache (say 16)"
-    elif isinstance(config.stage, Mntp):
-        size = f"set stage.accumulate to {2 * config.stage.accumulate}"
-    else:
-        size = f"lower batch_size (now {config.batch_size})"
-    checkpointing = "use zero=zero3" if config.gradient_checkpointing else "set gradient_checkpointing=true"
-    return f"out of memory: {size}, lower max_length (now {config.max_length}), or {checkpointing}"
 
 
 def _with_dtype(job: Job) -> TrainingConfig:

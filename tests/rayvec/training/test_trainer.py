@@ -12,7 +12,6 @@ from safetensors.torch import load
 from pipelines.train import TrainConfig, train
 from rayvec import storage
 from rayvec.errors import MismatchError, UserError
-from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.curves import read_metrics
 from rayvec.training.loop import DivergedError
 from rayvec.training.optimizers import OptimizerConfig
@@ -112,7 +111,7 @@ def test_one_worker_goes_on_where_two_were(inputs: Path, tmp_path: Path, alone: 
 
 
 def _drop_checkpoint(output: Path, step: int) -> None:
-    for record in output.rglob("rank-0.json"):
+    for record in list(output.rglob("rank-0.json")):
         if storage.read_json(record)["step"] == step:
             shutil.rmtree(record.parent)
 
@@ -127,7 +126,7 @@ def test_another_number_of_workers_is_refused_under_zero_3(inputs: Path, tmp_pat
 
 
 def test_the_encoder_is_measured_by_all_ranks_together(inputs: Path, tmp_path: Path) -> None:
-    (tmp_path / "sts.csv").write_text("".join(f"{text},{text[3:]},{i}\n" for i, text in enumerate(SENTENCES[:5])))
+    (tmp_path / "sts.csv").write_text("".join(f"{text[:20]},{text[3:9]},{i}\n" for i, text in enumerate(SENTENCES[:5])))
     sets = (StsSet(name="sts", data=str(tmp_path / "sts.csv")),)
     common = {"evaluation": sets, "evaluate_every": 2}
     train(config(inputs, tmp_path / "one", **common))
@@ -149,19 +148,6 @@ def test_all_weights_train_on_two_ranks(inputs: Path, tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=5e-5, rtol=1e-3)
-
-
-def test_a_run_at_a_uri_leaves_all_there(
-    inputs: Path, tmp_path: Path, alone: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    uri = f"local://{tmp_path}/bucket/run"
-    run = config(inputs, tmp_path, "supervised", workers=2).replace(output=uri)
-    train(run)
-    _assert_close(tmp_path / "bucket/run", alone["supervised"])
-    assert TextEncoder.load(uri).folder.manifest.adapters[0].stage == "supervised"
-    assert not (tmp_path / "bucket/run/training/data").exists()
-    assert train(run)["note"] == "was done already"
 
 
 def test_all_ranks_stop_together_when_the_loss_is_not_finite(inputs: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from rayvec.evaluation.sts import correlation, cosines, read_pairs
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.curves import read_metrics
 from rayvec.training.loop import DivergedError
+from rayvec.training.memory import memory_advice
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.stages import Mntp, Simcse, StsSet
-from rayvec.training.worker import memory_advice, require_equal_ranks
+from rayvec.training.worker import require_equal_ranks
 from tests.runs import LORA, adapter, config, write_inputs
 
 torch.set_num_threads(1)
