@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -16,15 +17,21 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from rayvec import object_stores
 from rayvec.config import Config
 from rayvec.errors import MismatchError, StorageError, UserError, VerificationError
 
 CHUNK = 8 << 20
+#: No space, no quota, or no larger file allowed.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: The disk, or the network to it, failed.
+_DEVICE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV)
+_REFUSED = {"reading": ("read", "check its permissions"), "writing": ("written", "choose another output")}
 JsonObject = dict[str, Any]
 
 
@@ -52,10 +59,26 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of a URI, and the path inside it."""
     if is_local(uri):
         return pafs.LocalFileSystem(), str(local_path(uri).absolute())
+    scheme, _, path = str(uri).partition("://")
+    if scheme == "s3":
+        # The key is taken as it stands: in a URI that is parsed, `?`, `#`, `%` and spaces would mean something else.
+        bucket = path.partition("/")[0]
+        with storage_errors(uri):
+            return _bucket(bucket, object_stores.s3_endpoint()), path
     try:
         return pafs.FileSystem.from_uri(str(uri))
     except (ValueError, OSError) as error:
         return _fsspec(str(uri), error)
+
+
+@functools.lru_cache(maxsize=64)
+def _bucket(name: str, endpoint: str) -> pafs.FileSystem:
+    """Made once a process and bucket, since making it asks where the bucket is; `endpoint` tells environments apart."""
+    del endpoint  # pyarrow reads it itself
+    try:
+        return pafs.FileSystem.from_uri(f"s3://{name}")[0]
+    except ValueError as error:
+        raise UserError(f"s3://{name} names no bucket: {error}") from None
 
 
 def _fsspec(uri: str, first_error: Exception) -> tuple[pafs.FileSystem, str]:
@@ -69,51 +92,73 @@ def _fsspec(uri: str, first_error: Exception) -> tuple[pafs.FileSystem, str]:
 
 
 @contextlib.contextmanager
-def _storage_errors(uri: str | Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a StorageError that says what to do."""
+def storage_errors(uri: str | Path, doing: Literal["reading", "writing"] = "writing") -> Iterator[None]:
+    """Turn the refusals of the operating system, or of an object store, into a StorageError that says what to do.
+
+    FileNotFoundError stays what it is: for many callers it is an answer.
+    """
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise StorageError(f"no space left writing {uri}; free some and run the same command again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(f"{uri} may not be written ({error.strerror}); choose another output") from error
+            done, cure = _REFUSED[doing]
+            raise StorageError(f"{uri} may not be {done} ({error.strerror}); {cure}") from error
+        if error.errno in _DEVICE:
+            raise StorageError(f"{doing} {uri} failed ({error.strerror}); check the disk and run again") from error
+        if not is_local(uri):
+            raise object_stores.failure(str(uri), error) from error
         raise
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether the disk, the store or the network failed, rather than that a file holds what cannot be read."""
+    return isinstance(error, OSError) and (error.errno in _DEVICE or object_stores.is_failure(error))
 
 
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there."""
+    return info(uri).type != pafs.FileType.NotFound
+
+
+def info(uri: str | Path) -> pafs.FileInfo:
+    """What is there: a file, a folder or nothing; of a file its size and time."""
     fs, path = filesystem(uri)
-    return fs.get_file_info(path).type != pafs.FileType.NotFound
+    with storage_errors(uri, "reading"):
+        return fs.get_file_info(path)
+
+
+def list_infos(uri: str | Path, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    """What lies in a folder, directly or anywhere below; empty when the folder is not there."""
+    fs, path = filesystem(uri)
+    with storage_errors(uri, "reading"):
+        return fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
 
 
 def size(uri: str | Path) -> int:
     """Bytes of a file; -1 when it is not there."""
-    fs, path = filesystem(uri)
-    info = fs.get_file_info(path)
-    return int(info.size) if info.type == pafs.FileType.File else -1
+    found = info(uri)
+    return int(found.size) if found.type == pafs.FileType.File else -1
 
 
 def list_names(uri: str | Path) -> list[str]:
     """Names of the files and folders directly in a folder, sorted; empty when it is not there."""
-    fs, path = filesystem(uri)
-    selector = pafs.FileSelector(path, allow_not_found=True)
-    return sorted(info.base_name for info in fs.get_file_info(selector))
+    return sorted(found.base_name for found in list_infos(uri))
 
 
 def list_sizes(uri: str | Path) -> dict[str, int]:
     """Name and bytes of each file directly in a folder, by one listing; empty when it is not there."""
-    fs, path = filesystem(uri)
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return {info.base_name: int(info.size) for info in infos if info.type == pafs.FileType.File}
+    return {found.base_name: int(found.size) for found in list_infos(uri) if found.type == pafs.FileType.File}
 
 
 def list_tree(uri: str | Path) -> dict[str, int]:
     """Bytes of each file anywhere below a folder, by its path in it, sorted; empty when the folder is not there."""
-    fs, path = filesystem(uri)
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-    files = {info.path[len(path) :].strip("/"): int(info.size) for info in infos if info.type == pafs.FileType.File}
-    return dict(sorted(files.items()))
+    _, path = filesystem(uri)
+    infos = [found for found in list_infos(uri, recursive=True) if found.type == pafs.FileType.File]
+    return dict(sorted((found.path[len(path) :].strip("/"), int(found.size)) for found in infos))
 
 
 def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None:
@@ -128,7 +173,7 @@ def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None
         names = sorted(list_tree(source), key=lambda name: name == last)
     if not names:
         raise FileNotFoundError(f"{source} is not there, or is empty")
-    with _storage_errors(target):
+    with storage_errors(target):
         for name in names:
             place = f"{to}/{name}".rstrip("/")
             other.create_dir(place.rpartition("/")[0], recursive=True)
@@ -138,7 +183,7 @@ def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None
 def delete_tree(uri: str | Path) -> None:
     """Remove a folder and all in it; nothing happens when it is not there."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), storage_errors(uri):
         fs.delete_dir(path)
 
 
@@ -150,14 +195,14 @@ def absolute(uri: str | Path) -> str:
 def delete(uri: str | Path) -> None:
     """Remove a file; nothing happens when it is not there."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), storage_errors(uri):
         fs.delete_file(path)
 
 
 def make_folder(uri: str | Path) -> None:
     """Make a folder and its parents; nothing happens when it is there."""
     fs, path = filesystem(uri)
-    with _storage_errors(uri):
+    with storage_errors(uri):
         fs.create_dir(path, recursive=True)
 
 
@@ -165,7 +210,7 @@ def read_bytes(uri: str | Path) -> bytes:
     """The whole of a file. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
     # By default pyarrow decompresses what is called .gz; a file is its bytes, whatever its name.
-    with fs.open_input_stream(path, compression=None) as stream:
+    with storage_errors(uri, "reading"), fs.open_input_stream(path, compression=None) as stream:
         return stream.read()
 
 
@@ -176,11 +221,11 @@ def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
     """
     if not is_local(uri):
         fs, remote = filesystem(uri)
-        with fs.open_output_stream(remote, compression=None) as stream:
+        with storage_errors(uri), fs.open_output_stream(remote, compression=None) as stream:
             stream.write(data)
         return
     path = local_path(uri)
-    with _storage_errors(uri):
+    with storage_errors(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -193,14 +238,14 @@ def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def put_if_absent(uri: str | Path, data: bytes) -> bool:
-    """Write a file only if none is there; False when another writer was first. The content appears whole."""
+    """Write a file only if none is there; False when another writer was first. The content appears whole.
+
+    On an object store it is the store that decides (see object_stores.put_if_absent, and for what it raises).
+    """
     if not is_local(uri):
-        if exists(uri):
-            return False
-        write_bytes(uri, data)
-        return True
+        return object_stores.put_if_absent(str(uri), data)
     path = local_path(uri)
-    with _storage_errors(uri):
+    with storage_errors(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -269,7 +314,7 @@ def sha256_file(uri: str | Path) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
-    with fs.open_input_stream(path, compression=None) as stream:
+    with storage_errors(uri, "reading"), fs.open_input_stream(path, compression=None) as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -295,7 +340,7 @@ def committed_folder(final: Path) -> Iterator[Path]:
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _storage_errors(final):
+    with storage_errors(final):
         temporary.mkdir()
         try:
             yield temporary

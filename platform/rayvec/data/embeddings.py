@@ -178,6 +178,9 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise VerificationError(f"{uri} is missing; restore it or build it again") from None
     except (OSError, pa.ArrowException) as error:
+        if storage.is_storage_fault(error):
+            with storage.storage_errors(uri, "reading"):
+                raise
         detail = " ".join(str(error).split())
         raise VerificationError(f"{uri} cannot be read ({detail}); restore it or build it again") from None
 

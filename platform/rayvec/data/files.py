@@ -51,20 +51,20 @@ def list_files(path: str, known_only: bool = True) -> Listing:
     """
     if not path:
         raise UserError("source.path is not set; give a file, a folder or a glob pattern with --set source.path=…")
-    uri = storage.absolute(path)
-    fs, inner = storage.filesystem(uri)
+    uri = storage.absolute(path).rstrip("/") or "/"
+    _, inner = storage.filesystem(uri)
     prefix = uri[: len(uri) - len(inner)] if uri.endswith(inner) else ""
-    info = fs.get_file_info(inner)
+    info = storage.info(uri)
     if info.type == pafs.FileType.File:
         return Listing(_parent(uri), (_input(info, prefix),))
     if info.type == pafs.FileType.Directory:
-        found = [file for file in _walk(fs, inner, recursive=True) if not known_only or kind_of(file.path)]
+        found = [file for file in _walk(prefix, inner, recursive=True) if not known_only or kind_of(file.path)]
         return _listing(path, inner, prefix, found, f"holds no file that rayvec reads ({', '.join(EXTENSIONS)})")
     if not _MAGIC.search(inner):
         raise UserError(f"{path} does not exist; check source.path")
     base, pattern = _split_pattern(inner)
     expression = re.compile(_translate(pattern))
-    walked = _walk(fs, base, recursive="/" in pattern)
+    walked = _walk(prefix, base, recursive="/" in pattern)
     found = [file for file in walked if expression.fullmatch(file.path.removeprefix(base).lstrip("/"))]
     return _listing(path, base, prefix, found, "matches no file")
 
@@ -98,8 +98,7 @@ def check_unchanged(uris: tuple[str, ...], bytes_: int, modified: int | None) ->
 
 def stat(uri: str) -> Input:
     """Size and time of a file; size -1 when it is not there."""
-    fs, inner = storage.filesystem(uri)
-    info = fs.get_file_info(inner)
+    info = storage.info(uri)
     return Input(uri, info.size if info.type == pafs.FileType.File else -1, info.mtime_ns)
 
 
@@ -108,8 +107,8 @@ def newest(files: list[Input]) -> int | None:
     return max((file.modified for file in files if file.modified is not None), default=None)
 
 
-def _walk(fs: pafs.FileSystem, base: str, *, recursive: bool) -> list[pafs.FileInfo]:
-    infos = fs.get_file_info(pafs.FileSelector(base, recursive=recursive, allow_not_found=True))
+def _walk(prefix: str, base: str, *, recursive: bool) -> list[pafs.FileInfo]:
+    infos = storage.list_infos(prefix + base, recursive=recursive)
     return [info for info in infos if info.type == pafs.FileType.File and not _is_hidden(info.path, base)]
 
 

@@ -63,24 +63,27 @@ def chunks(uri: str, start: int = 0) -> Iterator[bytes]:
     """The decompressed bytes of a file from `start` on. Raises DamagedError."""
     fs, path = storage.filesystem(uri)
     codec = compression_of(uri)
-    if codec is None:
-        with fs.open_input_file(path) as file:
-            file.seek(start)
-            while chunk := file.read(CHUNK):
-                yield chunk
-        return
-    with fs.open_input_stream(path, compression=None) as raw, pa.CompressedInputStream(raw, codec) as stream:
-        offset = 0
-        while chunk := _read(stream, offset):
-            if offset + len(chunk) > start:
-                yield chunk[max(0, start - offset) :]
-            offset += len(chunk)
+    with storage.storage_errors(uri, "reading"):
+        if codec is None:
+            with fs.open_input_file(path) as file:
+                file.seek(start)
+                while chunk := file.read(CHUNK):
+                    yield chunk
+            return
+        with fs.open_input_stream(path, compression=None) as raw, pa.CompressedInputStream(raw, codec) as stream:
+            offset = 0
+            while chunk := _read(stream, offset):
+                if offset + len(chunk) > start:
+                    yield chunk[max(0, start - offset) :]
+                offset += len(chunk)
 
 
 def _read(stream: pa.NativeFile, offset: int) -> bytes:
     try:
         return stream.read(STEP)
     except OSError as error:
+        if storage.is_storage_fault(error):  # the file may be sound: it is not to be quarantined for a lost network
+            raise
         raise DamagedError(offset, str(error)) from None
 
 

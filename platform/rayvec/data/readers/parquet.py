@@ -94,7 +94,15 @@ def _open(uri: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(fs.open_input_file(path), page_checksum_verification=True)
     except _UNREADABLE as error:
+        _raise_storage_fault(uri, error)
         raise BadFileError(f"not a readable Parquet file ({' '.join(str(error).split())})") from None
+
+
+def _raise_storage_fault(uri: str, error: Exception) -> None:
+    """Raise StorageError when the store failed: the file may be sound, and is not to be quarantined for it."""
+    if storage.is_storage_fault(error):
+        with storage.storage_errors(uri, "reading"):
+            raise error
 
 
 def _footer(file: Input) -> _Footer:
@@ -163,6 +171,7 @@ def _read_group(
             if position >= stop:
                 return
     except _UNREADABLE as error:
+        _raise_storage_fault(taker.name, error)
         detail = f"row group {group} cannot be read ({' '.join(str(error).split())})"
         lost = [Rejected(row, None, "damaged", None, None, detail) for row in range(max(start, position), stop)]
         yield UnitData(taker.layout.schema.empty_table(), lost)
