@@ -145,8 +145,8 @@ class ContrastiveModule(EncoderModule):
         """
         if self.chunk is None or len(texts) <= self.chunk:
             return self._encode(texts)
-        order = np.argsort(-texts.lengths, kind="stable")  # alike lengths together: alike memory, fewer kernels
-        chunks = [texts.select(rows) for rows in np.array_split(order, -(-len(texts) // self.chunk))]
+        order = np.argsort(-texts.lengths, kind="stable")  # alike lengths together: fewer kernels
+        chunks = [texts.select(rows) for rows in _evenly(order, texts.lengths, -(-len(texts) // self.chunk))]
         vectors_BD = torch.cat([checkpoint(self._encode, part, use_reentrant=False) for part in chunks])
         return vectors_BD[torch.from_numpy(np.argsort(order)).to(vectors_BD.device)]
 
@@ -183,6 +183,13 @@ class ContrastiveModule(EncoderModule):
     def _columns_of_all_ranks(self, rows_CB: Tensor) -> Tensor:
         """[C, B, …] of this rank to [C * N, …]: all ranks' first column, then all ranks' second, and so on."""
         return gather_rows(rows_CB.transpose(0, 1).contiguous(), self.shares).transpose(0, 1).flatten(0, 1)
+
+
+def _evenly(order: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Rows in `parts` runs (or fewer) of about equally many tokens, which is what memory goes by."""
+    ends = np.cumsum(lengths[order])
+    part_of = (ends - 1) * parts // ends[-1]
+    return np.split(order, np.flatnonzero(np.diff(part_of)) + 1)
 
 
 def _dims(matryoshka: Sequence[int], dim: int) -> tuple[int, ...]:
