@@ -2,8 +2,8 @@
 
 One step, forward and backward, of the supervised stage's own torch module on queries and positives: a batch of 64, a
 batch of 512, and that batch with `gradient_cache` = the texts of the small one. The gradients of the big batch must be
-the same with and without before anything counts. Memory is the peak of resident memory above the level before the
-step; GradCache encodes each text twice, so it may cost half as much time again (6 instead of 4 units with LoRA).
+the same with and without before anything counts. Memory is that of the step's own tensors, at its peak; GradCache
+encodes each text twice, so it may cost half as much time again (6 instead of 4 units with LoRA).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from benchmarks.harness import alternate, in_words, machine, peak_above, ratio, write_json
+from benchmarks.harness import alternate, in_words, machine, peak_of_tensors, ratio, write_json
 from rayvec.errors import RayvecError
 
 
@@ -114,7 +114,7 @@ def measure(*, hidden: int, layers: int, small: int, big: int, words: int, round
     peaks: dict[str, list[int]] = {name: [] for name in modules}
     for _ in range(rounds):
         for name in modules:
-            peaks[name].append(peak_above(lambda n=name: step(n)))  # type: ignore[misc]
+            peaks[name].append(peak_of_tensors(lambda n=name: step(n)))  # type: ignore[misc]
     memory = {name: statistics.median(values) for name, values in peaks.items()}
     return {
         "machine": there,

@@ -9,6 +9,7 @@ import platform
 import re
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,42 @@ def peak_above(call: Callable[[], object]) -> int:
         return (_kilobytes("VmHWM") - before) * 1024
     finally:
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # what glibc's own threshold grows to where big blocks come and go
+
+
+def peak_of_tensors(call: Callable[[], object]) -> int:
+    """Bytes of the tensors that a call makes and that are alive at one time, at most; of one thread, on a CPU.
+
+    Resident memory also holds what the allocator keeps for later, which hides differences of this size.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Count(TorchDispatchMode):
+        live = peak = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            made = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(made):
+                if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                    self.seen.add(storage)
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self.freed, storage.nbytes())
+            return made
+
+        def freed(self, size: int) -> None:
+            self.live -= size
+
+    gc.collect()
+    with Count() as counted:
+        call()
+    return counted.peak
 
 
 def _kilobytes(name: str) -> int:
