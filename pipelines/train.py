@@ -127,8 +127,12 @@ def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> 
 
     started = time.monotonic()
     local = folder.local / "training"
-    storage.write_bytes(storage.join(folder.uri, "training", "config.yaml"), config.to_yaml().encode())
+    saved = storage.join(folder.uri, "training", "config.yaml")
+    if not storage.exists(saved):
+        shutil.rmtree(local / "data", ignore_errors=True)  # of a run that broke off before its settings were kept
     prepare(config, local)
+    # Not before: settings with which there are no examples must not stand in the way of better ones.
+    storage.write_bytes(saved, config.to_yaml().encode())
     folder.push("training/data", last="store.json")
     prepared = time.monotonic() - started
     core = TrainingConfig.parse({name: getattr(config, name) for name in TrainingConfig.model_fields})
@@ -158,8 +162,10 @@ def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> 
 
 
 def prepare(config: TrainingConfig, folder: Path) -> None:
-    """Tokenize the examples into folder/data, unless they are there."""
+    """Tokenize the examples into folder/data, unless they are there. Raises UserError where they make no batch."""
     from importlib import import_module
+
+    from rayvec.training.examples import require_batches
 
     if config.evaluation:
         Evaluation(config.evaluation, str(folder / "cache"))  # what is not there, or not readable, is found out now
@@ -168,6 +174,7 @@ def prepare(config: TrainingConfig, folder: Path) -> None:
     shutil.rmtree(folder / "data", ignore_errors=True)
     module, _, name = STAGES[config.stage.kind].prepare.partition(":")
     getattr(import_module(module), name)(config, folder / "data", str(folder / "cache"))
+    require_batches(config, folder / "data")
 
 
 def _run_alone(job: Job) -> Outcome:

@@ -90,7 +90,7 @@ def test_mistakes_are_one_line(inputs: Path, tmp_path: Path) -> None:
         train(config(inputs, tmp_path).replace(output=""))
     with pytest.raises(UserError, match="start is required"):
         train(config(inputs, tmp_path, start=""))
-    with pytest.raises(UserError, match="neither one of zero0, zero1, zero2, zero3 nor a JSON file"):
+    with pytest.raises(UserError, match="neither one of zero0, zero1, .*, zero3_offload nor a JSON file"):
         zero_settings("zero9")
     with pytest.raises(UserError, match=r"no model at .*nothing"):
         train(config(inputs, tmp_path / "a", start=str(tmp_path / "nothing")))
@@ -112,3 +112,19 @@ def test_the_job_takes_overrides() -> None:
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     assert "scale: 10.0" in result.output and "output: /x" in result.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("mntp", "there is no text to train on"), ("supervised", "fewer than batch_size 50")]
+)
+def test_settings_without_a_batch_die_early_and_do_not_stand_in_the_way(
+    inputs: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    run = config(inputs, tmp_path / "run", kind)
+    short = {"data": Texts(source=SourceConfig(path=str(inputs / "docs.jsonl")), min_characters=10**6)}
+    wrong = run.replace(
+        **(short if kind == "mntp" else {"batch_size": 50}), workers=2
+    )  # Ray would take longer to start
+    with pytest.raises(UserError, match=message):
+        train(wrong)
+    assert train(run)["steps"] == 4

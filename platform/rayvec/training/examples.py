@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from rayvec import storage
-from rayvec.data.examples import ExampleWriter
+from rayvec.data.examples import ExampleStore, ExampleWriter
+from rayvec.data.mixing import FixedSizeBatches, TokenBudgetBatches
 from rayvec.data.pairs import docstring_pairs, is_held_out
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.sources import open_source
@@ -106,6 +107,17 @@ def _read_jsonl(path: Path, hard_negatives: int) -> Iterator[Example]:
                 raise UserError(f"{path}:{number}: query, positive and negative must be texts")
             if len(texts) == 2 + hard_negatives:
                 yield Example(f"{path.name}:{number}", texts)
+
+
+def require_batches(config: TrainingConfig, folder: Path) -> None:
+    """Raise UserError when the prepared examples do not make a batch: before workers start, and not in each of them."""
+    if isinstance(config.stage, Pretrain):
+        return
+    store = ExampleStore(folder)
+    if isinstance(config.stage, Mntp) or not len(store):
+        TokenBudgetBatches(store.lengths(), config.batch_size * config.max_length, config.seed)
+    else:
+        FixedSizeBatches(store.sets, config.batch_size, config.seed)
 
 
 def prepare_masked(config: TrainingConfig, folder: Path, cache: str) -> None:

@@ -101,8 +101,8 @@ class Contrastive(Config):
     #: Shorter vectors, the first so many dimensions, that must do the same work (Kusupati et al. 2022): the loss is the
     #: mean over these and the whole vector.
     matryoshka: tuple[PositiveInt, ...] = ()
-    #: GradCache (Gao et al. 2021): encode so many texts of average length at a time, and once more in the backward pass,
-    #: so that memory is theirs and not the batch's, with the same gradients. Default: the whole batch at once.
+    #: GradCache (Gao et al. 2021): encode so many texts of average length at a time, and once more in the backward
+    #: pass, so that memory is theirs and not the batch's, with the same gradients. Default: the whole batch at once.
     gradient_cache: PositiveInt | None = None
 
 
