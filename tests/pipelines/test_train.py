@@ -90,7 +90,7 @@ def test_mistakes_are_one_line(inputs: Path, tmp_path: Path) -> None:
         train(config(inputs, tmp_path).replace(output=""))
     with pytest.raises(UserError, match="start is required"):
         train(config(inputs, tmp_path, start=""))
-    with pytest.raises(UserError, match="neither one of zero0, zero1, .*, zero3_offload nor a JSON file"):
+    with pytest.raises(UserError, match=r"neither one of zero0, zero1, .*, zero3_offload nor a JSON file"):
         zero_settings("zero9")
     with pytest.raises(UserError, match=r"no model at .*nothing"):
         train(config(inputs, tmp_path / "a", start=str(tmp_path / "nothing")))
