@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from pipelines._ray import ray_session
 from pipelines.report import Report
@@ -19,7 +19,7 @@ from rayvec import storage
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import QuarantineExceededError, UserError
-from rayvec.schema import VectorType
+from rayvec.schema import Long, VectorType
 
 if TYPE_CHECKING:
     from rayvec.data.sources import Source
@@ -40,6 +40,13 @@ class EmbedConfig(Config):
     instruction: str | None = None
     #: Whether a title is encoded before its text, on a line of its own.
     title: Literal["prepend", "ignore"] = "prepend"
+    #: Documents longer than the encoder reads: "truncate"; "windows" and "late" (late chunking) give a row a window,
+    #: "mean" the mean of the windows. See schema.Long.
+    long: Long = "truncate"
+    #: Tokens of the text in a window, without instruction and template; windows and late chunks, and what mean is of.
+    window_tokens: PositiveInt = 256
+    #: Of them, how many the window before has too.
+    overlap_tokens: NonNegativeInt = 32
     dtype: VectorType = "float32"
     keep_text: bool = True
     #: Records in a unit of work: what is committed, and lost by a kill, at once.
@@ -54,9 +61,15 @@ class EmbedConfig(Config):
     #: Of each encoder on a CPU.
     threads: PositiveInt | None = None
 
+    @model_validator(mode="after")
+    def _windows_overlap_in_part(self) -> EmbedConfig:
+        if self.overlap_tokens >= self.window_tokens:
+            raise ValueError(f"overlap_tokens must be less than window_tokens = {self.window_tokens}")
+        return self
+
 
 def embed(config: EmbedConfig) -> Report:
-    """Embed a corpus: one vector a document, exactly once, restartable at any point.
+    """Embed a corpus: each document exactly once, as one vector or one a window; restartable at any point.
 
     Raises UserError, MismatchError (another plan is there), ConcurrentWriterError, StorageError, or
     QuarantineExceededError when all is done and published but too much was refused.
@@ -88,26 +101,31 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
     """Open the source and the encoder's CPU side, and agree with what is there. Raises UserError, MismatchError."""
     from rayvec.data.sources import open_source
     from rayvec.encoding.shards import Plan, agree
-    from rayvec.encoding.work import Work
+    from rayvec.encoding.work import Work, cut
     from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
 
     reference = _absolute_reference(config.encoder)
     source = open_source(config.source, cache=storage.join(output, "source"))
-    fingerprint = load_tokenizer_only(reference).fingerprint
-    units = source.units(config.unit_rows)
-    plan = agree(output, Plan(tuple(source.inputs()), tuple(units), fingerprint, _settings(config, source)))
-    return plan, Work(
+    tokenizer = load_tokenizer_only(reference)
+    work = Work(
         source=source,
         output=output,
         reference=reference,
-        fingerprint=fingerprint,
+        fingerprint=tokenizer.fingerprint,
         load_encoder=load_encoder,
         load_tokenizer=load_tokenizer_only,
         instruction=config.instruction,
         title=config.title,
         dtype=config.dtype,
         keep_text=config.keep_text,
+        long=config.long,
+        window_tokens=config.window_tokens,
+        overlap_tokens=config.overlap_tokens,
     )
+    cut(work, tokenizer, ["a"])  # what leaves a text no room is told here, before anything is written
+    units = source.units(config.unit_rows)
+    plan = Plan(tuple(source.inputs()), tuple(units), work.fingerprint, _settings(config, source))
+    return agree(output, plan), work
 
 
 def _run(config: EmbedConfig, output: str, started: float) -> Report:
@@ -141,7 +159,9 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan) -> tuple[list[Rec
 
 def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
     """What moves a byte of the output, beside the inputs and the encoder; a resumed run must have the same."""
-    names = {"instruction", "title", "dtype", "keep_text", "unit_rows"}
+    names = {"instruction", "title", "long", "dtype", "keep_text", "unit_rows"}
+    if config.long != "truncate":
+        names |= {"window_tokens", "overlap_tokens"}
     opened = source.config.model_dump(mode="json", exclude={"path"})
     return {"source": opened, **config.model_dump(mode="json", include=names)}
 
@@ -201,7 +221,8 @@ def _report(
     family = "hash" if config.encoder.partition(":")[0] == "hash" else "tiny"
     return {
         "inputs": sums["records"],
-        "embedded": sums["rows"],
+        "embedded": sums["documents"],
+        **({"rows": sums["rows"]} if config.long in ("windows", "late") else {}),
         "quarantined": sums["reasons"],
         "duplicates": sums["duplicates"],
         "truncated": sums["truncated"],

@@ -168,6 +168,21 @@ def test_equal_ids_are_an_error_where_they_are_asked_to_be(done: Done) -> None:
         embed(done[0].replace(duplicates="error"))
 
 
+def test_windows_of_long_documents_are_rows(ray_cluster: None, corpus: Path, tmp_path: Path) -> None:
+    run = config(corpus, tmp_path / "out", long="windows", window_tokens=8, overlap_tokens=2, max_quarantine=1)
+    report = embed(run)
+    assert report["embedded"] + sum(report["quarantined"].values()) + report["duplicates"] == report["inputs"]
+    there = rows(run.output)
+    texts = {row["id"]: row["text"] for row in [*GOOD, {"id": "long", "text": MEGABYTE}]}
+    assert report["rows"] == len(there) > 45_000 and {row["parent_id"] for row in there.values()} == texts.keys()
+    assert all(row["text"] == texts[row["parent_id"]][row["char_start"] : row["char_end"]] for row in there.values())
+    assert verify(run.output)["faults"] == 0
+    again = embed(run)
+    assert (again["units_resumed"], again["manifest_sha256"]) == (report["units"], report["manifest_sha256"])
+    with pytest.raises(MismatchError, match="window_tokens is 9 now, and was 8"):
+        embed(run.replace(window_tokens=9))
+
+
 def test_half_precision_and_several_encoders_at_once(ray_cluster: None, corpus: Path, tmp_path: Path) -> None:
     run = config(corpus, tmp_path / "out", dtype="float16", actors=2, keep_text=False, title="ignore")
     embed(run)
@@ -184,6 +199,7 @@ def test_half_precision_and_several_encoders_at_once(ray_cluster: None, corpus: 
         ({"encoder": ""}, "encoder is required"),
         ({"source": {"path": "/nowhere/at/all.jsonl"}}, "/nowhere/at/all.jsonl"),
         ({"encoder": "hash:x"}, "HashEncoder"),
+        ({"long": "windows", "window_tokens": 512}, "window_tokens = 512 and the 1 tokens around"),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayvec import schema, storage
@@ -127,9 +129,10 @@ class EmbeddingsDataset:
 
     def _row_faults(self, part: Part, table: pa.Table) -> Iterator[str]:
         file = part["file"]
+        yield from (f"{file}: {fault}" for fault in _window_faults(table))
         if table.num_rows != part["rows"]:
             yield f"{file} has {table.num_rows} rows where its manifest says {part['rows']}"
-        if digest_ids(hash_ids(table[schema.ID])) != part["id_digest"]:
+        if digest_ids(hash_ids(document_ids(table))) != part["id_digest"]:
             yield f"{file} holds other ids than its manifest says"
         if int(table[schema.N_TOKENS].to_numpy().sum()) != part["tokens"]:
             yield f"{file} holds another number of tokens than its manifest says"
@@ -148,7 +151,9 @@ class EmbeddingsDataset:
             yield f"the manifest's count {self.count} is not the sum of its parts"
         totals: Counter[str] = Counter()
         for part in self.parts:
-            totals.update({name: part[name] for name in ("rows", "quarantined", "duplicates", "truncated", "tokens")})
+            totals.update(
+                {name: part[name] for name in ("rows", "documents", "quarantined", "duplicates", "truncated", "tokens")}
+            )
         yield from (
             f"the manifest's total of {name} is not the sum of its parts"
             for name in totals
@@ -193,3 +198,33 @@ def vectors(table: pa.Table) -> np.ndarray:
     if len(chunks) == 1:
         return chunks[0]
     return np.concatenate(chunks) if chunks else np.empty((0, dim), column.type.value_type.to_pandas_dtype())
+
+
+def document_rows(table: pa.Table) -> np.ndarray:
+    """The number of the document that each row of a part is of, from 0 in the order of the part, int64."""
+    if schema.WINDOW not in table.schema.names:
+        return np.arange(table.num_rows)
+    return np.cumsum(table[schema.WINDOW].to_numpy() == 0) - 1
+
+
+def document_ids(table: pa.Table) -> pa.ChunkedArray:
+    """The id of each document of a part, in order: what a window's row names as its parent."""
+    if schema.WINDOW not in table.schema.names:
+        return table[schema.ID]
+    return table[schema.PARENT_ID].filter(pc.equal(table[schema.WINDOW], 0))
+
+
+def _window_faults(table: pa.Table) -> Iterator[str]:
+    """What is wrong with a part's windows: of each document all of them must be there, in order, from its start on."""
+    if schema.WINDOW not in table.schema.names or not table.num_rows:
+        return
+    parents, numbers = table[schema.PARENT_ID].to_pylist(), table[schema.WINDOW].to_numpy()
+    start, end = table[schema.CHAR_START].to_numpy(), table[schema.CHAR_END].to_numpy()
+    if table[schema.ID].to_pylist() != schema.window_ids(parents, numbers.tolist()):
+        yield "ids of windows are not their documents' with their numbers"
+    follows = numbers[1:] == numbers[:-1] + 1
+    same = np.array([a == b for a, b in pairwise(parents)], bool)
+    if numbers[0] != 0 or not ((numbers[1:] == 0) | (follows & same)).all():
+        yield "a document's windows are not numbered 0, 1, 2, …"
+    elif (start[numbers == 0] != 0).any() or (start[1:] > end[:-1])[follows].any():
+        yield "a document's windows leave out some of its characters"

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rayvec import schema, storage
-from rayvec.data.embeddings import CURRENT, FORMAT, manifest_uri
+from rayvec.data.embeddings import CURRENT, FORMAT, document_ids, document_rows, manifest_uri
 from rayvec.data.ids import concatenate, in_partition, partitions, repeats
 from rayvec.data.units import Unit
 from rayvec.encoding.faults import failpoint
@@ -22,33 +23,33 @@ from rayvec.encoding.sink import Record, Sink
 from rayvec.encoding.work import POSITION, duplicate_line
 from rayvec.errors import ConcurrentWriterError
 
-#: (index of the unit, row in its part)
+#: (index of the unit, place of the document in its part)
 Place = tuple[int, int]
 
 
 def settle_duplicates(sink: Sink, units: Sequence[Unit], records: Sequence[Record]) -> list[Record]:
-    """Keep of the rows with one id the first in the order of the input; write the parts of the others again.
+    """Keep of the documents with one id the first in the order of the input; write the parts of the others again.
 
     Depends on what is committed alone: a run that was interrupted here goes on to the same parts.
     """
     kept_of: dict[int, dict[int, Place]] = defaultdict(dict)
-    for (unit, row), place in _repeated_places(sink, records).items():
-        kept_of[unit][row] = place
+    for (unit, document), place in _repeated_places(sink, records).items():
+        kept_of[unit][document] = place
     kept_units = {unit for places in kept_of.values() for unit, _ in places.values()}
     positions = {unit: sink.hashes(records[unit])[1] for unit in kept_units}  # before any part is replaced
     settled = list(records)
     for unit, places in sorted(kept_of.items()):
         kept = {
-            row: {"unit": records[first].unit, "position": int(positions[first][there])}
-            for row, (first, there) in places.items()
+            document: {"unit": records[first].unit, "position": int(positions[first][there])}
+            for document, (first, there) in places.items()
         }
         settled[unit] = _without(sink, units[unit], records[unit], kept)
     return settled
 
 
 def _repeated_places(sink: Sink, records: Sequence[Record]) -> dict[Place, Place]:
-    """For each row whose id an earlier row has: where that first row is."""
-    count = partitions(sum(record.rows for record in records))
+    """For each document whose id an earlier one has: where that first one is."""
+    count = partitions(sum(record.documents for record in records))
     result: dict[Place, Place] = {}
     for number in range(count):
         hashes, places = [], []
@@ -65,21 +66,23 @@ def _repeated_places(sink: Sink, records: Sequence[Record]) -> dict[Place, Place
 
 
 def _without(sink: Sink, unit: Unit, record: Record, kept: Mapping[int, Mapping[str, Any]]) -> Record:
-    """The unit committed anew without some rows, each of them a duplicate line instead."""
+    """The unit committed anew without some documents, each of them a duplicate line instead."""
     table, (_, positions) = sink.table(record), sink.hashes(record)
-    columns = [name for name in (schema.ID, schema.TEXT) if name in table.schema.names]
-    documents = table.select(columns).append_column(POSITION, [positions])
-    lines = [duplicate_line(unit, documents.slice(row, 1), one) for row, one in sorted(kept.items())]
-    remaining = np.delete(np.arange(table.num_rows), sorted(kept))
+    of_row = document_rows(table)
+    documents = pa.table({schema.ID: document_ids(table), POSITION: positions})
+    if schema.TEXT in table.schema.names and schema.WINDOW not in table.schema.names:
+        documents = documents.append_column(schema.TEXT, table[schema.TEXT])
+    lines = [duplicate_line(unit, documents.slice(number, 1), one) for number, one in sorted(kept.items())]
     before = sink.lines(record.unit)
     known = {(line["reason"], line["position"]) for line in before}
     lines = [line for line in lines if (line["reason"], line["position"]) not in known]
-    return sink.replace(record, table.take(remaining).combine_chunks(), positions[remaining], before + lines)
+    remaining = table.filter(pa.array(~np.isin(of_row, list(kept)))).combine_chunks()
+    return sink.replace(record, remaining, np.delete(positions, sorted(kept)), before + lines)
 
 
 def totals(records: Sequence[Record]) -> dict[str, Any]:
     """Sums over all units."""
-    names = ("rows", "bytes", "quarantined", "duplicates", "truncated", "tokens")
+    names = ("rows", "documents", "bytes", "quarantined", "duplicates", "truncated", "tokens")
     reasons: Counter[str] = Counter()
     for record in records:
         reasons.update(record.reasons)
@@ -131,5 +134,6 @@ def publish(sink: Sink, content: Mapping[str, Any]) -> tuple[int, str]:
 def _payload(sink: Sink, records: Sequence[Record]) -> list[str]:
     if not records:
         return []
+    carried = {field.name for field in schema.WINDOW_FIELDS}
     names = sink.columns(records[0])
-    return [name for name in names if name not in schema.RESERVED]
+    return [name for name in names if name in carried or name not in schema.RESERVED]

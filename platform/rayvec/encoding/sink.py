@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvec import schema, storage
-from rayvec.data.embeddings import read_part
+from rayvec.data.embeddings import document_ids, read_part
 from rayvec.data.ids import WORDS, Hashes, digest_ids, hash_ids
 from rayvec.encoding.faults import failpoint
 from rayvec.errors import StorageError
@@ -38,17 +38,20 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """What a unit came to. Every record of the input is one of `rows`, `quarantined` or `duplicates`."""
+    """What a unit came to. Every record of the input is one of `documents`, `quarantined` or `duplicates`."""
 
     unit: str
     file: str
+    #: Of the part: one a document, or one a window.
     rows: int
+    documents: int
     bytes: int
     sha256: str
     quarantined: int
     duplicates: int
     truncated: int
     tokens: int
+    #: Of the ids of its documents.
     id_digest: str
     #: How many records were quarantined for which reason.
     reasons: Mapping[str, int]
@@ -62,7 +65,7 @@ class Record:
     @property
     def input_records(self) -> int:
         """Records of the input that this accounts for."""
-        return self.rows + self.quarantined + self.duplicates
+        return self.documents + self.quarantined + self.duplicates
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ class Sink:
         return whole
 
     def commit(self, unit: str, table: pa.Table, positions: npt.NDArray[np.int64], lines: Sequence[Line]) -> Record:
-        """Write a unit's part, its refused records and its record; the record of the first commit wins."""
+        """Write a unit's part, its refused records and its record; the record of the first commit wins.
+
+        positions: of each document of the part, in the input.
+        """
         record = self._write(unit, table, positions, lines)
         failpoint("before_record")
         if not storage.put_if_absent(self._record_uri(unit), storage.to_json(record.to_json())):
@@ -125,7 +131,7 @@ class Sink:
             return list(pq.read_schema(file).names)
 
     def hashes(self, record: Record) -> tuple[Hashes, npt.NDArray[np.int64]]:
-        """Hash of the id, and position in the input, of each row of a part. Raises StorageError when damaged."""
+        """Hash of the id, and position in the input, of each document of a part. Raises StorageError when damaged."""
         uri = storage.join(self.output, _ids_file(record.file))
         words = np.frombuffer(storage.read_bytes(uri), WORDS).reshape(-1, 3)
         hashes = np.ascontiguousarray(words[:, :2])
@@ -148,7 +154,7 @@ class Sink:
         storage.write_bytes(storage.join(self.output, file), data)
         failpoint("after_part")
         self._check_written(file, data)
-        hashes = hash_ids(table[schema.ID])
+        hashes = hash_ids(document_ids(table))
         words = np.column_stack([hashes, positions.astype(WORDS)])
         storage.write_bytes(storage.join(self.output, _ids_file(file)), words.tobytes())
         reasons = Counter(line["reason"] for line in lines)
@@ -156,6 +162,7 @@ class Sink:
             unit=unit,
             file=file,
             rows=table.num_rows,
+            documents=len(hashes),
             bytes=len(data),
             sha256=sha256,
             quarantined=len(lines) - reasons[DUPLICATE],
@@ -217,7 +224,7 @@ def part_bytes(table: pa.Table) -> bytes:
 
 
 def _is_whole(record: Record, sizes: Mapping[str, int]) -> bool:
-    ids_bytes = record.rows * 3 * WORDS.itemsize
+    ids_bytes = record.documents * 3 * WORDS.itemsize
     return sizes.get(record.file) == record.bytes and sizes.get(_ids_file(record.file)) == ids_bytes
 
 

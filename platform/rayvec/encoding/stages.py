@@ -23,11 +23,12 @@ from rayvec.encoding.work import Prepared, Work, complete, prepare
 from rayvec.errors import RayvecError, UserError
 from rayvec.modeling.encoder import Encoder, Tokenizing
 from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.windows import Windows
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-UNIT, DOCUMENTS, TOKENS, LINES, RECORD = "unit", "documents", "tokens", "lines", "record"
+UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, RECORD = "unit", "documents", "tokens", "windows", "lines", "record"
 NO_PROGRESS_S = 1800
 CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
 LEAST_CPUS = 0.1
@@ -72,10 +73,10 @@ class Pool:
 
 
 class ReadUnit:
-    """unit → its documents, their tokens, and the lines of the records refused."""
+    """unit → its documents, their tokens and windows, and the lines of the records refused."""
 
     needs = (UNIT,)
-    adds = (DOCUMENTS, TOKENS, LINES)
+    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES)
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -90,6 +91,7 @@ class ReadUnit:
                     UNIT: batch[UNIT].slice(row, 1),
                     DOCUMENTS: _to_ipc(prepared.documents),
                     TOKENS: _to_ipc(prepared.tokens.to_arrow()),
+                    WINDOWS: _to_ipc(prepared.windows.to_arrow()),
                     LINES: pa.array([json.dumps(prepared.lines)]),
                 }
             )
@@ -98,7 +100,7 @@ class ReadUnit:
 class EncodeUnit:
     """A prepared unit → the record of its commit. Lives in an actor, loads the encoder once."""
 
-    needs = (UNIT, DOCUMENTS, TOKENS, LINES)
+    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES)
     adds = (RECORD,)
 
     def __init__(self, work: Work, threads: int | None) -> None:
@@ -126,6 +128,7 @@ class EncodeUnit:
             prepared = Prepared(
                 documents=_from_ipc(batch[DOCUMENTS][row]),
                 tokens=TokenBatch.from_arrow(_from_ipc(batch[TOKENS][row])),
+                windows=Windows.from_arrow(_from_ipc(batch[WINDOWS][row])),
                 lines=json.loads(batch[LINES][row].as_py()),
             )
             record = complete(self.work, _unit(batch, row), prepared, self.encoder)

@@ -6,7 +6,7 @@ sink. Knows no cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,8 +19,9 @@ from rayvec.data.units import Rejected, Unit, UnitData
 from rayvec.encoding.attempts import Attempts, Outcome, Rows, survive
 from rayvec.encoding.sink import DUPLICATE, Line, Record, Sink
 from rayvec.modeling.encoder import Encoder, Tokenizing
-from rayvec.modeling.tokens import TokenBatch, concatenate
-from rayvec.schema import VectorType
+from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.windows import Windowing, Windows, join, select
+from rayvec.schema import Long, VectorType
 from rayvec.storage import Fingerprint
 
 POSITION = "position"
@@ -49,6 +50,20 @@ class Work:
     title: Title = "prepend"
     dtype: VectorType = "float32"
     keep_text: bool = True
+    long: Long = "truncate"
+    #: How long documents are cut, where they are.
+    window_tokens: int = 256
+    overlap_tokens: int = 0
+
+    @property
+    def by_window(self) -> bool:
+        """Whether a row is a window, and not a document."""
+        return self.long in ("windows", "late")
+
+    @property
+    def windowing(self) -> Windowing:
+        """How documents are cut. Raises UserError when the overlap is as large as the window."""
+        return Windowing(self.window_tokens, self.overlap_tokens, late=self.long == "late")
 
     @property
     def sink(self) -> Sink:
@@ -58,10 +73,15 @@ class Work:
 
 @dataclass
 class Prepared:
-    """A unit that is read and tokenized: row i of `documents` has tokens i; `lines` are the records refused so far."""
+    """A unit that is read and tokenized.
+
+    `windows` says which tokens each vector is pooled from; `windows.text` are rows of `documents`, each of which has at
+    least one. `lines` are the records refused so far.
+    """
 
     documents: pa.Table
     tokens: TokenBatch
+    windows: Windows
     lines: list[Line]
 
 
@@ -69,17 +89,27 @@ def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
     """Read and tokenize a unit. A record that the tokenizer fails on, or dies of, is refused."""
     attempts = Attempts.begin(work.output, unit.name, "read")
     data = work.source.read(unit)
-    texts = _texts(data.table, work.title)
-    outcome = survive(lambda rows: tokenizer.tokenize([texts[i] for i in rows], work.instruction), len(texts), attempts)
+    texts, before_N = _texts(data.table, work.title)
+    outcome = survive(lambda rows: cut(work, tokenizer, [texts[i] for i in rows]), len(texts), attempts)
     refused = [_line(unit, rejected) for rejected in data.rejected]
     rows = np.array([row for rows, _ in outcome.pieces for row in rows], np.int64)
+    tokens, windows = join([(rows, *pieces) for rows, pieces in outcome.pieces])
     prepared = Prepared(
         documents=data.table.take(rows) if len(rows) < len(texts) else data.table,
-        tokens=concatenate([tokens for _, tokens in outcome.pieces]),
+        tokens=tokens,
+        windows=windows.after(before_N[rows]),
         lines=refused + _failed(unit, data.table, outcome),
     )
     attempts.finish()
     return prepared
+
+
+def cut(work: Work, tokenizer: Tokenizing, texts: Sequence[str]) -> tuple[TokenBatch, Windows]:
+    """What the encoder is given of these texts. Raises UserError when the settings leave a text no room."""
+    if work.long == "truncate":
+        tokens = tokenizer.tokenize(texts, work.instruction)
+        return tokens, Windows.uncut(tokens)
+    return tokenizer.cut(texts, work.windowing, work.instruction)
 
 
 def complete(work: Work, unit: Unit, prepared: Prepared, encoder: Encoder) -> Record:
@@ -88,54 +118,93 @@ def complete(work: Work, unit: Unit, prepared: Prepared, encoder: Encoder) -> Re
     if done is not None:
         return done
     attempts = Attempts.begin(work.output, unit.name, "encode")
-    documents, tokens = prepared.documents, prepared.tokens
-    outcome = survive(lambda rows: _encode(encoder, tokens, rows), len(tokens), attempts)
-    vectors_ND = _gather(outcome, len(tokens), encoder.dim, work.dtype)
-    _retry_unsound(encoder, tokens, vectors_ND, outcome)
-    embedded = np.array([row for row in range(len(tokens)) if row not in outcome.failures], np.int64)
+    documents = prepared.documents
+    outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
+    document_R = _documents_of_rows(work, prepared)
+    vectors_RD = _gather(outcome, document_R, encoder.dim, work.dtype)
+    _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
+    embedded = np.array([row for row in range(documents.num_rows) if row not in outcome.failures], np.int64)
     lines = prepared.lines + _failed(unit, documents, outcome)
     kept, repeated = _without_repeats(unit, documents, embedded)
-    table = _part(work, documents.take(kept), tokens.select(kept), vectors_ND[kept])
+    table = _part(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
     positions = documents[POSITION].to_numpy()[kept]
     record = work.sink.commit(unit.name, table, positions, lines + repeated)
-    assert record.input_records == len(tokens) + len(prepared.lines), "every record comes out once"
+    assert record.input_records == documents.num_rows + len(prepared.lines), "every record comes out once"
     attempts.finish()
     return record
 
 
-def _texts(table: pa.Table, title: Title) -> list[str]:
-    """What is encoded: the text, after its title on a line of its own if there is one."""
+def _texts(table: pa.Table, title: Title) -> tuple[list[str], np.ndarray]:
+    """What is encoded, and how many characters of it stand before the text: its title, if any, on a line of its own."""
     texts: list[str] = table[schema.TEXT].to_pylist()
     if title == "ignore":
-        return texts
-    titles = table[schema.TITLE].to_pylist()
-    return [f"{head}\n{text}" if head else text for head, text in zip(titles, texts, strict=True)]
+        return texts, np.zeros(len(texts), np.int64)
+    heads = [f"{head}\n" if head else "" for head in table[schema.TITLE].to_pylist()]
+    before_N = np.fromiter((len(head) for head in heads), np.int64, len(heads))
+    return [head + text for head, text in zip(heads, texts, strict=True)], before_N
 
 
-def _encode(encoder: Encoder, tokens: TokenBatch, rows: Rows) -> np.ndarray:
-    vectors_ND = encoder.encode_tokens(tokens if len(rows) == len(tokens) else tokens.select(rows))
-    assert vectors_ND.shape == (len(rows), encoder.dim), "one vector a row"
-    return vectors_ND
+def _documents_of_rows(work: Work, prepared: Prepared) -> Rows:
+    """The document that each row of the part is of: a row a window, or a row a document."""
+    return prepared.windows.text if work.by_window else np.arange(prepared.documents.num_rows)
 
 
-def _gather(outcome: Outcome[np.ndarray], count: int, dim: int, dtype: VectorType) -> np.ndarray:
+def _encode(work: Work, encoder: Encoder, prepared: Prepared, rows: Rows) -> np.ndarray:
+    """The vectors of the part's rows that are of these documents, in order."""
+    tokens, windows = prepared.tokens, prepared.windows
+    if len(rows) < prepared.documents.num_rows:
+        tokens, windows = select(tokens, windows, rows)
+    vectors_WD = encoder.encode_windows(tokens, windows) if work.long == "late" else encoder.encode_tokens(tokens)
+    assert vectors_WD.shape == (len(windows), encoder.dim), "one vector a window"
+    if work.long != "mean":
+        return vectors_WD
+    return _means(vectors_WD, windows, normalize=work.fingerprint.normalize)
+
+
+def _means(vectors_WD: np.ndarray, windows: Windows, *, normalize: bool) -> np.ndarray:
+    """The mean of each text's windows, weighted by their tokens; at length 1 again if asked."""
+    first_N = np.flatnonzero(windows.number() == 0)
+    weights_W1 = windows.lengths[:, None].astype(np.float64)
+    sums_ND = np.add.reduceat(vectors_WD * weights_W1, first_N) if len(first_N) else np.zeros_like(vectors_WD)
+    means_ND: np.ndarray = sums_ND / np.add.reduceat(weights_W1, first_N) if len(first_N) else sums_ND
+    if normalize:
+        lengths_N1 = np.linalg.norm(means_ND, axis=1, keepdims=True)
+        means_ND = np.divide(means_ND, lengths_N1, out=np.zeros_like(means_ND), where=lengths_N1 > 0)
+    return means_ND.astype(np.float32)
+
+
+def _gather(outcome: Outcome[np.ndarray], document_R: Rows, dim: int, dtype: VectorType) -> np.ndarray:
     """The vectors in the order of the rows, in the type in which they are stored; rows that failed are zero."""
-    vectors_ND = np.zeros((count, dim), dtype)
+    vectors_RD = np.zeros((len(document_R), dim), dtype)
     with np.errstate(over="ignore"):  # what does not fit the type turns infinite, and is found below
-        for rows, piece in outcome.pieces:
-            vectors_ND[rows] = piece
-    return vectors_ND
+        for documents, piece in outcome.pieces:
+            vectors_RD[_rows_of(document_R, documents)] = piece
+    return vectors_RD
 
 
-def _retry_unsound(encoder: Encoder, tokens: TokenBatch, vectors_ND: np.ndarray, outcome: Outcome[np.ndarray]) -> None:
-    """Encode alone each row whose vector is not finite, or zero; refuse it when that is no better."""
-    for row in np.flatnonzero(~_sound(vectors_ND)).tolist():
-        if row in outcome.failures:
+def _rows_of(document_R: Rows, documents: Rows) -> slice:
+    """The rows of adjacent documents, which stand together."""
+    start, stop = np.searchsorted(document_R, [documents[0], documents[-1] + 1])
+    return slice(int(start), int(stop))
+
+
+def _retry_unsound(
+    work: Work,
+    encoder: Encoder,
+    prepared: Prepared,
+    document_R: Rows,
+    vectors_RD: np.ndarray,
+    outcome: Outcome[np.ndarray],
+) -> None:
+    """Encode alone each document of which a vector is not finite, or zero; refuse it when that is no better."""
+    for document in np.unique(document_R[~_sound(vectors_RD)]).tolist():
+        if document in outcome.failures:
             continue
+        rows = _rows_of(document_R, np.array([document]))
         with np.errstate(over="ignore"):
-            vectors_ND[row] = _encode(encoder, tokens, np.array([row]))[0]
-        if not _sound(vectors_ND[[row]])[0]:
-            outcome.failures[row] = NONFINITE
+            vectors_RD[rows] = _encode(work, encoder, prepared, np.array([document]))
+        if not _sound(vectors_RD[rows]).all():
+            outcome.failures[document] = NONFINITE
 
 
 def _sound(vectors_ND: np.ndarray) -> np.ndarray:
@@ -155,20 +224,54 @@ def _without_repeats(unit: Unit, documents: pa.Table, embedded: Rows) -> tuple[R
     return np.delete(embedded, later), lines
 
 
-def _part(work: Work, documents: pa.Table, tokens: TokenBatch, vectors_ND: np.ndarray) -> pa.Table:
-    """The columns of a part: id, title, text, payload, embedding, n_tokens, truncated."""
+def _part(work: Work, prepared: Prepared, document_R: Rows, vectors_RD: np.ndarray, kept: Rows) -> pa.Table:
+    """The kept rows as a part: id, title, text, payload, the window's columns, embedding, n_tokens, truncated."""
+    documents = prepared.documents.take(document_R[kept])
+    if work.by_window:
+        documents = _of_windows(documents, prepared.windows, kept)
     dropped = {POSITION} if work.keep_text else {POSITION, schema.TEXT}
     fields = [field for field in documents.schema if field.name not in dropped]
     columns = [documents[field.name] for field in fields]
-    embedding = schema.embedding_field(vectors_ND.shape[1], work.dtype)
-    flat = pa.array(np.ascontiguousarray(vectors_ND).ravel(), embedding.type.value_type)
+    vectors_KD = np.ascontiguousarray(vectors_RD[kept])
+    embedding = schema.embedding_field(vectors_KD.shape[1], work.dtype)
+    n_tokens_R, truncated_R = _token_facts(work, prepared)
     columns += [
-        pa.FixedSizeListArray.from_arrays(flat, type=embedding.type),
-        pa.array(tokens.lengths.astype(np.int32)),
-        pa.array(tokens.truncated),
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors_KD.ravel(), embedding.type.value_type), type=embedding.type),
+        pa.array(n_tokens_R[kept].astype(np.int32)),
+        pa.array(truncated_R[kept]),
     ]
     fields += [embedding, pa.field(schema.N_TOKENS, pa.int32()), pa.field(schema.TRUNCATED, pa.bool_())]
     return pa.table(columns, schema=pa.schema(fields)).combine_chunks()
+
+
+def _of_windows(documents: pa.Table, windows: Windows, kept: Rows) -> pa.Table:
+    """The rows with their windows' ids and texts in place of the documents', and what says where they are from."""
+    numbers, start, end = windows.number()[kept], windows.char_start[kept], windows.char_end[kept]
+    parents = documents[schema.ID]
+    ids = schema.window_ids(parents.to_pylist(), numbers.tolist())
+    texts = [text[a:b] for text, a, b in zip(documents[schema.TEXT].to_pylist(), start, end, strict=True)]
+    replaced = {schema.ID: pa.array(ids, pa.string()), schema.TEXT: pa.array(texts, pa.string())}
+    for name, values in replaced.items():
+        place = documents.schema.get_field_index(name)
+        documents = documents.set_column(place, documents.schema.field(name), values)
+    for field, values in zip(schema.WINDOW_FIELDS, (parents, numbers, start, end), strict=True):
+        array = values if field.name == schema.PARENT_ID else pa.array(values.astype(field.type.to_pandas_dtype()))
+        documents = documents.append_column(field, array)
+    return documents
+
+
+def _token_facts(work: Work, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row of the part: its tokens, and whether some were left out.
+
+    Tokens are those that were read for it, with what stands around it; of a late chunk, those that are pooled.
+    """
+    tokens, windows = prepared.tokens, prepared.windows
+    if work.long == "late":
+        return windows.lengths, np.zeros(len(windows), bool)
+    if work.long == "mean":
+        count = prepared.documents.num_rows
+        return np.bincount(windows.text, tokens.lengths[windows.row], count), np.zeros(count, bool)
+    return tokens.lengths, tokens.truncated
 
 
 def _line(unit: Unit, rejected: Rejected) -> Line:

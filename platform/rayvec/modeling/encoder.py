@@ -18,6 +18,7 @@ from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.modeling.manifest import PoolingName
 from rayvec.modeling.prompts import Prompts
 from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.windows import Windowing, Windows
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from rayvec.modeling.backbone import Backbone
 
 # Tokens of one forward pass: enough to keep the matrix products busy, little enough for an 8B model's activations.
+#: The poolings under which a part of a text has a vector of its own.
+LATE_POOLINGS = ("mean", "weighted_mean")
 TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -46,6 +49,11 @@ class Tokenizing(Protocol):
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Token ids and pooled spans, one row a text, cut to `max_length` tokens."""
 
+    def cut(
+        self, texts: Sequence[str], windowing: Windowing, instruction: str | None = None
+    ) -> tuple[TokenBatch, Windows]:
+        """The passes that read all of the texts, and the windows in them; see `windows.cut`."""
+
 
 @runtime_checkable
 class Encoder(Tokenizing, Protocol):
@@ -55,6 +63,9 @@ class Encoder(Tokenizing, Protocol):
 
     def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
         """Vectors float32 [n, dim] in the order of the rows, whatever batches are made inside."""
+
+    def encode_windows(self, batch: TokenBatch, windows: Windows) -> np.ndarray:
+        """Vectors float32 [W, dim] of the windows, each pooled from its tokens of a row of the batch."""
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """`encode_tokens(tokenize(texts, instruction))`."""
@@ -80,6 +91,20 @@ class TokenizerOnly:
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Token ids and pooled spans; see TextTokenizer."""
         return self.folder.tokenizer.tokenize(texts, instruction)
+
+    def cut(
+        self, texts: Sequence[str], windowing: Windowing, instruction: str | None = None
+    ) -> tuple[TokenBatch, Windows]:
+        """The passes that read all of the texts, and the windows in them; see TextTokenizer and `windows.cut`.
+
+        Raises UserError for late windows when the encoder's pooling is no mean: other states stand for a whole pass.
+        """
+        if windowing.late and self.folder.manifest.pooling not in LATE_POOLINGS:
+            raise UserError(
+                f"long=late needs an encoder whose pooling is {' or '.join(LATE_POOLINGS)}, and this one's is "
+                f"{self.folder.manifest.pooling}; use long=windows"
+            )
+        return self.folder.tokenizer.cut(texts, windowing, instruction)
 
 
 class TextEncoder(TokenizerOnly):
@@ -207,6 +232,35 @@ class TextEncoder(TokenizerOnly):
             vectors = [self._vectors(batch.select(rows)) for rows in plans]
             for rows, vectors_BD in zip(plans, vectors, strict=True):
                 result[rows] = vectors_BD.cpu().numpy()
+        return result
+
+    def encode_windows(self, batch: TokenBatch, windows: Windows) -> np.ndarray:
+        """Vectors float32 [W, dim] of the windows, each pooled from its tokens of a row of the batch: late chunking."""
+        import torch
+
+        from rayvec.modeling.batching import PackedBatch
+        from rayvec.modeling.pooling import pool_spans
+
+        manifest = self.folder.manifest
+        result = np.empty((len(windows), self.dim), np.float32)
+        first_P = np.empty(len(batch), np.int64)  # where each row begins in its pack
+        with torch.inference_mode():
+            for rows in plan_batches(batch.lengths, self.token_budget, padded=not self.backbone.packed):
+                first_P[rows] = np.cumsum(batch.lengths[rows]) - batch.lengths[rows]
+                inside = np.flatnonzero(np.isin(windows.row, rows))
+                states_TD = self.backbone.hidden_states(
+                    PackedBatch.from_tokens(batch.select(rows), self.backbone.device)
+                )
+                start_W = first_P[windows.row[inside]] + windows.start[inside]
+                vectors_WD = pool_spans(
+                    manifest.pooling,
+                    states_TD,
+                    start_W,
+                    start_W + windows.lengths[inside],
+                    dim=self.dim,
+                    normalize=manifest.normalize,
+                )
+                result[inside] = vectors_WD.cpu().numpy()
         return result
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from rayvec.errors import UserError
 from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.windows import Whole, Windowing, Windows, cut
 from rayvec.storage import Fingerprint
 
 BEGIN = 0  # the id of the token before every text, so that an empty text has one too
@@ -99,6 +100,18 @@ class HashEncoder:
         spans = [(len(prefix) if len(row) > len(prefix) else 0, len(row)) for row in rows]
         return TokenBatch.from_rows(rows, spans, [len(ids) > room for ids in words])
 
+    def cut(
+        self, texts: Sequence[str], windowing: Windowing, instruction: str | None = None
+    ) -> tuple[TokenBatch, Windows]:
+        """The passes over these texts and the windows in them. Raises UserError when a window is over `max_length`."""
+        prefix = [BEGIN, *self._words(instruction or "")]
+        wholes = []
+        for text in texts:
+            found = [(self._ids[word[0]], word.span()) for word in WORD.finditer(text.lower())]
+            offsets = _of_original(text, [span for _, span in found])
+            wholes.append(Whole(prefix, [id_ for id_, _ in found], [], offsets, len(text)))
+        return cut(wholes, windowing, self.max_length)
+
     def _words(self, text: str) -> list[int]:
         ids = self._ids
         return [ids[word] for word in WORD.findall(text.lower())]
@@ -109,6 +122,11 @@ class HashEncoder:
         for start, stop in _chunks(batch.offsets, tokens=1 << 20):
             result[start:stop] = self._vectors(batch.select(slice(start, stop)))
         return result
+
+    def encode_windows(self, batch: TokenBatch, windows: Windows) -> np.ndarray:
+        """Vectors float32 [W, dim] of the windows. A hashed word knows no context: late chunks get windows' vectors."""
+        ids = [batch.row(row)[a:b] for row, a, b in zip(windows.row, windows.start, windows.end, strict=True)]
+        return self.encode_tokens(TokenBatch.from_rows(ids))
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """Tokenize, then encode: float32 [n, dim]."""
@@ -132,6 +150,15 @@ class HashEncoder:
         # Signs that cancel out entirely would leave nothing to normalise; the first position then stands in.
         vectors[~vectors.any(axis=1), 0] = 1.0
         return (vectors / np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def _of_original(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans of the lower-case text as spans of the text: a few letters, as İ, are two in lower case."""
+    widths = [len(letter.lower()) for letter in text]
+    if sum(widths) == len(text):
+        return spans
+    origin = np.repeat(np.arange(len(text)), widths)
+    return [(int(origin[start]), int(origin[end - 1]) + 1) for start, end in spans]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

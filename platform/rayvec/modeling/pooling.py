@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,6 +92,26 @@ def pool(
     spans = Spans(packed.cu_seqlens[:-1].long(), packed.pool_start_B, packed.pool_stop_B)
     vectors_BD = pooling(name)(states_TD, spans)[:, :dim]
     return torch.nn.functional.normalize(vectors_BD, dim=-1) if normalize else vectors_BD
+
+
+def pool_spans(
+    name: str,
+    states_TD: Tensor,
+    start_W: np.ndarray,
+    stop_W: np.ndarray,
+    *,
+    dim: int | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """One vector a span [start, stop) of a pack's tokens, fp32 [W, D]; spans may overlap, and lie in any order."""
+    lengths_W = stop_W - start_W
+    ends_W = np.cumsum(lengths_W)
+    tokens = np.repeat(start_W - (ends_W - lengths_W), lengths_W) + np.arange(ends_W[-1] if len(ends_W) else 0)
+    device = states_TD.device
+    gathered_TD = states_TD[torch.from_numpy(tokens).to(device)]  # the spans side by side, each a text of its own
+    first_W, last_W = torch.from_numpy(ends_W - lengths_W).to(device), torch.from_numpy(ends_W).to(device)
+    vectors_WD = pooling(name)(gathered_TD, Spans(first_W, first_W, last_W))[:, :dim]
+    return torch.nn.functional.normalize(vectors_WD, dim=-1) if normalize else vectors_WD
 
 
 def _segment_sums(states_TD: Tensor, spans: Spans) -> Tensor:

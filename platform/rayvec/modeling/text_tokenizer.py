@@ -15,6 +15,7 @@ from rayvec.errors import UserError
 from rayvec.modeling.compat import Llm2VecReading
 from rayvec.modeling.prompts import Prompts, text_tokens
 from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.windows import Whole, Windowing, Windows, cut
 from rayvec.storage import sha256_bytes
 
 # A text is read up to this many characters for each token that may survive; one that packs more into its tokens is
@@ -89,6 +90,40 @@ class TextTokenizer:
         spans = [self._pooled(row) for row in cut]
         return TokenBatch.from_rows([row.ids for row in cut], spans, [row.truncated for row in cut])
 
+    def cut(
+        self, texts: Sequence[str], windowing: Windowing, instruction: str | None = None
+    ) -> tuple[TokenBatch, Windows]:
+        """The passes over these texts and the windows in them; instruction and template stand in every pass.
+
+        Windows are cut between the tokens of the whole text, so a word may stand in two. Raises UserError when a
+        window and what stands around it are more than `max_length`, or the encoder reads as the reference does.
+        """
+        if self.prompts.compat is not None:
+            raise UserError("an encoder that reads as LLM2Vec's reference does cuts texts off; use long=truncate")
+        before, after = self.prompts.surroundings(instruction)
+        return cut([self._whole(text, before, after) for text in texts], windowing, self.max_length)
+
+    def _whole(self, text: str, before: str, after: str) -> Whole:
+        encoding = self._backend.encode(before + text + after)
+        row = self._dressed(encoding, len(before), len(before) + len(text))
+        start, stop = row.span
+        behind = self._with_eos(row)
+        bare = not before and not after
+        if not row.ids and not behind:
+            return Whole([self._stand_in()], [], [], [], len(text))
+        return Whole(
+            front=row.ids[:start],
+            own=row.ids[start:stop],
+            after=behind,
+            offsets=[
+                (min(max(a - len(before), 0), len(text)), min(max(b - len(before), 0), len(text)))
+                for a, b in encoding.offsets[start:stop]
+            ],
+            characters=len(text),
+            pooled_front=start if self.prompts.pool_special and bare else 0,
+            pooled_after=len(behind) if self.prompts.pool_special or self.prompts.append_eos else 0,
+        )
+
     def _as_reference(self, texts: Sequence[str], before: str, after: str, rule: Llm2VecReading) -> TokenBatch:
         """Tokens and pooled spans by the reference implementation's rules: a row is cut at its end, whatever it is."""
         cut = [rule.shortened(text, self._tokens_alone) for text in texts]
@@ -126,9 +161,7 @@ class TextTokenizer:
     def _cut(self, row: _Row) -> _Row:
         """The row with its end-of-sequence token, its text cut so that the whole has at most `max_length` tokens."""
         start, stop = row.span
-        ids, after = row.ids, row.ids[stop:]
-        if self.prompts.append_eos and (not ids or ids[-1] != self.tokenizer.eos_token_id):
-            after = [*after, self._eos()]
+        ids, after = row.ids, self._with_eos(row)
         room = self.max_length - start - len(after)
         if room < 1:
             raise UserError(
@@ -139,6 +172,13 @@ class TextTokenizer:
         if kept == stop and len(after) == len(ids) - stop:
             return row
         return _Row([*ids[:kept], *after], (start, kept), row.dressed, truncated=kept < stop)
+
+    def _with_eos(self, row: _Row) -> list[int]:
+        """What stands after the text's own tokens, with an end-of-sequence token where one is asked for."""
+        ids, after = row.ids, row.ids[row.span[1] :]
+        if self.prompts.append_eos and (not ids or ids[-1] != self.tokenizer.eos_token_id):
+            after = [*after, self._eos()]
+        return after
 
     def _eos(self) -> int:
         if self.tokenizer.eos_token_id is None:

@@ -93,7 +93,8 @@ def test_a_manifest_whose_count_is_wrong_is_found(folder: Path) -> None:
 
 def test_an_id_in_two_parts_is_found(folder: Path) -> None:
     parts = EmbeddingsDataset.open(str(folder)).parts
-    sums = {name: 2 * parts[0][name] for name in ("rows", "quarantined", "duplicates", "truncated", "tokens")}
+    names = ("rows", "documents", "quarantined", "duplicates", "truncated", "tokens")
+    sums = {name: 2 * parts[0][name] for name in names}
     change_manifest(folder, parts=[parts[0], parts[0]], count=20, totals=sums)
     with pytest.raises(VerificationError, match="10 ids stand in more than one row"):
         EmbeddingsDataset.open(str(folder)).verify()
