@@ -17,6 +17,7 @@ from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Simcse, Super
 
 PYDOCS = Texts(source=SourceConfig(kind="pydocs"), min_characters=60)
 LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
+WIDE_LORA = LoraSettings(rank=64, alpha=128, dropout=0.05)
 
 
 def pretrain() -> TrainConfig:
@@ -36,14 +37,14 @@ def pretrain() -> TrainConfig:
 def mntp() -> TrainConfig:
     """Masked next token prediction from the embedded decoder: two minutes."""
     return TrainConfig(
-        stage=Mntp(lora=LORA),
+        stage=Mntp(lora=WIDE_LORA),
         data=PYDOCS,
-        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=5),
-        steps=60,
-        batch_size=16,
-        max_length=256,
-        log_every=5,
-        checkpoint_every=30,
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="linear", warmup_steps=5),
+        steps=240,
+        batch_size=8,
+        max_length=128,
+        log_every=20,
+        checkpoint_every=60,
     )
 
 
@@ -51,11 +52,11 @@ def simcse() -> TrainConfig:
     """SimCSE; set start to the output of mntp."""
     return TrainConfig(
         stage=Simcse(lora=LORA, scale=20.0, attention_dropout=0.3),
-        data=PYDOCS,
-        optimizer=OptimizerConfig(learning_rate=5e-4, schedule="linear", warmup_steps=5),
+        data=PYDOCS.replace(title="ignore"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=5),
         steps=40,
         batch_size=64,
-        max_length=96,
+        max_length=32,
         log_every=5,
         checkpoint_every=20,
     )
@@ -64,12 +65,12 @@ def simcse() -> TrainConfig:
 def supervised() -> TrainConfig:
     """First paragraphs of docstrings ask, their rests answer; set start to the output of mntp or simcse."""
     return TrainConfig(
-        stage=Supervised(lora=LORA, scale=20.0, hard_negatives=0),
+        stage=Supervised(lora=WIDE_LORA, scale=20.0, hard_negatives=0),
         data=Pairs(sets=(PairSet(name="pydocs", path="pydocs"),)),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=10),
         steps=60,
         batch_size=64,
-        max_length=96,
+        max_length=64,
         log_every=5,
         checkpoint_every=30,
     )
@@ -114,7 +115,7 @@ def demo() -> DemoConfig:
     """The whole line in minutes: short training runs, the shipped encoder for the index."""
     return DemoConfig(
         packages=DEMO_PACKAGES,
-        mntp=mntp().replace(steps=20),
+        mntp=mntp().replace(steps=60),
         simcse=simcse().replace(steps=20, batch_size=32),
         supervised=supervised().replace(steps=30),
         embed=embed(),
