@@ -98,3 +98,25 @@ def test_a_version_that_another_run_puts_first_is_not_overwritten(
     monkeypatch.setattr(storage, "put_if_absent", late)
     with pytest.raises(ConcurrentWriterError, match="published v2"):
         publish(work.sink, content)
+
+
+def test_a_full_disk_is_told_and_what_was_begun_is_completed_later(tmp_path: Path) -> None:
+    """No file of this process may be larger than markers and lines are, which is what a full disk does to a part."""
+    embed_all(tmp_path / "whole")
+    output, told = tmp_path / "full", tmp_path / "told"
+    code = f"""
+import resource
+from tests.rayvec.encoding.test_publish import *
+from rayvec.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    embed_all(Path({str(output)!r}))
+except StorageError as error:
+    Path({str(told)!r}).write_text(str(error))
+    raise SystemExit(error.exit_status)
+"""
+    assert in_a_process(code) == 5
+    assert told.read_text().startswith(f"no space left writing {output}/data/00000-")
+    assert not list(output.glob("units/*")) and not list(output.rglob("*.tmp"))
+    embed_all(output)
+    assert state(output) == state(tmp_path / "whole")
