@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayvec import storage
 from rayvec.modeling import references
+from rayvec.modeling.card import write_encoder_card
 from rayvec.modeling.folder import written_files
 from rayvec.modeling.manifest import EncoderManifest, record_files
 
@@ -35,7 +36,8 @@ def export(encoder: TextEncoder, path: Path) -> Path:
     """
     manifest = encoder.folder.manifest.replace(merged=True)
     with storage.committed_folder(path) as folder:
-        written = _write_model(encoder, folder, manifest)
+        written = _write_model(encoder, folder)
+        write_encoder_card(folder, manifest)
         manifest.replace(files=record_files(folder, written)).write(folder)
     return path
 
@@ -46,18 +48,18 @@ def write(encoder: TextEncoder, path: Path, *, stage: str, training: Mapping[str
     The folder may hold other things (the run's own files); rayvec.json comes last.
     """
     path.mkdir(parents=True, exist_ok=True)
-    old = encoder.folder.manifest
-    written = _write_model(encoder, path, old)
-    manifest = old.with_adapter(stage, references.weights_sha256(path), training).replace(merged=True)
+    written = _write_model(encoder, path)
+    manifest = encoder.folder.manifest.with_adapter(stage, references.weights_sha256(path), training)
+    manifest = manifest.replace(merged=True)
+    write_encoder_card(path, manifest)
     manifest.replace(files=record_files(path, written)).write(path)
 
 
-def _write_model(encoder: TextEncoder, folder: Path, manifest: EncoderManifest) -> list[str]:
-    """Weights, tokenizer, card and the files of other tools; the names of what the manifest has to vouch for."""
+def _write_model(encoder: TextEncoder, folder: Path) -> list[str]:
+    """Weights, tokenizer and the files of other tools; the names of what the manifest has to vouch for."""
     tokenizer = _tokenizer(encoder)
     tokenizer.save_pretrained(str(folder))
     encoder.backbone.save_pretrained(folder)
-    (folder / "README.md").write_text(_card(manifest), encoding="utf-8")
     return written_files(folder, [".", *_sentence_transformers(encoder, tokenizer, folder)])
 
 
@@ -181,25 +183,3 @@ def _weights(encoder: TextEncoder, tokenizer: Any) -> dict[str, Any]:
 
 def _write_list(path: Path, values: list[dict[str, Any]]) -> None:
     storage.write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
----
-
-# Text encoder
-
-Made by rayvec from `{base}` ({stages}): {attention} attention, {pooling} pooling over the text's own tokens,
-{dim} dimensions, at most {max_length} tokens.
-
-- transformers ≥ 5.2: `AutoModel.from_pretrained(folder)`; pool the text's tokens, not those that the tokenizer adds
-- sentence-transformers (if modules.json is here): `SentenceTransformer(folder).encode(texts)`
-- rayvec: `TextEncoder.load(folder).encode(texts)`
-"""
-
-
-def _card(manifest: EncoderManifest) -> str:
-    values = manifest.model_dump(include={"attention", "pooling", "dim", "max_length"})
-    stages = ", ".join(adapter.stage for adapter in manifest.adapters) or "no adapter"
-    return CARD.format(base=Path(manifest.base.removeprefix("embedded:")).name, stages=stages, **values)

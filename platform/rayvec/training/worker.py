@@ -24,6 +24,7 @@ from rayvec.errors import RayvecError, UserError, VerificationError
 from rayvec.losses.gather import rank, world_size
 from rayvec.modeling import manifest
 from rayvec.training import checkpoints
+from rayvec.training.card import write_card
 from rayvec.training.checkpoints import CheckpointRecord
 from rayvec.training.curves import MetricsLog
 from rayvec.training.evaluation import Evaluator, evaluating
@@ -195,6 +196,7 @@ class _Run:
         with self.engine.whole():
             if rank() == 0:
                 self.module.save(folder.local, training)
+                write_card(folder.local, training)
                 _push_result(folder)
 
     def outcome(self, *, startup: float, training: float) -> Outcome:
