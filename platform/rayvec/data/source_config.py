@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 
 from rayvec.config import Config
 
-Kind = Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "pydocs"]
+Kind = Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "hf", "pydocs"]
 
 
 class SourceConfig(Config):
     """Where the documents come from, and which of their columns are what."""
 
-    #: "auto" goes by the files' extensions.
+    #: "auto" goes by the files' extensions; "hf" is a folder that save_to_disk of Hugging Face's datasets wrote.
     kind: Kind = "auto"
     #: A file, a folder (read recursively), a glob pattern, or a URI of these. Not used by pydocs.
     path: str = ""
@@ -36,6 +36,9 @@ class SourceConfig(Config):
     #: text: false makes one document of each file, true one of each line that is not blank.
     lines: bool = False
 
+    #: hf: which split of a DatasetDict that save_to_disk wrote.
+    split: str | None = None
+
     #: pydocs: names of distributions, `python` for the standard library; none takes all that is installed.
     packages: tuple[str, ...] = ()
     #: pydocs: docstrings shorter than this are left out.
@@ -52,6 +55,7 @@ class SourceConfig(Config):
             "column_names": ("csv", "tsv", "auto"),
             "delimiter": ("csv", "tsv", "auto"),
             "lines": ("text", "auto"),
+            "split": ("hf", "auto"),
             "packages": ("pydocs",),
         }
         for name, kinds in fits.items():

@@ -16,6 +16,7 @@ from rayvec.data.readers.delimited import DelimitedReader
 from rayvec.data.readers.documents import DocumentReader
 from rayvec.data.readers.lines import JsonlReader, TextLinesReader
 from rayvec.data.readers.parquet import ParquetReader
+from rayvec.data.readers.saved import SavedReader, is_saved, list_saved
 from rayvec.data.records import Layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Input, Rejected, Unit, UnitData, unit_name
@@ -29,6 +30,7 @@ READERS: dict[str, Reader] = {
     "csv": DelimitedReader(),
     "tsv": DelimitedReader(),
     "text": DocumentReader(),
+    "hf": SavedReader(),
     "lines": TextLinesReader(),
 }
 
@@ -99,7 +101,11 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     if config.kind == "pydocs":
         assert cache is not None, "pydocs need a folder to be collected in"
         config = _collected(config, cache)
-    listing = list_files(config.path, known_only=config.kind == "auto")
+    if config.kind == "hf" or (config.kind == "auto" and config.path and is_saved(config.path)):
+        config = config.replace(kind="hf")
+        listing = list_saved(config.path, config.split)
+    else:
+        listing = list_files(config.path, known_only=config.kind == "auto")
     if config.kind == "auto":
         config = config.replace(kind=_common_kind(config.path, listing))
     if config.lines and config.kind != "text":
