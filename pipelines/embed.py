@@ -44,9 +44,17 @@ class EmbedConfig(Config):
     #: "mean" the mean of the windows. See schema.Long.
     long: Long = "truncate"
     #: Tokens of the text in a window, without instruction and template; windows and late chunks, and what mean is of.
-    window_tokens: PositiveInt = 256
+    window_tokens: PositiveInt = 100
     #: Of them, how many the window before has too.
-    overlap_tokens: NonNegativeInt = 32
+    overlap_tokens: NonNegativeInt = 20
+    #: Tokens that are read of a document, its instruction and template included; as many as the encoder is set to by
+    #: default. Queries are read as the encoder is set: the index stays that encoder's.
+    max_length: int | None = Field(default=None, ge=2)
+    #: Keep only so many of the first dimensions (of an encoder trained for that: Matryoshka), at length 1 again.
+    dimensions: PositiveInt | None = None
+    #: Bring vectors to length 1 even if the encoder does not.
+    normalize: bool = False
+    #: "int8" comes with a scale for each vector; "binary" keeps one bit a dimension. See data.vector_types.
     dtype: VectorType = "float32"
     keep_text: bool = True
     #: Records in a unit of work: what is committed, and lost by a kill, at once.
@@ -101,17 +109,19 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
     """Open the source and the encoder's CPU side, and agree with what is there. Raises UserError, MismatchError."""
     from rayvec.data.sources import open_source
     from rayvec.encoding.shards import Plan, agree
+    from rayvec.encoding.stages import tokenizer_of
     from rayvec.encoding.work import Work, cut
     from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
 
     reference = _absolute_reference(config.encoder)
     source = open_source(config.source, cache=storage.join(output, "source"))
-    tokenizer = load_tokenizer_only(reference)
+    fingerprint = load_tokenizer_only(reference).fingerprint
+    _check_dimensions(config, fingerprint.dim)
     work = Work(
         source=source,
         output=output,
         reference=reference,
-        fingerprint=tokenizer.fingerprint,
+        fingerprint=fingerprint,
         load_encoder=load_encoder,
         load_tokenizer=load_tokenizer_only,
         instruction=config.instruction,
@@ -121,8 +131,11 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
         long=config.long,
         window_tokens=config.window_tokens,
         overlap_tokens=config.overlap_tokens,
+        max_length=config.max_length,
+        dimensions=config.dimensions,
+        normalize=config.normalize,
     )
-    cut(work, tokenizer, ["a"])  # what leaves a text no room is told here, before anything is written
+    cut(work, tokenizer_of(work), ["a"])  # what leaves a text no room is told here, before anything is written
     units = source.units(config.unit_rows)
     plan = Plan(tuple(source.inputs()), tuple(units), work.fingerprint, _settings(config, source))
     return agree(output, plan), work
@@ -159,11 +172,22 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan) -> tuple[list[Rec
 
 def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
     """What moves a byte of the output, beside the inputs and the encoder; a resumed run must have the same."""
-    names = {"instruction", "title", "long", "dtype", "keep_text", "unit_rows"}
+    names = {"instruction", "title", "long", "max_length", "dimensions", "normalize", "dtype", "keep_text", "unit_rows"}
     if config.long != "truncate":
         names |= {"window_tokens", "overlap_tokens"}
     opened = source.config.model_dump(mode="json", exclude={"path"})
     return {"source": opened, **config.model_dump(mode="json", include=names)}
+
+
+def _check_dimensions(config: EmbedConfig, dim: int) -> None:
+    if config.dimensions is not None and config.dimensions > dim:
+        raise UserError(f"dimensions = {config.dimensions}: the encoder's vectors have {dim}; ask for fewer")
+    kept = config.dimensions or dim
+    if config.dtype == "binary" and kept % 8:
+        raise UserError(
+            f"dtype = binary packs eight dimensions into a byte, and there are {kept}; "
+            f"set dimensions to {kept // 8 * 8}"
+        )
 
 
 def _pool(config: EmbedConfig) -> Pool:

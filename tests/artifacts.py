@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayvec import schema, storage
+from rayvec import storage
+from rayvec.data.vector_types import to_columns
 from rayvec.indexing import documents, pca, shards, spec, versions
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
@@ -47,15 +48,13 @@ def texts_for(count: int) -> list[str]:
 
 
 def table_of(vectors: Vectors, texts: Sequence[str], start: int = 0, dtype: str = "float32") -> pa.Table:
-    count, dim = vectors.shape
-    field = schema.embedding_field(dim, dtype)  # type: ignore[arg-type]
-    flat = pa.array(vectors.astype(dtype).ravel())
+    count = len(vectors)
     columns: dict[pa.Field, Any] = {
         pa.field("id", pa.string(), nullable=False): pa.array([f"doc-{start + i}" for i in range(count)]),
         pa.field("title", pa.string()): pa.array([None if i % 5 == 4 else f"title {start + i}" for i in range(count)]),
         pa.field("text", pa.string(), nullable=False): pa.array(list(texts)),
         pa.field("line", pa.int32()): pa.array(range(start, start + count), pa.int32()),
-        field: pa.FixedSizeListArray.from_arrays(flat, type=field.type),
+        **to_columns(vectors, dtype),  # type: ignore[arg-type]
         pa.field("n_tokens", pa.int32(), nullable=False): pa.array([1] * count, pa.int32()),
         pa.field("truncated", pa.bool_(), nullable=False): pa.array([False] * count),
     }

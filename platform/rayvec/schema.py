@@ -56,17 +56,26 @@ TOKENS = pa.schema(
 #: their tokens. `late`: a row for each window, pooled from a pass that has read as much as the encoder can (late
 #: chunking).
 Long = Literal["truncate", "windows", "mean", "late"]
-VectorType = Literal["float32", "float16"]
+#: How vectors are stored; see data.vector_types.
+VectorType = Literal["float32", "float16", "int8", "binary"]
+_ITEMS = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
+#: Beside int8 vectors: what each number of the row's vector is a multiple of.
+SCALE_FIELD = pa.field("embedding_scale", pa.float32(), nullable=False)
 
 
 def embedding_field(dim: int, dtype: VectorType = "float32") -> pa.Field:
-    """The vector column: a plain `FixedSizeList<float32|float16>[dim]`, which DuckDB, Polars, pandas, Lance read."""
-    item = pa.float32() if dtype == "float32" else pa.float16()
-    return pa.field(EMBEDDING, pa.list_(pa.field("item", item, nullable=False), dim), nullable=False)
+    """The vector column: a plain `FixedSizeList<float32|float16|int8>[dim]`, which DuckDB, Polars, pandas, Lance read.
+
+    Of binary vectors it holds bytes of eight dimensions each: `FixedSizeList<uint8>[dim / 8]`.
+    """
+    size = dim // 8 if dtype == "binary" else dim
+    return pa.field(EMBEDDING, pa.list_(pa.field("item", _ITEMS[dtype], nullable=False), size), nullable=False)
 
 
 #: Columns of an embeddings part that rayvec writes itself; a payload column may not take one of these names.
-RESERVED = frozenset({ID, TITLE, TEXT, EMBEDDING, N_TOKENS, TRUNCATED, *(field.name for field in WINDOW_FIELDS)})
+RESERVED = frozenset({ID, TITLE, TEXT, EMBEDDING, SCALE_FIELD.name, N_TOKENS, TRUNCATED}).union(
+    field.name for field in WINDOW_FIELDS
+)
 
 
 def window_ids(parents: Sequence[str], numbers: Sequence[int]) -> list[str]:

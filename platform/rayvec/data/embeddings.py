@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayvec import schema, storage
+from rayvec.data import vector_types
 from rayvec.data.ids import Hashes, concatenate, digest_ids, hash_ids, in_partition, partitions, repeats
 from rayvec.errors import UserError, VerificationError
 from rayvec.storage import Fingerprint
@@ -24,7 +25,7 @@ from rayvec.storage import Fingerprint
 FORMAT = "rayvec.embeddings/1"
 CURRENT = "CURRENT"
 #: How far from 1 the length of a normalised vector may be.
-NORM_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
+NORM_TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "int8": 1e-3, "binary": 1e-3}
 
 Part = dict[str, Any]
 
@@ -73,6 +74,11 @@ class EmbeddingsDataset:
     def dim(self) -> int:
         """Numbers in a vector."""
         return int(self.manifest["dim"])
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors were brought to length 1, by the encoder or after it."""
+        return bool(self.manifest["normalize"])
 
     @property
     def count(self) -> int:
@@ -136,12 +142,12 @@ class EmbeddingsDataset:
             yield f"{file} holds other ids than its manifest says"
         if int(table[schema.N_TOKENS].to_numpy().sum()) != part["tokens"]:
             yield f"{file} holds another number of tokens than its manifest says"
-        vectors_ND = vectors(table).astype(np.float32)
+        vectors_ND = vectors(table)
         if vectors_ND.shape[1] != self.dim:
             yield f"{file} has vectors of {vectors_ND.shape[1]} numbers where its manifest says {self.dim}"
         if not np.isfinite(vectors_ND).all():
             yield f"{file} holds vectors that are not finite"
-        elif self.fingerprint.normalize and len(vectors_ND):
+        elif self.normalize and len(vectors_ND):
             off = float(np.abs(np.linalg.norm(vectors_ND, axis=1) - 1).max())
             if off > NORM_TOLERANCE[self.manifest["dtype"]]:
                 yield f"{file} holds vectors whose length is off 1 by {off:.3g}"
@@ -190,14 +196,10 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise VerificationError(f"{uri} cannot be read ({detail}); restore it or build it again") from None
 
 
-def vectors(table: pa.Table) -> np.ndarray:
-    """The vector column as an array [N, D] of the stored type; no copy where the table has one chunk."""
-    column = table[schema.EMBEDDING]
-    dim = column.type.list_size
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in column.chunks]
-    if len(chunks) == 1:
-        return chunks[0]
-    return np.concatenate(chunks) if chunks else np.empty((0, dim), column.type.value_type.to_pandas_dtype())
+def vectors(table: pa.Table) -> vector_types.Floats:
+    """The vectors of a part as float32 [N, D], whatever they are stored as; no copy of float32 ones in one chunk."""
+    scales = table[schema.SCALE_FIELD.name] if schema.SCALE_FIELD.name in table.schema.names else None
+    return vector_types.to_floats(table[schema.EMBEDDING], scales)
 
 
 def document_rows(table: pa.Table) -> np.ndarray:

@@ -99,7 +99,8 @@ def manifest(plan: Plan, records: Sequence[Record], sink: Sink, reference: str) 
     return {
         "format": FORMAT,
         "count": sum(record.rows for record in records),
-        "dim": plan.fingerprint.dim,
+        "dim": plan.settings.get("dimensions") or plan.fingerprint.dim,
+        "normalize": plan.fingerprint.normalize or plan.settings.get("normalize", False),
         "dtype": plan.settings["dtype"],
         "fingerprint": plan.fingerprint.model_dump(),
         "encoder": reference,

@@ -85,7 +85,7 @@ class ReadUnit:
         """One row in, one row out."""
         for row in range(batch.num_rows):
             unit = _unit(batch, row)
-            prepared = prepare(self.work, unit, _tokenizer(self.work.load_tokenizer, self.work.reference))
+            prepared = prepare(self.work, unit, tokenizer_of(self.work))
             yield pa.table(
                 {
                     UNIT: batch[UNIT].slice(row, 1),
@@ -210,10 +210,16 @@ def cause(error: BaseException) -> RayvecError | None:
     return None
 
 
+def tokenizer_of(work: Work) -> Tokenizing:
+    """The CPU side of the encoder, set to read as much of a document as the work says."""
+    return _tokenizer(work.load_tokenizer, work.reference, work.max_length)
+
+
 @functools.lru_cache(maxsize=2)
-def _tokenizer(load: Callable[[str], Tokenizing], reference: str) -> Tokenizing:
+def _tokenizer(load: Callable[[str], Tokenizing], reference: str, max_length: int | None) -> Tokenizing:
     """Once a process: Ray keeps its worker processes from task to task."""
-    return load(reference)
+    tokenizer = load(reference)
+    return tokenizer if max_length is None else tokenizer.reading(max_length)
 
 
 def _unit(batch: pa.Table, row: int) -> Unit:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from rayvec import schema, storage
 from rayvec.data.ids import hash_ids, repeats
 from rayvec.data.units import Rejected, Unit, UnitData
+from rayvec.data.vector_types import shortened, to_columns
 from rayvec.encoding.attempts import Attempts, Outcome, Rows, survive
 from rayvec.encoding.sink import DUPLICATE, Line, Record, Sink
 from rayvec.modeling.encoder import Encoder, Tokenizing
@@ -54,6 +55,16 @@ class Work:
     #: How long documents are cut, where they are.
     window_tokens: int = 256
     overlap_tokens: int = 0
+    #: Tokens that are read of a document; None for as many as the encoder is set to.
+    max_length: int | None = None
+    #: The first dimensions of the vectors, which alone are kept; None for all.
+    dimensions: int | None = None
+    normalize: bool = False
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether vectors have length 1."""
+        return self.normalize or self.fingerprint.normalize
 
     @property
     def by_window(self) -> bool:
@@ -121,7 +132,7 @@ def complete(work: Work, unit: Unit, prepared: Prepared, encoder: Encoder) -> Re
     documents = prepared.documents
     outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
     document_R = _documents_of_rows(work, prepared)
-    vectors_RD = _gather(outcome, document_R, encoder.dim, work.dtype)
+    vectors_RD = _gather(work, outcome, document_R)
     _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
     embedded = np.array([row for row in range(documents.num_rows) if row not in outcome.failures], np.int64)
     lines = prepared.lines + _failed(unit, documents, outcome)
@@ -156,26 +167,26 @@ def _encode(work: Work, encoder: Encoder, prepared: Prepared, rows: Rows) -> np.
         tokens, windows = select(tokens, windows, rows)
     vectors_WD = encoder.encode_windows(tokens, windows) if work.long == "late" else encoder.encode_tokens(tokens)
     assert vectors_WD.shape == (len(windows), encoder.dim), "one vector a window"
-    if work.long != "mean":
-        return vectors_WD
-    return _means(vectors_WD, windows, normalize=work.fingerprint.normalize)
+    if work.long == "mean":
+        vectors_WD = _means(vectors_WD, windows)
+    elif work.dimensions is None and not work.normalize:
+        return vectors_WD  # to the bit as the encoder gives them
+    return shortened(vectors_WD, work.dimensions, normalize=work.unit_length)
 
 
-def _means(vectors_WD: np.ndarray, windows: Windows, *, normalize: bool) -> np.ndarray:
-    """The mean of each text's windows, weighted by their tokens; at length 1 again if asked."""
+def _means(vectors_WD: np.ndarray, windows: Windows) -> np.ndarray:
+    """The mean of each text's windows, weighted by their tokens."""
     first_N = np.flatnonzero(windows.number() == 0)
     weights_W1 = windows.lengths[:, None].astype(np.float64)
     sums_ND = np.add.reduceat(vectors_WD * weights_W1, first_N) if len(first_N) else np.zeros_like(vectors_WD)
     means_ND: np.ndarray = sums_ND / np.add.reduceat(weights_W1, first_N) if len(first_N) else sums_ND
-    if normalize:
-        lengths_N1 = np.linalg.norm(means_ND, axis=1, keepdims=True)
-        means_ND = np.divide(means_ND, lengths_N1, out=np.zeros_like(means_ND), where=lengths_N1 > 0)
     return means_ND.astype(np.float32)
 
 
-def _gather(outcome: Outcome[np.ndarray], document_R: Rows, dim: int, dtype: VectorType) -> np.ndarray:
-    """The vectors in the order of the rows, in the type in which they are stored; rows that failed are zero."""
-    vectors_RD = np.zeros((len(document_R), dim), dtype)
+def _gather(work: Work, outcome: Outcome[np.ndarray], document_R: Rows) -> np.ndarray:
+    """The vectors in the order of the rows; as float16 if they are stored so. Rows that failed are zero."""
+    dtype = np.float16 if work.dtype == "float16" else np.float32
+    vectors_RD = np.zeros((len(document_R), work.dimensions or work.fingerprint.dim), dtype)
     with np.errstate(over="ignore"):  # what does not fit the type turns infinite, and is found below
         for documents, piece in outcome.pieces:
             vectors_RD[_rows_of(document_R, documents)] = piece
@@ -226,38 +237,35 @@ def _without_repeats(unit: Unit, documents: pa.Table, embedded: Rows) -> tuple[R
 
 def _part(work: Work, prepared: Prepared, document_R: Rows, vectors_RD: np.ndarray, kept: Rows) -> pa.Table:
     """The kept rows as a part: id, title, text, payload, the window's columns, embedding, n_tokens, truncated."""
-    documents = prepared.documents.take(document_R[kept])
-    if work.by_window:
-        documents = _of_windows(documents, prepared.windows, kept)
+    documents = prepared.documents
+    documents = _of_windows(documents, prepared.windows, kept) if work.by_window else documents.take(document_R[kept])
     dropped = {POSITION} if work.keep_text else {POSITION, schema.TEXT}
     fields = [field for field in documents.schema if field.name not in dropped]
     columns = [documents[field.name] for field in fields]
-    vectors_KD = np.ascontiguousarray(vectors_RD[kept])
-    embedding = schema.embedding_field(vectors_KD.shape[1], work.dtype)
+    stored = to_columns(vectors_RD[kept], work.dtype)
     n_tokens_R, truncated_R = _token_facts(work, prepared)
     columns += [
-        pa.FixedSizeListArray.from_arrays(pa.array(vectors_KD.ravel(), embedding.type.value_type), type=embedding.type),
+        *stored.values(),
         pa.array(n_tokens_R[kept].astype(np.int32)),
         pa.array(truncated_R[kept]),
     ]
-    fields += [embedding, pa.field(schema.N_TOKENS, pa.int32()), pa.field(schema.TRUNCATED, pa.bool_())]
+    fields += [*stored, pa.field(schema.N_TOKENS, pa.int32()), pa.field(schema.TRUNCATED, pa.bool_())]
     return pa.table(columns, schema=pa.schema(fields)).combine_chunks()
 
 
 def _of_windows(documents: pa.Table, windows: Windows, kept: Rows) -> pa.Table:
-    """The rows with their windows' ids and texts in place of the documents', and what says where they are from."""
-    numbers, start, end = windows.number()[kept], windows.char_start[kept], windows.char_end[kept]
-    parents = documents[schema.ID]
+    """The kept windows as rows: with ids and texts of their own, and what says where they are from."""
+    of_row, numbers = windows.text[kept], windows.number()[kept]
+    start, end = windows.char_start[kept], windows.char_end[kept]
+    texts = documents[schema.TEXT].to_pylist()  # not taken row by row: a long text would stand there for each window
+    passages = [texts[document][a:b] for document, a, b in zip(of_row, start, end, strict=True)]
+    rows = documents.drop_columns([schema.TEXT]).take(of_row)
+    parents = rows[schema.ID]
     ids = schema.window_ids(parents.to_pylist(), numbers.tolist())
-    texts = [text[a:b] for text, a, b in zip(documents[schema.TEXT].to_pylist(), start, end, strict=True)]
-    replaced = {schema.ID: pa.array(ids, pa.string()), schema.TEXT: pa.array(texts, pa.string())}
-    for name, values in replaced.items():
-        place = documents.schema.get_field_index(name)
-        documents = documents.set_column(place, documents.schema.field(name), values)
-    for field, values in zip(schema.WINDOW_FIELDS, (parents, numbers, start, end), strict=True):
-        array = values if field.name == schema.PARENT_ID else pa.array(values.astype(field.type.to_pandas_dtype()))
-        documents = documents.append_column(field, array)
-    return documents
+    own = {schema.ID: pa.array(ids, pa.string()), schema.TEXT: pa.array(passages, pa.string())}
+    columns = [own[name] if name in own else rows[name] for name in documents.schema.names]
+    places = [parents, pa.array(numbers.astype(np.int32)), pa.array(start), pa.array(end)]
+    return pa.table([*columns, *places], schema=pa.schema([*documents.schema, *schema.WINDOW_FIELDS]))
 
 
 def _token_facts(work: Work, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:

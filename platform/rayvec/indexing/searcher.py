@@ -104,10 +104,11 @@ class Index:
         return self._documents.read(rows, columns)
 
     def prepared(self, vectors_QD: npt.ArrayLike) -> Vectors:
-        """The queries as the shards want them: checked, normalised, projected."""
+        """The queries as the shards want them: checked, cut as the documents' vectors were, normalised, projected."""
         queries = np.asarray(vectors_QD, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
+        if queries.ndim != 2 or queries.shape[1] not in (self.dim, self.fingerprint.dim):
             raise UserError(f"query vectors have shape {list(queries.shape)}; this index takes [queries, {self.dim}]")
+        queries = queries[:, : self.dim]  # documents whose vectors were cut are compared in what was kept
         if not np.isfinite(queries).all():
             raise UserError("a query vector is not finite (NaN or infinity); encode the query again")
         if not queries.any(axis=1).all():

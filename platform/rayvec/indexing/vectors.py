@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvec import storage
+from rayvec.data.vector_types import to_floats
 from rayvec.errors import VerificationError
-from rayvec.schema import EMBEDDING
+from rayvec.schema import EMBEDDING, SCALE_FIELD
 
 Vectors = npt.NDArray[np.float32]
 BATCH_ROWS = 8192
@@ -78,14 +79,16 @@ def slices(parts: Sequence[Part], start: int, stop: int) -> list[Slice]:
 
 
 def read_slice(piece: Slice, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a slice in batches; row groups outside it are not read."""
+    """The rows of a slice in batches, with those of the columns that are there; row groups outside it are not read."""
     with _open(piece.part.uri) as file:
+        there = set(file.schema_arrow.names)
+        columns = [name for name in columns if name in there]
         start = 0
         for group in range(file.metadata.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             if start < piece.stop and piece.start < stop:
                 low, high = max(piece.start, start) - start, min(piece.stop, stop) - start
-                yield from _within(file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)), low, high)
+                yield from _within(file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns), low, high)
             start = stop
 
 
@@ -111,8 +114,9 @@ def read_vectors(pieces: Sequence[Slice], dim: int, *, normalize: bool) -> Itera
     Raises VerificationError when one is of another dimension, not finite, or, where they are normalised, zero.
     """
     for piece in pieces:
-        for batch in read_slice(piece, [EMBEDDING]):
-            vectors = as_array(batch.column(EMBEDDING))
+        for batch in read_slice(piece, [EMBEDDING, SCALE_FIELD.name]):
+            scales = batch.column(SCALE_FIELD.name) if SCALE_FIELD.name in batch.schema.names else None
+            vectors = as_array(batch.column(EMBEDDING), scales)
             if vectors.shape[1] != dim:
                 raise VerificationError(f"{piece.part.uri} holds vectors of {vectors.shape[1]} dimensions, not {dim}")
             if not np.isfinite(vectors).all():
@@ -126,12 +130,11 @@ def read_vectors(pieces: Sequence[Slice], dim: int, *, normalize: bool) -> Itera
             yield vectors
 
 
-def as_array(column: pa.Array) -> Vectors:
-    """A FixedSizeList column as float32 [N, D]; float32 values are not copied."""
+def as_array(column: pa.Array, scales: pa.Array | None = None) -> Vectors:
+    """A column of vectors, stored in any type, as float32 [N, D]; float32 values are not copied."""
     if not pa.types.is_fixed_size_list(column.type):
-        raise VerificationError(f"column {EMBEDDING!r} is {column.type}, not a fixed-size list of floats; embed again")
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.float32).reshape(len(column), column.type.list_size)
+        raise VerificationError(f"column {EMBEDDING!r} is {column.type}, not a fixed-size list of numbers; embed again")
+    return to_floats(column, scales)
 
 
 def unit(vectors_ND: Vectors) -> Vectors:

@@ -46,6 +46,9 @@ class Tokenizing(Protocol):
     def instructions(self) -> Mapping[str, str]:
         """The encoder's instructions by name; "query" is what search puts before a query. May be empty."""
 
+    def reading(self, max_length: int) -> Tokenizing:
+        """The CPU side that reads so many tokens of a text. Raises UserError for more than the model has positions."""
+
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Token ids and pooled spans, one row a text, cut to `max_length` tokens."""
 
@@ -87,6 +90,10 @@ class TokenizerOnly:
     def instructions(self) -> Mapping[str, str]:
         """The encoder's instructions by name."""
         return self.folder.manifest.prompts.instructions
+
+    def reading(self, max_length: int) -> TokenizerOnly:
+        """The CPU side that reads so many tokens of a text. Raises UserError for more than the model has positions."""
+        return TokenizerOnly(self.folder.reading(max_length))
 
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Token ids and pooled spans; see TextTokenizer."""

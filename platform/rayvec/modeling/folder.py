@@ -35,6 +35,13 @@ class EncoderFolder:
         tokenizer = TextTokenizer(self.tokenizer.tokenizer, new.prompts, new.max_length)
         return replace(self, manifest=new, tokenizer=tokenizer)
 
+    def reading(self, max_length: int) -> EncoderFolder:
+        """The same encoder with another max_length. Raises UserError for more than the model has positions."""
+        from transformers import AutoConfig
+
+        _check_length(max_length, AutoConfig.from_pretrained(str(self.weights)))
+        return self.with_settings(max_length=max_length)
+
     @property
     def fingerprint(self) -> Fingerprint:
         """The encoder's fingerprint."""
@@ -84,12 +91,10 @@ def open_model(
     from rayvec.modeling.backbone import read_config
 
     weights = references.resolve(reference)
-    config = read_config(weights).get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    config = read_config(weights)
     prompts = prompts or _usual_prompts(str(reference), settings.get("pooling", "mean"))
-    length = max_length or min(DEFAULT_MAX_LENGTH, int(longest))
-    if length > int(longest):
-        raise UserError(f"max_length {length} is more than the model's {longest} positions; lower it")
+    length = max_length or min(DEFAULT_MAX_LENGTH, _positions(config))
+    _check_length(length, config)
     reader = TextTokenizer.load(tokenizer or weights, prompts, length)
     paths = tuple(references.resolve(folder) for folder in adapter_folders)
     base_sha256 = references.weights_sha256(weights)
@@ -100,12 +105,22 @@ def open_model(
             "adapters": adapters.read_records(paths, base_sha256, where=str(reference), stages=stages),
             "prompts": prompts,
             "max_length": length,
-            "dim": int(config.hidden_size),
+            "dim": int(config.get_text_config().hidden_size),
             "tokenizer": reader.digest,
             **settings,
         }
     )
     return EncoderFolder(record, weights, paths, reader)
+
+
+def _positions(config: Any) -> int:
+    """How many tokens a model of this transformers configuration can read."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or DEFAULT_MAX_LENGTH)
+
+
+def _check_length(max_length: int, config: Any) -> None:
+    if max_length > _positions(config):
+        raise UserError(f"max_length {max_length} is more than the model's {_positions(config)} positions; lower it")
 
 
 def _usual_prompts(name: str, pooling: str) -> Prompts:

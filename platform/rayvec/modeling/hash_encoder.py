@@ -86,6 +86,10 @@ class HashEncoder:
         """None: an instruction would change nothing."""
         return {}
 
+    def reading(self, max_length: int) -> HashEncoder:
+        """The same encoder, reading so many words of a text."""
+        return HashEncoder(self.dim, max_length)
+
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Hashed words; the instruction's come first and are not pooled. Cut to `max_length` at the text's end."""
         prefix = [BEGIN, *self._words(instruction or "")]

@@ -185,3 +185,10 @@ def test_a_window_under_another_name_is_found(tmp_path: Path) -> None:
     renamed = table.set_column(0, "id", pa.array(["d0#0", "d0#1", "d0#3", "d1#0"]))
     dataset = EmbeddingsDataset.open(str(tmp_path))
     assert "ids of windows are not their documents'" in next(dataset._row_faults(dataset.parts[0], renamed))
+
+
+def test_a_text_is_not_copied_for_each_of_its_windows(tmp_path: Path) -> None:
+    text = "word " * 40_000  # 200 kB, and 20,000 windows: 4 GB, were the text beside each of them
+    record, table, _ = embed_one(tmp_path, [("b", text)], window_tokens=2, overlap_tokens=0)
+    assert record.rows == 20_000
+    assert "".join(table["text"].to_pylist()) == text

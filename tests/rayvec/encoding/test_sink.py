@@ -12,6 +12,7 @@ import pytest
 
 from rayvec import schema
 from rayvec.data.embeddings import read_part
+from rayvec.data.vector_types import to_columns
 from rayvec.encoding.sink import Record, Sink, part_bytes
 from rayvec.errors import StorageError, VerificationError
 
@@ -28,6 +29,19 @@ def part(rows: int, seed: int = 0, dtype: schema.VectorType = "float16") -> pa.T
     return pa.table(columns).cast(
         pa.schema([("id", pa.string()), field, ("n_tokens", pa.int32()), ("truncated", pa.bool_())])
     )
+
+
+def test_vectors_of_bytes_take_a_byte_a_number() -> None:
+    vectors = np.random.default_rng(0).standard_normal((1000, 256))
+    others = {name: part(1000)[name] for name in ("id", "n_tokens", "truncated")}
+    sizes = {}
+    for dtype in ("float16", "int8", "binary"):
+        columns = to_columns(vectors, dtype)  # type: ignore[arg-type]
+        fields = [pa.field(name, column.type) for name, column in others.items()]
+        table = pa.Table.from_arrays([*others.values(), *columns.values()], schema=pa.schema([*fields, *columns]))
+        sizes[dtype] = len(part_bytes(table))
+    assert sizes["int8"] < 1.1 * 256 * 1000 < 0.6 * sizes["float16"]
+    assert sizes["binary"] < 0.2 * sizes["int8"]
 
 
 def line(position: int, reason: str = "empty_text") -> dict[str, object]:

@@ -86,6 +86,38 @@ def test_vectors_are_stored_in_the_type_asked_for(tmp_path: Path) -> None:
     assert table.schema.field("embedding").type == pa.list_(pa.field("item", pa.float16(), nullable=False), 16)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_small_vectors_are_read_as_floats_again_and_verify(tmp_path: Path, dtype: Any) -> None:
+    pairs = documents(40)
+    _, table, _ = embed_one(tmp_path, pairs, dtype=dtype)
+    whole_ND = HashEncoder(dim=16).encode([text for _, text in pairs])
+    found_ND = vectors(table)
+    if dtype == "int8":
+        assert np.abs(found_ND - whole_ND).max() < 1 / 127
+    else:
+        np.testing.assert_array_equal(found_ND, np.where(whole_ND > 0, 0.25, -0.25))
+    assert found_ND.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found_ND, axis=1), 1, atol=1e-6)
+
+
+def test_the_first_dimensions_are_kept_at_length_one(tmp_path: Path) -> None:
+    pairs = documents(5)
+    _, table, _ = embed_one(tmp_path, pairs, dimensions=4)
+    first_ND = HashEncoder(dim=16).encode([text for _, text in pairs])[:, :4]
+    expected = first_ND / np.linalg.norm(first_ND, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors(table), expected, atol=1e-6)
+
+
+def test_a_vector_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    pairs = documents(40)
+    whole_ND = HashEncoder(dim=16).encode([text for _, text in pairs])
+    empty = np.flatnonzero(~whole_ND[:, :1].any(axis=1))
+    assert len(empty)
+    record, _, lines = embed_one(tmp_path, pairs, dimensions=1)
+    assert [line["position"] for line in lines] == empty.tolist()
+    assert record.reasons == {"nonfinite": len(empty)}
+
+
 def test_the_text_is_left_out_when_it_is_not_kept(tmp_path: Path) -> None:
     _, table, _ = embed_one(tmp_path, documents(5), keep_text=False)
     assert table.schema.names == ["id", "title", "embedding", "n_tokens", "truncated"]

@@ -15,7 +15,7 @@ from rayvec.errors import UserError, VerificationError
 from rayvec.indexing import versions
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.vectors import unit
-from tests.artifacts import random_vectors, texts_for, write_index
+from tests.artifacts import fingerprint, random_vectors, texts_for, write_index
 
 COUNT, DIM = 600, 32
 VECTORS = random_vectors(COUNT, DIM)
@@ -103,6 +103,17 @@ def test_the_projection_is_applied_to_queries(tmp_path: Path) -> None:
     index = Index.open(tmp_path, threads=1)
     assert (index.dim, index.manifest["dim_index"]) == (DIM, 12)
     assert index.dense(VECTORS[:50], k=1).rows[:, 0].tolist() == list(range(50))
+
+
+def test_queries_are_cut_as_the_documents_were(tmp_path: Path) -> None:
+    write_index(tmp_path, unit(VECTORS[:, :12]), texts_for(COUNT), made_by=fingerprint(DIM))
+    index = Index.open(tmp_path, threads=1)
+    whole, cut = (index.dense(queries, k=3) for queries in (VECTORS[:50], VECTORS[:50, :12]))
+    assert whole.rows.tolist() == cut.rows.tolist()
+    assert whole.rows[:, 0].tolist() == list(range(50))
+    np.testing.assert_allclose(whole.scores[:, 0], 1, atol=1e-5)
+    with pytest.raises(UserError, match="takes \\[queries, 12\\]"):
+        index.dense(VECTORS[:1, :13], k=1)
 
 
 def test_lexical_search_is_over_the_same_rows(index: Index) -> None:

@@ -84,3 +84,12 @@ def test_zero_vectors_are_refused_where_they_would_be_normalised(tmp_path: Path)
     with pytest.raises(VerificationError, match="zero vectors"):
         list(read_vectors(zeros, DIM, normalize=True))
     assert len(next(read_vectors(zeros, DIM, normalize=False))) == 20
+
+
+@pytest.mark.parametrize(("dtype", "floor"), [("float16", 0.9999), ("int8", 0.999), ("binary", 0.5)])
+def test_vectors_of_any_type_are_read_as_floats_of_the_same_direction(tmp_path: Path, dtype: str, floor: float) -> None:
+    dataset = EmbeddingsDataset.open(str(write_embeddings(tmp_path, VECTORS, texts_for(COUNT), dtype=dtype)))
+    stored = read(parts_of(dataset.part_uris, dataset.parts), 0, COUNT)
+    assert stored.dtype == np.float32
+    cosines = (stored * VECTORS).sum(axis=1) / np.linalg.norm(stored, axis=1)
+    assert floor < cosines.min() < 1

@@ -233,3 +233,12 @@ def test_more_tokens_than_the_model_has_positions_are_the_users_mistake(llama: P
 def test_half_precision_stays_near(llama: Path, encoder: TextEncoder) -> None:
     half = TextEncoder.load(llama, dtype="bfloat16").encode(SENTENCES)
     assert (half * encoder.encode(SENTENCES)).sum(1).min() > 0.99
+
+
+def test_more_or_less_of_a_text_is_read_by_the_same_encoder(saved: Path) -> None:
+    alone = load_tokenizer_only(str(saved))
+    shorter = alone.reading(10)
+    assert (shorter.max_length, shorter.tokenize(TEXTS).lengths.max()) == (10, 10)
+    assert alone.max_length == 512 and alone.tokenize(["a " * 600]).lengths.tolist() == [512]
+    with pytest.raises(UserError, match="max_length 513 is more than the model's 512 positions"):
+        alone.reading(513)
