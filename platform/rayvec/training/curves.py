@@ -18,6 +18,7 @@ from rayvec.training.trackers import TrackerName, open_trackers
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
 LOG = logging.getLogger("rayvec.training")
 Line = dict[str, float]
@@ -90,7 +91,10 @@ def first_values(metrics: Sequence[Line]) -> Line:
     >>> first_values([{"step": 0, "eval/sts/spearman": 0.1}, {"step": 5, "loss": 3.0}, {"step": 9, "loss": 2.0}])
     {'eval/sts/spearman': 0.1, 'loss': 3.0}
     """
-    return last_values(metrics[::-1])
+    values: Line = {}
+    for line in metrics:
+        values = values | {name: value for name, value in line.items() if name != "step" and name not in values}
+    return values
 
 
 def last_values(metrics: Sequence[Line]) -> Line:
@@ -123,6 +127,10 @@ STYLES = {
 }
 #: So many points and more are drawn faint, below their moving mean.
 MANY = 40
+#: More evaluation sets than this have their legend beside the panel.
+FEW = 6
+#: There are ten colours; the next ten curves differ by their dashes.
+DASHES = ("-", "--", ":")
 #: Positive values that span so many times their least are drawn on a logarithmic scale.
 WIDE = 100.0
 
@@ -159,53 +167,75 @@ def panels(metrics: Sequence[Line]) -> list[Panel]:
 
 def draw(metrics: Sequence[Line], path: Path, title: str) -> None:
     """The curves of a run as one PNG, a panel a metric; nothing where there are no metrics."""
+    if panels(metrics):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure(metrics, title).savefig(path, dpi=110)
+
+
+def figure(metrics: Sequence[Line], title: str) -> Figure:
+    """The curves of a run, of which there is at least one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = panels(metrics)
-    if not shown:
-        return
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.4 * columns, 3.0 * rows + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    result = Figure(figsize=(4.4 * columns, 3.0 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(result)
     last = max(line["step"] for line in metrics)
     for place, panel in enumerate(shown):
-        _draw_panel(figure.add_subplot(rows, columns, place + 1), panel, last)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+        _draw_panel(result.add_subplot(rows, columns, place + 1), panel, last)
+    result.suptitle(title, fontsize=11, parse_math=False)
+    return result
 
 
 def _draw_panel(axes: Any, panel: Panel, last: float) -> None:
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
+    if log := _spans_widely(panel):
+        axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     for number, (name, points) in enumerate(panel.curves.items()):
         steps, values = (np.asarray(row, np.float64) for row in zip(*points, strict=True))
-        _draw_curve(axes, panel, steps, values, label=name, color=f"C{number % 10}")
-    every = [value for points in panel.curves.values() for _, value in points]
-    if not panel.evaluation and min(every) > 0 and max(every) >= WIDE * min(every) and panel.style.noisy:
-        axes.set_yscale("log")
+        look = {"color": f"C{number % 10}", "linestyle": DASHES[number // 10 % len(DASHES)]}
+        if panel.evaluation or len(values) < 2:
+            axes.plot(steps, values, marker="o", markersize=4, linewidth=1.2, label=name, **look)
+        elif panel.style.noisy and len(values) >= MANY:
+            axes.plot(steps, values, linewidth=0.8, alpha=0.3, **look)
+            axes.plot(*trend(steps, values, log=log), linewidth=1.8, **look)
+        else:
+            axes.plot(steps, values, linewidth=1.4, **look)
     axes.set_title(panel.style.title, fontsize=10, parse_math=False)
     axes.set_xlabel("step", fontsize=8)
     axes.set_ylabel(panel.style.unit, fontsize=8)
-    axes.set_xlim(0, last * 1.02 or 1)
+    axes.set_xlim(-0.02 * last, 1.02 * last or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     if panel.evaluation:
-        axes.legend(fontsize=7, ncols=1 + len(panel.curves) // 8)
+        # Of many sets, beside the panel: inside it would hide what it names.
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "ncols": 1 + (len(panel.curves) - 1) // 16}
+        axes.legend(fontsize=7, **(beside if len(panel.curves) > FEW else {}))
 
 
-def _draw_curve(axes: Any, panel: Panel, steps: np.ndarray, values: np.ndarray, *, label: str, color: str) -> None:
-    if panel.evaluation or len(values) < 2:
-        axes.plot(steps, values, marker="o", markersize=4, linewidth=1.2, label=label, color=color)
-    elif panel.style.noisy and len(values) >= MANY:
-        axes.plot(steps, values, linewidth=0.8, alpha=0.3, color=color)
-        axes.plot(steps, moving_mean(values, len(values) // 10), linewidth=1.8, color=color)
-    else:
-        axes.plot(steps, values, linewidth=1.4, color=color)
+def _spans_widely(panel: Panel) -> bool:
+    values = [value for points in panel.curves.values() for _, value in points]
+    return panel.style.noisy and not panel.evaluation and min(values) > 0 and max(values) >= WIDE * min(values)
+
+
+def trend(steps: np.ndarray, values: np.ndarray, *, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The moving mean over a tenth of the points, and its steps; of logarithms where they are drawn so.
+
+    Ends are left out where the mean would be of so few that it is noise again.
+    """
+    import numpy as np
+
+    window = len(values) // 10
+    inner = slice(window // 4, len(values) - window // 4)
+    means = np.exp(moving_mean(np.log(values), window)) if log else moving_mean(values, window)
+    return steps[inner], means[inner]
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
