@@ -51,6 +51,8 @@ METRICS = {
     "alignment": "align",
     "uniformity": "unif",
 }
+#: Those in which the order is looked at; higher is better.
+COMPARED = ("ndcg@10", "recall@100", "stsb")
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def ordered(
     """
     a, b = (np.mean([row["per_query"] for row in found[name]], axis=0) for name in (higher, lower))
     result: dict[str, Any] = {"higher": higher, "lower": lower, "p_value": compare(a, b).p_value}
-    for metric in ("ndcg@10", "stsb"):
+    for metric in COMPARED:
         if metric in systems[higher]:
             pairs = zip(systems[higher][metric]["seeds"], systems[lower][metric]["seeds"], strict=True)
             differences = [high - low for high, low in pairs]
@@ -238,7 +240,7 @@ def shown(value: dict[str, Any]) -> str:
 
 def order_table(result: dict[str, Any]) -> str:
     """What should be above what: the mean difference, in how many seeds it is so, and nDCG's p-value over queries."""
-    metrics = [metric for metric in ("ndcg@10", "stsb") if metric in result["order"][0]]
+    metrics = [metric for metric in COMPARED if metric in result["order"][0]]
     header = ["expected", *(cell for metric in metrics for cell in (METRICS[metric], "seeds")), "p (nDCG@10)"]
     rows = [
         [
