@@ -113,6 +113,7 @@ def test_names_in_letters_that_all_take() -> None:
     assert plain("a-b.c_d/é%") == "a-b.c_d/__"
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow 3.17's use of SQLAlchemy 2.1
 def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
