@@ -123,6 +123,15 @@ def test_status_4_another_writer(corpus: Path, output: Path) -> None:
     assert f"process {os.getpid()}" in err
 
 
+def test_status_5_a_store_that_is_away(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**environment, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = run("--recipe", "hash.embed", f"--set=source.path={corpus}", "--set=output=s3://bucket/out")
+    assert status == 5
+    assert err.startswith("error: s3://bucket/out: the store cannot be reached") and err.count("\n") == 1
+
+
 def test_status_6_more_quarantined_than_allowed(corpus: Path, output: Path) -> None:
     status, _, err = run(*settings(corpus, output), "--set", "max_quarantine=0")
     assert status == 6
