@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines._ray import ray_session
 from pipelines.report import Report
@@ -23,6 +24,8 @@ from rayvec.schema import Long, VectorType
 
 if TYPE_CHECKING:
     from rayvec.data.sources import Source
+    from rayvec.encoding.lease import Guard
+    from rayvec.encoding.limit import QuarantineLimit
     from rayvec.encoding.shards import Plan
     from rayvec.encoding.sink import Record
     from rayvec.encoding.stages import Pool
@@ -61,13 +64,16 @@ class EmbedConfig(Config):
     unit_rows: PositiveInt = 4096
     #: Of records with the same id the first is kept and the others are recorded, or the run ends with an error.
     duplicates: Literal["first", "error"] = "first"
-    #: The share of the records that may be quarantined before a finished run ends with status 6.
+    #: The share of the records that may be quarantined. A run stops with status 6 as soon as it is certain to pass it;
+    #: what is committed stays, and the same run with a higher limit goes on from there.
     max_quarantine: float = Field(default=0.01, ge=0, le=1)
     #: Encoders at work at once; as many as the cluster has room for by default.
     actors: PositiveInt | None = None
     num_gpus: float = Field(default=0, ge=0)
     #: Of each encoder on a CPU.
     threads: PositiveInt | None = None
+    #: Where the output is a bucket: seconds after which a run that gives no sign of life no longer holds it.
+    lease_s: PositiveFloat = 60.0
 
     @model_validator(mode="after")
     def _windows_overlap_in_part(self) -> EmbedConfig:
@@ -80,10 +86,11 @@ def embed(config: EmbedConfig) -> Report:
     """Embed a corpus: each document exactly once, as one vector or one a window; restartable at any point.
 
     Raises UserError, MismatchError (another plan is there), ConcurrentWriterError, StorageError, or
-    QuarantineExceededError when all is done and published but too much was refused.
+    QuarantineExceededError: too much was refused, and the run was stopped, or is done and published.
     """
     from rayvec.encoding.lease import sole_writer
     from rayvec.encoding.shards import check_output
+    from rayvec.encoding.sweep import sweep
 
     for key in ("encoder", "output"):
         if not getattr(config, key):
@@ -91,9 +98,10 @@ def embed(config: EmbedConfig) -> Report:
     output = storage.absolute(config.output)
     started = time.monotonic()
     check_output(output)
-    with sole_writer(output):
-        report = _run(config, output, started)
-    storage.write_json(storage.join(output, "report.json"), report)
+    with sole_writer(output, config.lease_s) as guard:
+        sweep(output, config.lease_s)
+        report = _run(config, output, started, guard)
+        storage.write_json(storage.join(output, "report.json"), report)
     _check_quarantine(config, report)
     return report
 
@@ -141,33 +149,59 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
     return agree(output, plan), work
 
 
-def _run(config: EmbedConfig, output: str, started: float) -> Report:
+def _run(config: EmbedConfig, output: str, started: float, guard: Guard) -> Report:
     from rayvec.encoding.publish import manifest, publish, settle_duplicates
 
     plan, work = plan_and_work(config, output)
     storage.write_bytes(storage.join(output, "config.yaml"), config.to_yaml().encode())
-    records, resumed = _work_through(config, work, plan)
+    records, resumed = _work_through(config, work, plan, guard)
+    guard.check()
     settled = settle_duplicates(work.sink, plan.units, records)
     _check_duplicates(config, settled)
+    guard.check()
     version, sha256 = publish(work.sink, manifest(plan, settled, work.sink, config.encoder))
     return _report(config, output, plan, settled, resumed, version, sha256, time.monotonic() - started)
 
 
-def _work_through(config: EmbedConfig, work: Work, plan: Plan) -> tuple[list[Record], int]:
+def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> tuple[list[Record], int]:
     """All records in the order of the units, and how many units were done before."""
+    from rayvec.encoding.limit import QuarantineLimit
     from rayvec.encoding.progress import Progress
     from rayvec.encoding.stages import run_units
 
     done = work.sink.committed([unit.name for unit in plan.units])
     pending = [unit for unit in plan.units if unit.name not in done]
     resumed = len(done)
+    limit = QuarantineLimit.of(config.max_quarantine, plan.units, done)
     if pending:
+        _check_limit(config, limit, work.output)
         progress = Progress(sum(unit.rows_estimate for unit in pending))
-        with ray_session(), contextlib.closing(progress):
-            for record in run_units(work, pending, _pool(config)):
+        with (
+            ray_session(),
+            contextlib.closing(progress),
+            contextlib.closing(run_units(work, pending, _pool(config))) as records,
+        ):
+            for record in records:
+                guard.check()
                 done[record.unit] = record
                 progress.add(record)
+                limit.add(record)
+                _check_limit(config, limit, work.output)
     return [done[unit.name] for unit in plan.units], resumed
+
+
+def _check_limit(config: EmbedConfig, limit: QuarantineLimit, output: str) -> None:
+    """Stop a run that is certain to pass its limit; one whose units are all done is published first."""
+    if limit.planned and limit.is_passed:
+        raise QuarantineExceededError(
+            f"stopped with {len(limit.planned)} units to do: {limit.refused} of at most {limit.total} records are "
+            f"quarantined ({_told(limit.reasons)}), more than max_quarantine = {config.max_quarantine:g} allows; see "
+            f"{output}/quarantine, and go on with a higher --set max_quarantine=…"
+        )
+
+
+def _told(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
 
 
 def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
@@ -222,9 +256,9 @@ def _check_duplicates(config: EmbedConfig, records: list[Record]) -> None:
 def _check_quarantine(config: EmbedConfig, report: Report) -> None:
     refused, total = sum(report["quarantined"].values()), report["inputs"]
     if refused > config.max_quarantine * total:
-        reasons = ", ".join(f"{name} {count}" for name, count in report["quarantined"].items())
         raise QuarantineExceededError(
-            f"done and published, but {refused} of {total} records were quarantined ({reasons}), more than "
+            f"done and published, but {refused} of {total} records were quarantined "
+            f"({_told(report['quarantined'])}), more than "
             f"max_quarantine = {config.max_quarantine:g} allows; see {config.output}/quarantine"
         )
 

@@ -242,3 +242,19 @@ def test_a_text_encoder_takes_the_place_of_the_hash_encoder(ray_cluster: None, c
     expected = encoder.encode([f"{row['title']}\n{row['text']}" for row in GOOD], "Find it:")
     found = np.array([there[row["id"]]["embedding"] for row in GOOD], np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_that_is_certain_to_pass_its_limit_stops_and_can_go_on(ray_cluster: None, tmp_path: Path) -> None:
+    texts = [{"id": f"d{i}", "text": f"record {i}" if i >= 10 else ""} for i in range(400)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps(row) for row in texts))
+    run = config(tmp_path / "corpus.jsonl", tmp_path / "out", unit_rows=10, max_quarantine=0.01)
+    run = run.updated({"source": {"payload": []}})
+    with pytest.raises(QuarantineExceededError, match=r"stopped with \d+ units to do: 10 of at most .*empty_text 10"):
+        embed(run)
+    committed = len(list((tmp_path / "out" / "units").iterdir()))
+    assert committed > 0 and not (tmp_path / "out" / "CURRENT").exists()
+    with pytest.raises(QuarantineExceededError, match="stopped with"):  # and is not begun again while that is so
+        embed(run)
+    report = embed(run.replace(max_quarantine=0.03))
+    assert (report["embedded"], report["quarantined"]) == (390, {"empty_text": 10})
+    assert report["units_resumed"] >= committed

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +144,11 @@ def check_chain(columns: Sequence[str], stages: Sequence[type[ReadUnit] | type[E
         there |= set(stage.adds)
 
 
-def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Iterator[Record]:
-    """Work through the units on the Ray cluster that is joined, and yield each record as it is committed."""
+def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Generator[Record]:
+    """Work through the units on the Ray cluster that is joined, and yield each record as it is committed.
+
+    Closed early, it leaves the units at work to be done again, or committed, as a kill would.
+    """
     check_chain([UNIT], [ReadUnit, EncodeUnit])
     try:
         for row in _dataset(work, units, pool).iter_rows():

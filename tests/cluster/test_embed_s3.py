@@ -1,0 +1,128 @@
+"""Embedding from a bucket to a bucket: a real S3 server, a driver that is killed, a second one, and who reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines._ray import worker_environment
+from pipelines.embed import EmbedConfig, embed, verify
+from pipelines.index import IndexConfig, index
+from rayvec import storage
+from rayvec.data.embeddings import EmbeddingsDataset
+from rayvec.encoding.lease import sole_writer
+from rayvec.errors import ConcurrentWriterError, MismatchError, VerificationError
+from tests.buckets import s3_server
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.usefixtures("bucket", "ray_cluster"),  # in this order: workers inherit where the server is
+    pytest.mark.filterwarnings(r"ignore::Warning:ray\."),
+]
+
+RECORDS = 60
+LEASE_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, s3_server(patch) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def corpus(bucket: str) -> list[bytes]:
+    """Three files; in the second a broken line, in the third the id of an earlier record."""
+    lines = [json.dumps({"id": f"d{i}", "text": f"record {i} of many " * (i % 5 + 1)}).encode() for i in range(RECORDS)]
+    files = [lines[:20], [*lines[20:40], b"{broken"], [*lines[40:], b'{"id": "d3", "text": "again"}']]
+    contents = [b"\n".join(file) + b"\n" for file in files]
+    for number, content in enumerate(contents):
+        storage.write_bytes(f"{bucket}/corpus/part-{number}.jsonl", content)
+    return contents
+
+
+def config(source: str, output: str, **values: Any) -> EmbedConfig:
+    settings: dict[str, Any] = {"source": {"path": source}, "output": output, "lease_s": LEASE_S}
+    return EmbedConfig.parse({"encoder": "hash", "unit_rows": 8, "max_quarantine": 0.05, **settings, **values})
+
+
+def rows(output: str) -> list[dict[str, Any]]:
+    return [row for table in EmbeddingsDataset.open(output).iter_tables() for row in table.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def done(ray_cluster: None, bucket: str, corpus: list[bytes]) -> tuple[EmbedConfig, dict[str, Any]]:
+    """A run from and to the bucket, killed before it publishes, and run again; and the report of that."""
+    run = config(f"{bucket}/corpus", f"{bucket}/out")
+    values = [f"--set={key}={value}" for key, value in {"lease_s": LEASE_S, "unit_rows": 8}.items()]
+    killed = subprocess.run(
+        [sys.executable, "-m", "jobs.embed", "--recipe", "hash.embed", f"--set=source.path={run.source.path}",
+         f"--set=output={run.output}", "--set=max_quarantine=0.05", *values],
+        env={**os.environ, **worker_environment(), "RAYVEC_FAULT": "before_manifest"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert killed.returncode == 137, killed.stderr
+    assert storage.list_names(f"{run.output}/manifests") == []
+    # Of what the killed run did, one unit is lost: it is done again.
+    storage.delete(f"{run.output}/units/{storage.list_names(f'{run.output}/units')[3]}")
+    return run, embed(run)
+
+
+Done = tuple[EmbedConfig, dict[str, Any]]
+
+
+def test_the_second_run_goes_on_where_the_first_was_killed(done: Done) -> None:
+    report = done[1]
+    assert (report["units_resumed"], report["units"]) == (report["units"] - 1, 9)
+    assert (report["embedded"], report["quarantined"], report["duplicates"]) == (RECORDS, {"invalid_json": 1}, 1)
+
+
+def test_it_ends_as_on_a_local_disk(done: Done, corpus: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for number, content in enumerate(corpus):
+        (tmp_path / "corpus" / f"part-{number}.jsonl").write_bytes(content)
+    embed(config(str(tmp_path / "corpus"), str(tmp_path / "out")))
+    assert rows(done[0].output) == rows(str(tmp_path / "out"))
+
+
+def test_files_and_patterns_in_a_bucket_are_sources(done: Done, bucket: str, tmp_path: Path) -> None:
+    assert embed(config(f"{bucket}/corpus/part-0.jsonl", str(tmp_path / "file")))["embedded"] == 20
+    assert embed(config(f"{bucket}/corpus/part-[02].jsonl", f"{bucket}/some"))["files"] == 2
+
+
+def test_it_verifies_and_a_damaged_part_is_found(done: Done) -> None:
+    output = done[0].output
+    assert verify(output)["rows"] == RECORDS
+    uri = EmbeddingsDataset.open(output).part_uris[2]
+    whole = storage.read_bytes(uri)
+    storage.write_bytes(uri, whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
+    try:
+        with pytest.raises(VerificationError, match=storage.name_of(uri)):
+            verify(output)
+    finally:
+        storage.write_bytes(uri, whole)
+
+
+def test_an_index_is_built_from_the_bucket(done: Done, tmp_path: Path) -> None:
+    report = index(IndexConfig.parse({"embeddings": done[0].output, "output": str(tmp_path / "index")}))
+    assert report["documents"] == RECORDS
+
+
+def test_a_run_beside_another_is_refused(done: Done) -> None:
+    with sole_writer(done[0].output, 12), pytest.raises(ConcurrentWriterError, match=f"process {os.getpid()} on"):
+        embed(done[0].replace(lease_s=12))
+
+
+def test_another_encoder_or_a_changed_input_is_refused(done: Done, bucket: str, corpus: list[bytes]) -> None:
+    with pytest.raises(MismatchError, match="dim"):
+        embed(done[0].replace(encoder="hash:32"))
+    storage.write_bytes(f"{bucket}/corpus/part-0.jsonl", corpus[0] + b"\n")
+    with pytest.raises(MismatchError, match=r"part-0.jsonl has \d+ bytes now"):
+        embed(done[0])
