@@ -29,7 +29,8 @@ command.params.append(
         is_eager=True,
         expose_value=False,
         callback=_verify,
-        help="Read everything that was embedded into DIR again and compare; status 7 when something is wrong.",
+        help="Read everything that was embedded into DIR again, encode a sample again, and compare; status 7 when "
+        "something is wrong.",
     )
 )
 

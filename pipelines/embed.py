@@ -107,10 +107,16 @@ def embed(config: EmbedConfig) -> Report:
 
 
 def verify(output: str) -> Report:
-    """Read everything of an embeddings folder again. Raises VerificationError (status 7) when something is wrong."""
-    from rayvec.data.embeddings import EmbeddingsDataset
+    """Read everything of an embeddings folder again, and encode a few of its documents again.
 
-    return EmbeddingsDataset.open(output).verify(full=True)
+    Raises VerificationError (status 7) when something is wrong, MismatchError when the encoder is another.
+    """
+    from rayvec.data.embeddings import EmbeddingsDataset
+    from rayvec.encoding.reencode import reencode
+    from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
+
+    dataset = EmbeddingsDataset.open(output)
+    return {**dataset.verify(full=True), **reencode(dataset, load_encoder, load_tokenizer_only)}
 
 
 def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
