@@ -255,7 +255,7 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.startswith("cuda") else torch.float32
     if name not in DTYPES:
-        raise UserError(f"unknown dtype {name!r}; known are auto, {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {name!r}; known are auto, {', '.join(DTYPES)}; encoders on a CPU have int8")
     return DTYPES[name]
 
 

@@ -142,8 +142,10 @@ class TextEncoder(TokenizerOnly):
     ) -> Self:
         """Load an encoder folder, "tiny", a plain transformers model, a URI or a Hugging Face id.
 
-        device: "auto" is a GPU when there is one. dtype: "auto" is bfloat16 on a GPU and float32 on a CPU. Raises
-        UserError, MismatchError or VerificationError (see `folder.open_encoder`), each naming the cure.
+        device: "auto" is a GPU when there is one. dtype: what is computed in (vectors are float32 whatever it is, and
+        the fingerprint stays): "auto" is bfloat16 on a GPU and float32 on a CPU; "int8", on a CPU alone, is faster and
+        gives vectors at a cosine of 0.995 or more to those of float32 (see `int8`). Raises UserError, MismatchError or
+        VerificationError (see `folder.open_encoder`), each naming the cure.
         """
         return cls._of(open_encoder(reference, base=base, verify=verify), device, dtype, token_budget)
 
@@ -199,16 +201,21 @@ class TextEncoder(TokenizerOnly):
     def _of(cls, folder: EncoderFolder, device: str, dtype: str, token_budget: int | None) -> Self:
         from rayvec.modeling import adapters
         from rayvec.modeling.backbone import Backbone, choose_device, choose_dtype
+        from rayvec.modeling.int8 import quantize
 
         place = choose_device(device)
+        if dtype == "int8" and place != "cpu":
+            raise UserError(f"dtype=int8 is for a CPU, and the device is {place}; use device=cpu, or leave dtype out")
         backbone = Backbone.load(
             folder.weights,
             attention=folder.manifest.attention,
             attention_window=folder.manifest.attention_window,
-            dtype=choose_dtype(dtype, place),
+            dtype=choose_dtype("float32" if dtype == "int8" else dtype, place),
             device=place,
         )
         adapters.load_merged(backbone, folder.adapters)
+        if dtype == "int8":
+            quantize(backbone, str(folder.weights))
         return cls(folder, backbone.eval(), token_budget)
 
     def save(self, path: str | Path, merged: bool = False) -> None:
@@ -218,7 +225,10 @@ class TextEncoder(TokenizerOnly):
         """
         if merged or self.folder.manifest.merged:
             from rayvec.modeling.export import export
+            from rayvec.modeling.int8 import Int8Linear
 
+            if any(isinstance(module, Int8Linear) for module in self.backbone.modules()):
+                raise UserError("dtype=int8: the weights to save were rounded at load; load it with dtype=float32")
             export(self, Path(path))
             return
         folder = self.folder
