@@ -11,7 +11,7 @@ export PYTHONPATH := platform:.
 export TOKENIZERS_PARALLELISM := false
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 
-.PHONY: help setup demo serve test check format clean
+.PHONY: help setup demo serve test nightly check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ serve: setup  ## serve the demo's index again
 
 test: setup  ## the whole suite without a GPU
 	@$(BIN)/python -m pytest -m "not gpu" tests platform/rayvec --doctest-modules
+
+nightly: setup  ## embed while workers, drivers and a node are killed, fifty times
+	@RAYVEC_KILLS=50 $(BIN)/python -m pytest -s tests/cluster/test_embed_chaos.py
 
 check: setup  ## format, lint, types, floors
 	@$(BIN)/ruff format --check .
