@@ -135,7 +135,9 @@ def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> 
     storage.write_bytes(saved, config.to_yaml().encode())
     folder.push("training/data", last="store.json")
     prepared = time.monotonic() - started
-    core = TrainingConfig.parse({name: getattr(config, name) for name in TrainingConfig.model_fields})
+    core = _wherever_it_runs(
+        TrainingConfig.parse({name: getattr(config, name) for name in TrainingConfig.model_fields})
+    )
     job = Job(
         core,
         folder.uri,
@@ -159,6 +161,16 @@ def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> 
     storage.write_json(storage.join(folder.uri, "report.json"), report)
     folder.clear("training/data")
     return report
+
+
+def _wherever_it_runs(config: TrainingConfig) -> TrainingConfig:
+    """The same with absolute paths: workers have folders of their own to run in."""
+    from rayvec.modeling import references
+
+    sets = [
+        one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one for one in config.evaluation
+    ]
+    return config.replace(start=config.start and references.canonical(config.start), evaluation=tuple(sets))
 
 
 def prepare(config: TrainingConfig, folder: Path) -> None:

@@ -207,8 +207,10 @@ def train(
             window = _Window()
             for hook in hooks:
                 hook.logged(progress)
+        before = time.monotonic()
         for hook in hooks:
             hook.stepped(step + 1)
+        window.started += time.monotonic() - before  # measuring and checkpoints are not what tokens/s is about
 
 
 def _require_finite(name: str, own: float, everybodys: float, step: int, parts: Sequence[Batch]) -> None:

@@ -65,7 +65,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = opening.folder / "tensorboard"
-        self.id, self.place = "", f"tensorboard --logdir {folder}"
+        self.id, self.place = "", f"TensorBoard: tensorboard --logdir {folder}"
         # TensorBoard hides what an earlier start logged at this step or later: the checkpoint's own step stays.
         self._writer = SummaryWriter(str(folder), purge_step=opening.start_step + 1)
         if opening.config and not opening.start_step:

@@ -97,6 +97,8 @@ class _Run:
     start_step: int
     saved_step: int
     tokens: int = 0
+    #: Seconds that went into evaluation.
+    measuring: float = 0.0
     latest: Metrics = field(default_factory=dict)
 
     @classmethod
@@ -172,8 +174,10 @@ class _Run:
         """Measure the encoder as it is; on every rank, since all encode."""
         if self.evaluator is None:
             return
+        before = time.monotonic()
         with evaluating(self.module) as encode:
             values = self.evaluator(encode)
+        self.measuring += time.monotonic() - before
         if self.log is not None:
             self.log.evaluated(step, values)
             self.job.folder.push("training/metrics.jsonl")
@@ -203,6 +207,7 @@ class _Run:
         """Numbers for the report."""
         parameters = list(self.module.parameters())
         steps = self.job.config.steps - self.start_step
+        training -= self.measuring
         return {
             "parameters": sum(p.numel() for p in parameters),
             "trainable": sum(p.numel() for p in parameters if p.requires_grad),
@@ -211,6 +216,7 @@ class _Run:
             **self.module.facts,
             "startup_seconds": round(startup, 3),
             "training_seconds": round(training, 3),
+            **({"evaluation_seconds": round(self.measuring, 3)} if self.measuring else {}),
             "seconds_per_step": round(training / steps, 4) if steps else 0.0,
             "tokens_per_second": round(self.tokens * world_size() / training, 1),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -125,12 +126,18 @@ def test_another_number_of_workers_is_refused_under_zero_3(inputs: Path, tmp_pat
         train(second)
 
 
-def test_the_encoder_is_measured_by_all_ranks_together(inputs: Path, tmp_path: Path) -> None:
+def test_the_encoder_is_measured_by_all_ranks_together(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sts.csv").write_text("".join(f"{text[:20]},{text[3:9]},{i}\n" for i, text in enumerate(SENTENCES[:5])))
     sets = (StsSet(name="sts", data=str(tmp_path / "sts.csv")),)
     common = {"evaluation": sets, "evaluate_every": 2}
     train(config(inputs, tmp_path / "one", **common))
-    train(config(inputs, tmp_path / "two", zero="zero3", workers=2, **common))
+    # As a person gives them: relative, to a folder that is not the workers'.
+    monkeypatch.chdir(tmp_path)
+    sets = (StsSet(name="sts", data="sts.csv"),)
+    base = os.path.relpath(inputs / "base", tmp_path)
+    train(config(inputs, Path("two"), start=base, zero="zero3", workers=2, evaluation=sets, evaluate_every=2))
     one, two = (
         [line for line in read_metrics(tmp_path / name / "training/metrics.jsonl") if "eval/sts/spearman" in line]
         for name in ("one", "two")
