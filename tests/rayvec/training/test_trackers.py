@@ -55,7 +55,7 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     trackers.close()
     assert scalars(tmp_path, "loss") == [(1, 2.5), (2, 1.5)]
     assert scalars(tmp_path, "eval/py_docs/ndcg_at_10") == [(1, 0.25)]
-    assert said == [f"tensorboard --logdir {tmp_path / 'tensorboard'}"]
+    assert said == [f"TensorBoard: tensorboard --logdir {tmp_path / 'tensorboard'}"]
     assert not (tmp_path / IDS).exists()  # its folder says which run it is
 
 
