@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rayvec import storage
-from rayvec.errors import ConcurrentWriterError, RayvecError, StorageError
+from rayvec.errors import ConcurrentWriterError, RayvecError, StorageError, UserError
 
 FILE = ".lock"
 FOLDER = ".lease"
@@ -150,6 +150,11 @@ def _claim(output: str, number: int) -> Lease:
     lease = Lease(output, number)
     if not storage.put_if_absent(lease.uri, lease.content()):
         raise ConcurrentWriterError(_refusal(output, _read(output, number)))
+    if storage.put_if_absent(lease.uri, b"{}\n"):  # some stores take such a write for any other
+        raise UserError(
+            f"the store of {output} overwrites what is to be written only if absent (If-None-Match), which keeps two "
+            "runs apart; choose a store that heeds it, or a folder"
+        )
     numbers = _numbers(output)
     if numbers[-1] != number:  # others came and went since we looked, and removed what was there
         storage.delete(lease.uri)

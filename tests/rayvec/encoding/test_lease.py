@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rayvec import storage
+from rayvec import object_stores, storage
 from rayvec.encoding import lease
 from rayvec.encoding.lease import Lease, sole_writer
-from rayvec.errors import ConcurrentWriterError, StorageError
+from rayvec.errors import ConcurrentWriterError, StorageError, UserError
 from tests.buckets import s3_server
 from tests.corpora import in_a_process
 
@@ -127,3 +127,18 @@ def test_a_lease_that_cannot_be_renewed_is_given_up() -> None:
 def test_in_a_missing_bucket_no_lease_is_to_be_had(bucket: str) -> None:
     with pytest.raises(StorageError, match="no such bucket"), sole_writer("s3://nowhere/out"):
         pass
+
+
+def test_a_store_that_ignores_conditions_is_refused(output: str) -> None:
+    """The server is one that knows no such header: it never sees it."""
+
+    def strip(params: dict[str, dict[str, str]], **_: object) -> None:
+        params["headers"].pop("If-None-Match", None)
+
+    client = object_stores._s3_client(object_stores.s3_endpoint())
+    client.meta.events.register("before-call.s3.PutObject", strip)
+    try:
+        with pytest.raises(UserError, match="overwrites what is to be written only if absent"), sole_writer(output):
+            pass
+    finally:
+        client.meta.events.unregister("before-call.s3.PutObject", strip)
