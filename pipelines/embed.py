@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines._ray import ray_session
-from pipelines.report import Report
+from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
@@ -28,8 +28,13 @@ if TYPE_CHECKING:
     from rayvec.encoding.limit import QuarantineLimit
     from rayvec.encoding.shards import Plan
     from rayvec.encoding.sink import Record
+    from rayvec.encoding.spent import Spent
     from rayvec.encoding.stages import Pool
     from rayvec.encoding.work import Work
+
+
+#: The histogram of lengths, beside report.json.
+LENGTHS = "lengths.png"
 
 
 class EmbedConfig(Config):
@@ -160,24 +165,32 @@ def _run(config: EmbedConfig, output: str, started: float, guard: Guard) -> Repo
 
     plan, work = plan_and_work(config, output)
     storage.write_bytes(storage.join(output, "config.yaml"), config.to_yaml().encode())
-    records, resumed = _work_through(config, work, plan, guard)
+    records, resumed, spent = _work_through(config, work, plan, guard)
     guard.check()
     settled = settle_duplicates(work.sink, plan.units, records)
     _check_duplicates(config, settled)
     guard.check()
     version, sha256 = publish(work.sink, manifest(plan, settled, work.sink, config.encoder))
-    return _report(config, output, plan, settled, resumed, version, sha256, time.monotonic() - started)
+    _draw_lengths(output, settled)
+    return {
+        **_report(config, plan, settled, resumed, version, sha256),
+        "seconds": round(time.monotonic() - started, 2),
+        "busy": spent.shares,
+        "padding": spent.padding,
+        **_where(config, output),
+    }
 
 
-def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> tuple[list[Record], int]:
-    """All records in the order of the units, and how many units were done before."""
+def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> tuple[list[Record], int, Spent]:
+    """All records in the order of the units, how many units were done before, and what the others took."""
     from rayvec.encoding.limit import QuarantineLimit
     from rayvec.encoding.progress import Progress
+    from rayvec.encoding.spent import Spent
     from rayvec.encoding.stages import run_units
 
     done = work.sink.committed([unit.name for unit in plan.units])
     pending = [unit for unit in plan.units if unit.name not in done]
-    resumed = len(done)
+    resumed, total = len(done), Spent()
     limit = QuarantineLimit.of(config.max_quarantine, plan.units, done)
     if pending:
         _check_limit(config, limit, work.output)
@@ -187,13 +200,22 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> 
             contextlib.closing(progress),
             contextlib.closing(run_units(work, pending, _pool(config))) as records,
         ):
-            for record in records:
+            for record, spent in records:
                 guard.check()
                 done[record.unit] = record
-                progress.add(record)
+                total.add(spent)
+                progress.add(record, spent)
                 limit.add(record)
                 _check_limit(config, limit, work.output)
-    return [done[unit.name] for unit in plan.units], resumed
+    return [done[unit.name] for unit in plan.units], resumed, total
+
+
+def _draw_lengths(output: str, records: list[Record]) -> None:
+    from rayvec.encoding.lengths import histogram
+    from rayvec.encoding.publish import totals
+
+    sums = totals(records)
+    storage.write_bytes(storage.join(output, LENGTHS), histogram(sums["lengths"], sums["lengths_truncated"]))
 
 
 def _check_limit(config: EmbedConfig, limit: QuarantineLimit, output: str) -> None:
@@ -271,18 +293,15 @@ def _check_quarantine(config: EmbedConfig, report: Report) -> None:
 
 def _report(
     config: EmbedConfig,
-    output: str,
     plan: Plan,
     records: list[Record],
     resumed: int,
     version: int,
     sha256: str,
-    seconds: float,
 ) -> Report:
     from rayvec.encoding.publish import totals
 
     sums = totals(records)
-    family = "hash" if config.encoder.partition(":")[0] == "hash" else "tiny"
     return {
         "inputs": sums["records"],
         "embedded": sums["documents"],
@@ -295,11 +314,18 @@ def _report(
         "files": len(plan.inputs),
         "units": len(records),
         "units_resumed": resumed,
-        "seconds": round(seconds, 2),
         "encoder": config.encoder,
         "fingerprint": plan.fingerprint.short,
         "version": version,
         "manifest_sha256": sha256,
+    }
+
+
+def _where(config: EmbedConfig, output: str) -> Report:
+    """Where the result lies, and what comes next."""
+    recipe = f"{recipe_family(config.encoder)}.index"
+    return {
+        "lengths": storage.join(output, LENGTHS),
         "output": output,
-        "next": f"python -m jobs.index --recipe {family}.index --set embeddings={config.output} --set output=DIR",
+        "next": f"python -m jobs.index --recipe {recipe} --set embeddings={config.output} --set output=DIR",
     }

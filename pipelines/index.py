@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from pipelines._ray import ray_session
-from pipelines.report import Report
+from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import UserError, VerificationError
@@ -184,7 +184,7 @@ def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float]
         "bytes": {name: _bytes_under(manifest, prefix) for name, prefix in FILES.items()},
         "seconds": seconds,
         "output": config.output,
-        "next": f"python -m jobs.serve --recipe hash.serve --set index={config.output}",
+        "next": f"python -m jobs.serve --recipe {recipe_family(manifest['encoder'])}.serve --set index={config.output}",
     }
 
 

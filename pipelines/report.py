@@ -8,6 +8,15 @@ from typing import Any
 Report = dict[str, Any]
 
 
+def recipe_family(encoder: str) -> str:
+    """The family of recipes that index and serve what an encoder, as it was named, has embedded.
+
+    >>> recipe_family("hash:64"), recipe_family("tiny")
+    ('hash', 'tiny')
+    """
+    return "hash" if encoder.partition(":")[0] == "hash" else "tiny"
+
+
 def summary(report: Report) -> str:
     """The report as aligned lines; nested objects on one line, numbers with separators."""
     shown = {name: _value(value) for name, value in report.items() if value not in (None, {}, [])}

@@ -105,6 +105,9 @@ def test_the_first_of_equal_ids_is_kept(done: Done) -> None:
 def test_the_report_lies_beside_the_result(done: Done) -> None:
     run, report = done
     assert json.loads((Path(run.output) / "report.json").read_text()) == report
+    assert (Path(run.output) / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    assert report["busy"].keys() == {"read", "tokenize", "encode", "write"} and report["padding"] == 0
+    assert "--recipe hash.index" in report["next"]
     assert report["quarantined"] == {"empty_text": 2, "invalid_json": 1, "invalid_utf8": 1}
     assert report["embedded"] + sum(report["quarantined"].values()) + report["duplicates"] == report["inputs"]
 

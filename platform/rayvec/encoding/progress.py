@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from rayvec.encoding.sink import Record
+from rayvec.encoding.spent import Spent
 
 EVERY_S = {True: 0.2, False: 15.0}
 BAR = 24
@@ -16,7 +17,7 @@ BAR = 24
 
 @dataclass
 class Progress:
-    """Counts records as units are committed, and tells rows, tokens a second and the time left."""
+    """Counts records as units are committed; tells rows, tokens a second, time left, and what workers are busy with."""
 
     total: int
     label: str = "embedding"
@@ -24,6 +25,7 @@ class Progress:
     clock: Callable[[], float] = time.monotonic
     rows: int = 0
     tokens: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
         self.shown = self.clock()
@@ -31,8 +33,9 @@ class Progress:
         self.first: tuple[float, int, int] | None = None
         self.on_terminal = self.stream.isatty()
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, spent: Spent) -> None:
         """Another unit is committed."""
+        self.spent.add(spent)
         self.rows += record.input_records
         self.tokens += record.tokens
         now = self.clock()
@@ -60,7 +63,8 @@ class Progress:
         if now <= began or self.rows == rows:
             return line
         left = (now - began) * max(self.total - self.rows, 0) / (self.rows - rows)
-        return f"{line}, {(self.tokens - tokens) / (now - began):,.0f} tokens/s, {_duration(left)} left"
+        line += f", {(self.tokens - tokens) / (now - began):,.0f} tokens/s, {_duration(left)} left"
+        return line + "".join(f", {step} {share:.0%}" for step, share in self.spent.shares.items())
 
 
 def _duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ from rayvec.data.embeddings import CURRENT, FORMAT, document_ids, document_rows,
 from rayvec.data.ids import concatenate, in_partition, partitions, repeats
 from rayvec.data.units import Unit
 from rayvec.encoding.faults import failpoint
+from rayvec.encoding.lengths import added
 from rayvec.encoding.shards import Plan
 from rayvec.encoding.sink import Record, Sink
 from rayvec.encoding.work import POSITION, duplicate_line
@@ -90,6 +91,8 @@ def totals(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "records": sum(record.input_records for record in records),
         **sums,
+        "lengths": added([record.lengths for record in records]),
+        "lengths_truncated": added([record.lengths_truncated for record in records]),
         "reasons": dict(sorted(reasons.items())),
     }
 

@@ -24,6 +24,7 @@ from rayvec import schema, storage
 from rayvec.data.embeddings import document_ids, read_part
 from rayvec.data.ids import WORDS, Hashes, digest_ids, hash_ids
 from rayvec.encoding.faults import failpoint
+from rayvec.encoding.lengths import counted
 from rayvec.errors import StorageError
 
 DUPLICATE = "duplicate"
@@ -51,6 +52,9 @@ class Record:
     duplicates: int
     truncated: int
     tokens: int
+    #: Rows by their number of tokens, and those of them that were cut, in the classes of `lengths.ENDS`.
+    lengths: Sequence[int]
+    lengths_truncated: Sequence[int]
     #: Of the ids of its documents.
     id_digest: str
     #: How many records were quarantined for which reason.
@@ -158,6 +162,7 @@ class Sink:
         words = np.column_stack([hashes, positions.astype(WORDS)])
         storage.write_bytes(storage.join(self.output, _ids_file(file)), words.tobytes())
         reasons = Counter(line["reason"] for line in lines)
+        tokens_N, truncated_N = table[schema.N_TOKENS].to_numpy(), table[schema.TRUNCATED].to_numpy().astype(bool)
         return Record(
             unit=unit,
             file=file,
@@ -167,8 +172,10 @@ class Sink:
             sha256=sha256,
             quarantined=len(lines) - reasons[DUPLICATE],
             duplicates=reasons.pop(DUPLICATE, 0),
-            truncated=int(np.count_nonzero(table[schema.TRUNCATED].to_numpy())),
-            tokens=int(table[schema.N_TOKENS].to_numpy().sum()),
+            truncated=int(np.count_nonzero(truncated_N)),
+            tokens=int(tokens_N.sum()),
+            lengths=counted(tokens_N),
+            lengths_truncated=counted(tokens_N[truncated_N]),
             id_digest=digest_ids(hashes),
             reasons=dict(sorted(reasons.items())),
             quarantine_sha256=self._write_lines(unit, lines),

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from rayvec.data.units import Unit
 from rayvec.encoding.sink import Record
+from rayvec.encoding.spent import Spent
 from rayvec.encoding.work import Prepared, Work, complete, prepare
 from rayvec.errors import RayvecError, UserError
 from rayvec.modeling.encoder import Encoder, Tokenizing
@@ -28,7 +29,8 @@ from rayvec.modeling.windows import Windows
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, RECORD = "unit", "documents", "tokens", "windows", "lines", "record"
+UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES = "unit", "documents", "tokens", "windows", "lines"
+SPENT, RECORD = "spent", "record"
 NO_PROGRESS_S = 1800
 CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
 LEAST_CPUS = 0.1
@@ -76,7 +78,7 @@ class ReadUnit:
     """unit → its documents, their tokens and windows, and the lines of the records refused."""
 
     needs = (UNIT,)
-    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES)
+    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES, SPENT)
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -93,6 +95,7 @@ class ReadUnit:
                     TOKENS: _to_ipc(prepared.tokens.to_arrow()),
                     WINDOWS: _to_ipc(prepared.windows.to_arrow()),
                     LINES: pa.array([json.dumps(prepared.lines)]),
+                    SPENT: pa.array([json.dumps(prepared.spent.to_json())]),
                 }
             )
 
@@ -100,8 +103,8 @@ class ReadUnit:
 class EncodeUnit:
     """A prepared unit → the record of its commit. Lives in an actor, loads the encoder once."""
 
-    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES)
-    adds = (RECORD,)
+    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, SPENT)
+    adds = (RECORD, SPENT)
 
     def __init__(self, work: Work, threads: int | None) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -130,9 +133,11 @@ class EncodeUnit:
                 tokens=TokenBatch.from_arrow(_from_ipc(batch[TOKENS][row])),
                 windows=Windows.from_arrow(_from_ipc(batch[WINDOWS][row])),
                 lines=json.loads(batch[LINES][row].as_py()),
+                spent=Spent(**json.loads(batch[SPENT][row].as_py())),
             )
             record = complete(self.work, _unit(batch, row), prepared, self.encoder)
-            yield pa.table({UNIT: batch[UNIT].slice(row, 1), RECORD: [json.dumps(record.to_json())]})
+            done = {RECORD: [json.dumps(record.to_json())], SPENT: [json.dumps(prepared.spent.to_json())]}
+            yield pa.table({UNIT: batch[UNIT].slice(row, 1), **done})
 
 
 def check_chain(columns: Sequence[str], stages: Sequence[type[ReadUnit] | type[EncodeUnit]]) -> None:
@@ -144,15 +149,15 @@ def check_chain(columns: Sequence[str], stages: Sequence[type[ReadUnit] | type[E
         there |= set(stage.adds)
 
 
-def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Generator[Record]:
-    """Work through the units on the Ray cluster that is joined, and yield each record as it is committed.
+def run_units(work: Work, units: Sequence[Unit], pool: Pool) -> Generator[tuple[Record, Spent]]:
+    """Work through the units on the Ray cluster that is joined; yield each record as it is committed, and its cost.
 
     Closed early, it leaves the units at work to be done again, or committed, as a kill would.
     """
     check_chain([UNIT], [ReadUnit, EncodeUnit])
     try:
         for row in _dataset(work, units, pool).iter_rows():
-            yield Record(**json.loads(row[RECORD]))
+            yield Record(**json.loads(row[RECORD])), Spent(**json.loads(row[SPENT]))
     except Exception as error:
         ours = cause(error)
         if ours is None:

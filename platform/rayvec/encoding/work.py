@@ -7,7 +7,7 @@ sink. Knows no cluster.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from rayvec.data.units import Rejected, Unit, UnitData
 from rayvec.data.vector_types import shortened, to_columns
 from rayvec.encoding.attempts import Attempts, Outcome, Rows, survive
 from rayvec.encoding.sink import DUPLICATE, Line, Record, Sink
+from rayvec.encoding.spent import Spent
 from rayvec.modeling.encoder import Encoder, Tokenizing
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.windows import Windowing, Windows, join, select
@@ -87,21 +88,25 @@ class Prepared:
     """A unit that is read and tokenized.
 
     `windows` says which tokens each vector is pooled from; `windows.text` are rows of `documents`, each of which has at
-    least one. `lines` are the records refused so far.
+    least one. `lines` are the records refused so far, `spent` is what was spent so far.
     """
 
     documents: pa.Table
     tokens: TokenBatch
     windows: Windows
     lines: list[Line]
+    spent: Spent = field(default_factory=Spent)
 
 
 def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
     """Read and tokenize a unit. A record that the tokenizer fails on, or dies of, is refused."""
     attempts = Attempts.begin(work.output, unit.name, "read")
-    data = work.source.read(unit)
-    texts, before_N = _texts(data.table, work.title)
-    outcome = survive(lambda rows: cut(work, tokenizer, [texts[i] for i in rows]), len(texts), attempts)
+    spent = Spent()
+    with spent.timed("read"):
+        data = work.source.read(unit)
+        texts, before_N = _texts(data.table, work.title)
+    with spent.timed("tokenize"):
+        outcome = survive(lambda rows: cut(work, tokenizer, [texts[i] for i in rows]), len(texts), attempts)
     refused = [_line(unit, rejected) for rejected in data.rejected]
     rows = np.array([row for rows, _ in outcome.pieces for row in rows], np.int64)
     tokens, windows = join([(rows, *pieces) for rows, pieces in outcome.pieces])
@@ -110,6 +115,7 @@ def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
         tokens=tokens,
         windows=windows.after(before_N[rows]),
         lines=refused + _failed(unit, data.table, outcome),
+        spent=spent,
     )
     attempts.finish()
     return prepared
@@ -124,22 +130,28 @@ def cut(work: Work, tokenizer: Tokenizing, texts: Sequence[str]) -> tuple[TokenB
 
 
 def complete(work: Work, unit: Unit, prepared: Prepared, encoder: Encoder) -> Record:
-    """Encode a prepared unit and commit it. A unit that another attempt has committed is left as it is."""
+    """Encode a prepared unit and commit it. A unit that another attempt has committed is left as it is.
+
+    What it takes is counted to `prepared.spent`.
+    """
     done = work.sink.record(unit.name)
     if done is not None:
         return done
     attempts = Attempts.begin(work.output, unit.name, "encode")
-    documents = prepared.documents
-    outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
+    documents, spent = prepared.documents, prepared.spent
     document_R = _documents_of_rows(work, prepared)
-    vectors_RD = _gather(work, outcome, document_R)
-    _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
+    with spent.timed("encode"):
+        outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
+        vectors_RD = _gather(work, outcome, document_R)
+        _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
+    spent.tokens, spent.places = len(prepared.tokens.input_ids), encoder.places(prepared.tokens.lengths)
     embedded = np.array([row for row in range(documents.num_rows) if row not in outcome.failures], np.int64)
     lines = prepared.lines + _failed(unit, documents, outcome)
     kept, repeated = _without_repeats(unit, documents, embedded)
-    table = _part(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
     positions = documents[POSITION].to_numpy()[kept]
-    record = work.sink.commit(unit.name, table, positions, lines + repeated)
+    with spent.timed("write"):
+        table = _part(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
+        record = work.sink.commit(unit.name, table, positions, lines + repeated)
     assert record.input_records == documents.num_rows + len(prepared.lines), "every record comes out once"
     attempts.finish()
     return record

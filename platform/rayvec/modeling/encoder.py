@@ -70,6 +70,9 @@ class Encoder(Tokenizing, Protocol):
     def encode_windows(self, batch: TokenBatch, windows: Windows) -> np.ndarray:
         """Vectors float32 [W, dim] of the windows, each pooled from its tokens of a row of the batch."""
 
+    def places(self, lengths: np.ndarray) -> int:
+        """Tokens that are computed for rows of these lengths, padding included."""
+
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """`encode_tokens(tokenize(texts, instruction))`."""
 
@@ -279,6 +282,13 @@ class TextEncoder(TokenizerOnly):
                 )
                 result[inside] = vectors_WD.cpu().numpy()
         return result
+
+    def places(self, lengths: np.ndarray) -> int:
+        """Tokens that are computed for rows of these lengths; more than they have only where the model must pad."""
+        if self.backbone.packed:
+            return int(lengths.sum())
+        batches = plan_batches(lengths, self.token_budget, padded=True)
+        return sum(len(rows) * int(lengths[rows].max()) for rows in batches)
 
     def token_states(self, batch: TokenBatch) -> np.ndarray:
         """The last layer's state of each token, float32 [sum T, the model's hidden size], as `input_ids` lie."""

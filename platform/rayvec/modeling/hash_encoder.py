@@ -132,6 +132,10 @@ class HashEncoder:
         ids = [batch.row(row)[a:b] for row, a, b in zip(windows.row, windows.start, windows.end, strict=True)]
         return self.encode_tokens(TokenBatch.from_rows(ids))
 
+    def places(self, lengths: np.ndarray) -> int:
+        """Words that are hashed for rows of these lengths: no more than they have."""
+        return int(lengths.sum())
+
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """Tokenize, then encode: float32 [n, dim]."""
         return self.encode_tokens(self.tokenize(texts, instruction))

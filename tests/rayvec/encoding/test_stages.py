@@ -60,7 +60,7 @@ def embedded(work: Any, unit_rows: int) -> tuple[dict[str, Any], list[dict[str, 
     """id → vector, and the refused records, after a run over all units."""
     from rayvec.data.embeddings import vectors
 
-    records = list(run_units(work, work.source.units(unit_rows), POOL))
+    records = [record for record, _ in run_units(work, work.source.units(unit_rows), POOL)]
     rows: dict[str, Any] = {}
     for record in records:
         table = work.sink.table(record)

@@ -149,3 +149,15 @@ def test_a_text_that_kills_its_process_is_found_and_refused(tmp_path: Path) -> N
         assert deaths < 8
     [line] = [json.loads(file.read_text()) for file in (tmp_path / "quarantine").iterdir()]
     assert (line["id"], line["reason"], deaths) == ("d2", "worker_crash", 4)
+
+
+def test_what_a_unit_took_is_counted_beside_its_record(tmp_path: Path) -> None:
+    work = work_on(tmp_path, documents(40, d3="long text " * 1000))
+    [unit] = work.source.units(40)  # type: ignore[attr-defined]
+    prepared = prepare(work, unit, marked(""))
+    assert min(prepared.spent.read, prepared.spent.tokenize) > 0 == prepared.spent.encode
+    record = complete(work, unit, prepared, marked(""))
+    assert min(prepared.spent.encode, prepared.spent.write) > 0
+    assert (prepared.spent.tokens, prepared.spent.padding) == (record.tokens, 0)
+    assert sum(prepared.spent.shares.values()) == pytest.approx(1, abs=1e-3)
+    assert (sum(record.lengths), record.lengths_truncated) == (40, [0] * 16 + [1])
