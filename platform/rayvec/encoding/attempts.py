@@ -7,6 +7,7 @@ twice is given up. With this Ray's endless retry of a dead worker makes progress
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -40,7 +41,8 @@ class Attempts:
     def begin(cls, output: str, unit: str, stage: str) -> Attempts:
         """Read what earlier attempts left, count this one and mark it. Raises RayvecError when it is hopeless."""
         self = cls(storage.join(output, "attempts", f"{unit}.{stage}.json"))
-        if storage.exists(self.uri):
+        # Not asked for first: the worker of a run that was killed may finish, and forget it, in between.
+        with contextlib.suppress(FileNotFoundError):
             saved = storage.read_json(self.uri)
             self.number = saved["number"]
             self.deaths = {int(row): count for row, count in saved["deaths"].items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rayvec import storage
 from rayvec.encoding.attempts import Attempts, Rows, survive
 from rayvec.errors import RayvecError, StorageError
 
@@ -74,4 +75,16 @@ def test_deaths_outside_any_record_come_to_an_end(tmp_path: Path) -> None:
 
 def test_a_unit_that_is_done_leaves_no_mark(tmp_path: Path) -> None:
     begin(tmp_path).finish()
+    assert begin(tmp_path).number == 1
+
+
+def test_a_mark_that_goes_before_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(tmp_path)
+    read = storage.read_json
+
+    def late(uri: str) -> storage.JsonObject:
+        storage.delete(uri)  # the worker of a killed run ends the unit beside the next run's
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_json", late)
     assert begin(tmp_path).number == 1
