@@ -1,4 +1,4 @@
-"""Benchmarks of training at their smallest: each runs through and proves equal results. How fast is no test."""
+"""Benchmarks at their smallest: each runs through and proves equal results. How fast is no test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gradient_cache, harness, mntp_head, readings, simcse_packing
+from benchmarks import embedding_store, encoding_cpu, gradient_cache, harness, mntp_head, readings, simcse_packing
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +81,20 @@ def test_gpu_encoding_needs_torch_and_transformers_alone(tmp_path: Path) -> None
     rows = run_bare("gpu_encoding", tmp_path)["variants"]
     assert [row["variant"] for row in rows][:3] == ["arrival", "sorted", "packed 8192"]
     assert min(row["cosine"] for row in rows) > 0.9999
+
+
+def test_encoders_on_a_cpu_give_the_same_vectors(tmp_path: Path) -> None:
+    shape = ("--hidden", "64", "--layers", "1", "--texts", "34", "--mean", "12", "--longest", "48")
+    found = run(encoding_cpu.main, tmp_path, *shape)
+    assert min(found["cosine"][name] for name in ("arrival", "st")) > 0.9999 and 0.995 < found["cosine"]["int8"] < 1
+    assert max(found["batch_difference"].values()) <= 1e-5
+    assert 34 * 4 < found["tokens"] < 34 * 48
+
+
+def test_a_part_holds_what_a_default_file_holds(tmp_path: Path) -> None:
+    found = run(embedding_store.main, tmp_path, "--rows", "300", "--dim", "64")
+    assert found["vector_bytes"] == 300 * 64 * 2 < found["file_bytes"]["part"]
+    assert set(found["time_ratio"]) == {"write", "read"}
 
 
 def test_results_that_differ_end_a_benchmark() -> None:
