@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from rayvec.encoding.work import Work
 
 
+#: How Ray's resources name the model of a GPU.
+ACCELERATOR = "accelerator_type:"
 #: The histogram of lengths, beside report.json.
 LENGTHS = "lengths.png"
 
@@ -74,11 +77,23 @@ class EmbedConfig(Config):
     max_quarantine: float = Field(default=0.01, ge=0, le=1)
     #: Encoders at work at once; as many as the cluster has room for by default.
     actors: PositiveInt | None = None
+    #: Begin with so many encoders, and take more, up to `actors`, as there is work and the cluster has or gains room.
+    min_actors: PositiveInt | None = None
     num_gpus: float = Field(default=0, ge=0)
+    #: The GPU model to run on where a cluster has several, as Ray names it: "H100", "A100", "L4"…
+    accelerator_type: str | None = None
     #: Of each encoder on a CPU.
     threads: PositiveInt | None = None
     #: Where the output is a bucket: seconds after which a run that gives no sign of life no longer holds it.
     lease_s: PositiveFloat = 60.0
+
+    @model_validator(mode="after")
+    def _the_pool_is_one(self) -> EmbedConfig:
+        if self.min_actors is not None and self.actors is not None and self.min_actors > self.actors:
+            raise ValueError(f"min_actors must be at most actors = {self.actors}")
+        if self.accelerator_type is not None and not self.num_gpus:
+            raise ValueError("accelerator_type is for encoders on GPUs; set num_gpus=1 too")
+        return self
 
     @model_validator(mode="after")
     def _windows_overlap_in_part(self) -> EmbedConfig:
@@ -258,13 +273,19 @@ def _pool(config: EmbedConfig) -> Pool:
     from rayvec.encoding.stages import Pool
 
     there: dict[str, float] = ray.cluster_resources()
-    return Pool.fit(
+    pool = Pool.fit(
         there.get("CPU", 1.0),
         there.get("GPU", 0.0),
         actors=config.actors,
+        min_actors=config.min_actors,
         num_gpus=config.num_gpus,
         threads=config.threads,
     )
+    models = sorted(name.removeprefix(ACCELERATOR) for name in there if name.startswith(ACCELERATOR))
+    if config.accelerator_type is not None and config.accelerator_type not in models:
+        has = ", ".join(models) or "none that Ray knows"
+        raise UserError(f"accelerator_type = {config.accelerator_type} is not in the cluster, which has: {has}")
+    return replace(pool, accelerator_type=config.accelerator_type)
 
 
 def _absolute_reference(reference: str) -> str:

@@ -215,6 +215,33 @@ def test_less_of_a_text_in_fewer_dimensions_and_bytes_is_still_of_the_same_encod
 @pytest.mark.parametrize(
     ("values", "named"),
     [
+        ({"min_actors": 3, "actors": 2}, "min_actors must be at most actors = 2"),
+        ({"accelerator_type": "H100"}, "set num_gpus=1 too"),
+        ({"long": "windows", "overlap_tokens": 100}, "overlap_tokens must be less than window_tokens = 100"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    corpus: Path, tmp_path: Path, values: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        config(corpus, tmp_path / "out", **values)
+
+
+def test_a_gpu_that_the_cluster_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from pipelines.embed import _pool
+
+    there = {"CPU": 16.0, "GPU": 4.0, "accelerator_type:A100": 1.0, "accelerator_type:L4": 1.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    assert _pool(EmbedConfig(num_gpus=1, accelerator_type="L4")).accelerator_type == "L4"
+    with pytest.raises(UserError, match="accelerator_type = H100 is not in the cluster, which has: A100, L4"):
+        _pool(EmbedConfig(num_gpus=1, accelerator_type="H100"))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
         ({"dimensions": 65}, "dimensions = 65: the encoder's vectors have 64"),
         ({"dtype": "binary", "dimensions": 12}, "there are 12; set dimensions to 8"),
         ({"max_length": 3, "instruction": "one two three"}, "leaves none for the text"),

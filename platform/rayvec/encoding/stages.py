@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -43,18 +43,36 @@ READ_CPUS = 0.5
 class Pool:
     """How many encoders run at once, and what each of them, and each reading task, holds of the cluster."""
 
+    #: At most; `least` of them from the start (all when None), the others while there is work for them and room.
     actors: int
     num_cpus: float
     num_gpus: float
     read_cpus: float
     threads: int | None
+    least: int | None = None
+    #: The GPU model that they run on, as Ray names it; any when None.
+    accelerator_type: str | None = None
 
     @classmethod
-    def fit(cls, cpus: float, gpus: float, *, actors: int | None, num_gpus: float, threads: int | None) -> Pool:
+    def fit(
+        cls,
+        cpus: float,
+        gpus: float,
+        *,
+        actors: int | None,
+        num_gpus: float,
+        threads: int | None,
+        min_actors: int | None = None,
+    ) -> Pool:
         """The pool for a cluster of so many CPUs and GPUs. Reading always keeps a CPU: without one nothing would start.
 
+        With `min_actors` only so many must fit now: `actors` may be more than a cluster that grows has room for yet.
         Raises UserError when the cluster is too small for what is asked.
         """
+        if min_actors is not None:
+            start = cls.fit(cpus, gpus, actors=min_actors, num_gpus=num_gpus, threads=threads)
+            room = cls.fit(cpus, gpus, actors=None, num_gpus=num_gpus, threads=threads).actors
+            return replace(start, actors=actors or max(min_actors, room), least=min_actors)
         if num_gpus > gpus:
             raise UserError(f"num_gpus = {num_gpus:g} an encoder, and the cluster has {gpus:g}; set num_gpus=0")
         reading = min(READ_CPUS, cpus / 2)
@@ -172,15 +190,17 @@ def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
     rows = [{UNIT: json.dumps(unit.to_json())} for unit in units]
     read = ReadUnit(work)
     batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    place: dict[str, Any] = {"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {}
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map_batches(read.__call__, num_cpus=pool.read_cpus, **batches)
         .map_batches(
             EncodeUnit,
             fn_constructor_kwargs={"work": work, "threads": pool.threads},
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            compute=ray.data.ActorPoolStrategy(min_size=pool.least or pool.actors, max_size=pool.actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
+            **place,
             **batches,
         )
     )

@@ -45,7 +45,22 @@ def test_the_pool_fits_the_cluster_and_leaves_room_to_read(
     assert fit(cpus, gpus, **asked) == expected
 
 
-@pytest.mark.parametrize("asked", [{"actors": 40}, {"num_gpus": 1}])
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ({"min_actors": 1}, 1, 15),
+        ({"min_actors": 2, "actors": 40}, 2, 40),  # more than there is room for yet
+        ({"min_actors": 20}, 20, 20),
+        ({"actors": 3}, None, 3),
+    ],
+)
+def test_a_pool_that_grows_need_only_begin(asked: dict[str, Any], least: int | None, most: int) -> None:
+    pool = Pool.fit(64, 0, **({"actors": None, "num_gpus": 0, "threads": None} | asked))
+    assert (pool.least, pool.actors) == (least, most)
+    assert (pool.least or pool.actors) * pool.num_cpus + pool.read_cpus <= 64
+
+
+@pytest.mark.parametrize("asked", [{"actors": 40}, {"num_gpus": 1}, {"min_actors": 40, "actors": 80}])
 def test_a_pool_that_would_never_start_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         fit(2, **asked)
@@ -56,11 +71,11 @@ def test_a_stage_that_lacks_a_column_is_refused_before_anything_runs() -> None:
         check_chain(["unit"], [EncodeUnit, ReadUnit])
 
 
-def embedded(work: Any, unit_rows: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def embedded(work: Any, unit_rows: int, pool: Pool = POOL) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """id → vector, and the refused records, after a run over all units."""
     from rayvec.data.embeddings import vectors
 
-    records = [record for record, _ in run_units(work, work.source.units(unit_rows), POOL)]
+    records = [record for record, _ in run_units(work, work.source.units(unit_rows), pool)]
     rows: dict[str, Any] = {}
     for record in records:
         table = work.sink.table(record)
@@ -81,6 +96,13 @@ def test_every_record_comes_out_once(ray_cluster: None, tmp_path: Path) -> None:
     rows, [line] = embedded(work_on(tmp_path, pairs), 30)
     check_vectors(rows, [pair for pair in pairs if pair[0] != "d17"])
     assert (line["id"], line["reason"]) == ("d17", "empty_text")
+
+
+def test_a_pool_that_grows_does_the_same(ray_cluster: None, tmp_path: Path) -> None:
+    pairs = documents(100)
+    rows, lines = embedded(work_on(tmp_path, pairs), 10, replace(POOL, least=1))
+    check_vectors(rows, pairs)
+    assert lines == []
 
 
 def once(path: Path) -> Callable[[str], MarkedEncoder]:
