@@ -29,6 +29,8 @@ from rayvec.errors import MismatchError, StorageError, UserError, VerificationEr
 CHUNK = 8 << 20
 #: Object stores that pyarrow speaks to itself, and what it is told: of Google's it would wait a quarter of an hour.
 _NATIVE = {"s3": "", "gs": "?retry_limit_seconds=60", "gcs": "?retry_limit_seconds=60"}
+#: Of a request, with growing pauses: some seconds of trouble on the way are lived through.
+_S3_ATTEMPTS = 5
 #: No space, no quota, or no larger file allowed.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: The disk, or the network to it, failed.
@@ -75,10 +77,17 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
 
 @functools.lru_cache(maxsize=64)
 def _bucket(scheme: str, name: str, endpoint: str) -> pafs.FileSystem:
-    """Made once a process and bucket, since making it asks where the bucket is; `endpoint` tells environments apart."""
-    del endpoint  # pyarrow reads it itself
+    """Made once a process and bucket, since making it asks where the bucket is."""
     try:
-        return pafs.FileSystem.from_uri(f"{scheme}://{name}{_NATIVE[scheme]}")[0]
+        fs = pafs.FileSystem.from_uri(f"{scheme}://{name}{_NATIVE[scheme]}")[0]
+        if scheme == "s3":  # delayed: one request writes a small file, where three would
+            fs = pafs.S3FileSystem(
+                region=fs.region,
+                endpoint_override=endpoint or None,
+                allow_delayed_open=True,
+                retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+            )
+        return fs
     except ValueError as error:
         raise UserError(f"{scheme}://{name} names no bucket: {error}") from None
 
