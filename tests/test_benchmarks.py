@@ -13,7 +13,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import embedding_store, encoding_cpu, gradient_cache, harness, mntp_head, readings, simcse_packing
+from benchmarks import (
+    embed_pipeline,
+    embedding_store,
+    encoding_cpu,
+    gradient_cache,
+    harness,
+    mntp_head,
+    readings,
+    simcse_packing,
+)
+from rayvec.data.embeddings import read_part
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +105,29 @@ def test_a_part_holds_what_a_default_file_holds(tmp_path: Path) -> None:
     found = run(embedding_store.main, tmp_path, "--rows", "300", "--dim", "64")
     assert found["vector_bytes"] == 300 * 64 * 2 < found["file_bytes"]["part"]
     assert set(found["time_ratio"]) == {"write", "read"}
+
+
+def test_the_loop_beside_the_pipeline_reads_and_writes_all(tmp_path: Path) -> None:
+    corpus, parts = tmp_path / "corpus.parquet", tmp_path / "parts"
+    parts.mkdir()
+    embed_pipeline.write_corpus(corpus, 250, 20.0)
+    written, encoded = (embed_pipeline.loop(corpus, "hash:16", 100, where) for where in (parts, None))
+    assert written["tokens"] == encoded["tokens"] > 250 * 4
+    tables = [read_part(str(parts / f"{number}.parquet")) for number in range(3)]
+    assert [table.num_rows for table in tables] == [100, 100, 50] and len(list(parts.iterdir())) == 3
+
+
+def test_committed_units_are_known_again(tmp_path: Path) -> None:
+    assert embed_pipeline.resume(tmp_path, 12)["units"] == 12
+    assert len(list((tmp_path / "units").iterdir())) == 12
+
+
+def test_memory_is_that_of_the_process_below(tmp_path: Path) -> None:
+    code = "import time; held = b'1' * 60_000_000; time.sleep(1.5)"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    with embed_pipeline.memory_of(child.pid) as peaks:
+        child.wait()
+    assert 58_000 < peaks["driver"] < 150_000 and peaks["workers"] == 0
 
 
 def test_results_that_differ_end_a_benchmark() -> None:
