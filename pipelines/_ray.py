@@ -77,6 +77,13 @@ def ray_session(**options: Any) -> Iterator[None]:
             ray.shutdown()
 
 
+def largest_node_cpus() -> float:
+    """CPUs of the largest node of the cluster that is joined: what one worker may ask for at most."""
+    import ray
+
+    return max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+
+
 def worker_environment() -> dict[str, str]:
     """What workers need to import what the driver imported: in a source checkout `platform/` is not installed."""
     root = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines._ray import ray_session
+from pipelines._ray import largest_node_cpus, ray_session
 from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
@@ -274,8 +274,9 @@ def _pool(config: EmbedConfig) -> Pool:
 
     there: dict[str, float] = ray.cluster_resources()
     pool = Pool.fit(
-        there.get("CPU", 1.0),
+        there.get("CPU", 0.0),
         there.get("GPU", 0.0),
+        node_cpus=largest_node_cpus(),
         actors=config.actors,
         min_actors=config.min_actors,
         num_gpus=config.num_gpus,

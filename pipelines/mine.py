@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
-from pipelines._ray import ray_session
+from pipelines._ray import largest_node_cpus, ray_session
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.errors import UserError
@@ -277,8 +277,15 @@ def _pools(config: MineConfig) -> tuple[Pool, int, float]:
     from rayvec.encoding.stages import Pool
 
     there: dict[str, float] = ray.cluster_resources()
-    cpus = there.get("CPU", 1.0)
-    pool = Pool.fit(cpus, there.get("GPU", 0.0), actors=config.actors, num_gpus=config.num_gpus, threads=config.threads)
+    cpus = there.get("CPU", 0.0)
+    pool = Pool.fit(
+        cpus,
+        there.get("GPU", 0.0),
+        node_cpus=largest_node_cpus(),
+        actors=config.actors,
+        num_gpus=config.num_gpus,
+        threads=config.threads,
+    )
     left = max(pool.read_cpus, cpus - pool.actors * pool.num_cpus)
     searchers = max(1, int(left))
     return pool, searchers, min(1.0, left)

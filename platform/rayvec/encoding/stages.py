@@ -34,8 +34,8 @@ SPENT, RECORD = "spent", "record"
 NO_PROGRESS_S = 1800
 CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
 LEAST_CPUS = 0.1
-#: A reader waits for storage half of its time. It also keeps Ray from fusing reading into the encoders, whose share is
-#: another, so that the next unit is read while this one is encoded.
+#: A reader waits for storage half of its time. Ray does not fuse reading into the encoders, whose share is another, so
+#: the next unit is read while this one is encoded.
 READ_CPUS = 0.5
 
 
@@ -59,6 +59,7 @@ class Pool:
         cpus: float,
         gpus: float,
         *,
+        node_cpus: float,
         actors: int | None,
         num_gpus: float,
         threads: int | None,
@@ -66,12 +67,15 @@ class Pool:
     ) -> Pool:
         """The pool for a cluster of so many CPUs and GPUs. Reading always keeps a CPU: without one nothing would start.
 
+        node_cpus: of the largest node; an encoder that no node has room for would be waited for for ever.
         With `min_actors` only so many must fit now: `actors` may be more than a cluster that grows has room for yet.
         Raises UserError when the cluster is too small for what is asked.
         """
+        if cpus <= 0:
+            raise UserError("the cluster has no CPUs for work (num_cpus = 0 on every node); add a node that has some")
         if min_actors is not None:
-            start = cls.fit(cpus, gpus, actors=min_actors, num_gpus=num_gpus, threads=threads)
-            room = cls.fit(cpus, gpus, actors=None, num_gpus=num_gpus, threads=threads).actors
+            start = cls.fit(cpus, gpus, node_cpus=node_cpus, actors=min_actors, num_gpus=num_gpus, threads=threads)
+            room = cls.fit(cpus, gpus, node_cpus=node_cpus, actors=None, num_gpus=num_gpus, threads=threads).actors
             return replace(start, actors=actors or max(min_actors, room), least=min_actors)
         if num_gpus > gpus:
             raise UserError(f"num_gpus = {num_gpus:g} an encoder, and the cluster has {gpus:g}; set num_gpus=0")
@@ -79,8 +83,8 @@ class Pool:
         if num_gpus > 0:
             wanted, each = 1.0, None
         else:
-            each = threads or int(max(1, min(CPU_THREADS, cpus)))
-            wanted = min(float(each), cpus - reading)
+            each = threads or int(max(1, min(CPU_THREADS, node_cpus)))
+            wanted = min(float(each), node_cpus - min(reading, node_cpus / 2))
         if actors is not None:
             wanted = min(wanted, (cpus - reading) / actors)
         most = int((cpus - reading) / min(wanted, 1.0) + 1e-9)
@@ -193,7 +197,7 @@ def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
     place: dict[str, Any] = {"accelerator_type": pool.accelerator_type} if pool.accelerator_type else {}
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(read.__call__, num_cpus=pool.read_cpus, **batches)
+        .map_batches(read.__call__, num_cpus=0, concurrency=min(len(rows), _readers(pool)), **batches)
         .map_batches(
             EncodeUnit,
             fn_constructor_kwargs={"work": work, "threads": pool.threads},
@@ -204,6 +208,18 @@ def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
             **batches,
         )
     )
+
+
+def _readers(pool: Pool) -> int:
+    """How many units are read at once: as many as the CPUs beside the encoders give, at least one an encoder.
+
+    Reading asks for no CPU itself: when a node is lost, the encoders can hold every CPU that is left, and a task that
+    waits for one would wait as long as they do.
+    """
+    import ray
+
+    left = float(ray.cluster_resources().get("CPU", 0.0)) - pool.actors * pool.num_cpus
+    return max(pool.actors, int(left / pool.read_cpus))
 
 
 def quiet_logs() -> None:

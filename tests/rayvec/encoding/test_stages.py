@@ -23,7 +23,7 @@ POOL = Pool(actors=2, num_cpus=1, num_gpus=0, read_cpus=0.5, threads=None)
 
 
 def fit(cpus: float, gpus: float = 0, **asked: Any) -> tuple[int, float, float, int | None]:
-    pool = Pool.fit(cpus, gpus, **({"actors": None, "num_gpus": 0, "threads": None} | asked))
+    pool = Pool.fit(cpus, gpus, **({"node_cpus": cpus, "actors": None, "num_gpus": 0, "threads": None} | asked))
     return pool.actors, pool.num_cpus, pool.num_gpus, pool.threads
 
 
@@ -34,6 +34,9 @@ def fit(cpus: float, gpus: float = 0, **asked: Any) -> tuple[int, float, float, 
         (2, 0, {}, (1, 1.5, 0, 2)),
         (4, 0, {}, (1, 3.5, 0, 4)),
         (64, 0, {}, (15, 4.0, 0, 4)),
+        (4, 0, {"node_cpus": 2}, (2, 1.5, 0, 2)),
+        (3, 0, {"node_cpus": 2}, (1, 1.5, 0, 2)),
+        (16, 0, {"node_cpus": 8}, (3, 4.0, 0, 4)),
         (4, 0, {"actors": 2}, (2, 1.75, 0, 4)),
         (16, 2, {"num_gpus": 1}, (2, 1.0, 1, None)),
         (16, 1, {"num_gpus": 0.5}, (2, 1.0, 0.5, None)),
@@ -55,7 +58,7 @@ def test_the_pool_fits_the_cluster_and_leaves_room_to_read(
     ],
 )
 def test_a_pool_that_grows_need_only_begin(asked: dict[str, Any], least: int | None, most: int) -> None:
-    pool = Pool.fit(64, 0, **({"actors": None, "num_gpus": 0, "threads": None} | asked))
+    pool = Pool.fit(64, 0, **({"node_cpus": 64, "actors": None, "num_gpus": 0, "threads": None} | asked))
     assert (pool.least, pool.actors) == (least, most)
     assert (pool.least or pool.actors) * pool.num_cpus + pool.read_cpus <= 64
 
@@ -64,6 +67,11 @@ def test_a_pool_that_grows_need_only_begin(asked: dict[str, Any], least: int | N
 def test_a_pool_that_would_never_start_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         fit(2, **asked)
+
+
+def test_a_cluster_without_cpus_for_work_is_refused() -> None:
+    with pytest.raises(UserError, match="the cluster has no CPUs for work"):
+        fit(0)
 
 
 def test_a_stage_that_lacks_a_column_is_refused_before_anything_runs() -> None:
@@ -127,6 +135,14 @@ def test_a_killed_encoder_loses_nothing_and_doubles_nothing(ray_cluster: None, t
     rows, lines = embedded(work, 20)
     check_vectors(rows, pairs)
     assert (tmp_path / "dead").exists() and lines == []
+
+
+@pytest.mark.timeout(120)
+def test_encoders_that_hold_every_cpu_do_not_stop_the_reading(ray_cluster: None, tmp_path: Path) -> None:
+    """As after the loss of a node: the pool was sized for more than there is now."""
+    work = work_on(tmp_path, documents(40))
+    wide = Pool(actors=5, num_cpus=1, num_gpus=0, read_cpus=0.5, threads=None)
+    assert len([*run_units(work, work.source.units(4), wide)]) == 10
 
 
 def test_a_text_that_kills_every_worker_is_refused_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
