@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +68,9 @@ class EmbedConfig(Config):
     normalize: bool = False
     #: "int8" comes with a scale for each vector; "binary" keeps one bit a dimension. See data.vector_types.
     dtype: VectorType = "float32"
+    #: In which numbers the encoder computes. "auto": bfloat16 on a GPU, float32 on a CPU. "int8": on a CPU, about twice
+    #: as fast as float32, at a cosine of 0.995 and more to its vectors.
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     keep_text: bool = True
     #: Records in a unit of work: what is committed, and lost by a kill, at once.
     unit_rows: PositiveInt = 4096
@@ -136,7 +140,8 @@ def verify(output: str) -> Report:
     from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
 
     dataset = EmbeddingsDataset.open(output)
-    return {**dataset.verify(full=True), **reencode(dataset, load_encoder, load_tokenizer_only)}
+    load = partial(load_encoder, dtype=dataset.manifest["settings"]["precision"])
+    return {**dataset.verify(full=True), **reencode(dataset, load, load_tokenizer_only)}
 
 
 def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
@@ -156,7 +161,7 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
         output=output,
         reference=reference,
         fingerprint=fingerprint,
-        load_encoder=load_encoder,
+        load_encoder=partial(load_encoder, dtype=config.precision),
         load_tokenizer=load_tokenizer_only,
         instruction=config.instruction,
         title=config.title,
@@ -249,7 +254,8 @@ def _told(reasons: Mapping[str, int]) -> str:
 
 def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
     """What moves a byte of the output, beside the inputs and the encoder; a resumed run must have the same."""
-    names = {"instruction", "title", "long", "max_length", "dimensions", "normalize", "dtype", "keep_text", "unit_rows"}
+    names = {"instruction", "title", "long", "max_length", "dimensions", "normalize", "dtype", "precision"}
+    names |= {"keep_text", "unit_rows"}
     if config.long != "truncate":
         names |= {"window_tokens", "overlap_tokens"}
     opened = source.config.model_dump(mode="json", exclude={"path"})

@@ -13,6 +13,7 @@ import pytest
 from pipelines.embed import EmbedConfig, embed, verify
 from rayvec.data.embeddings import EmbeddingsDataset, vectors
 from rayvec.errors import MismatchError, QuarantineExceededError, UserError
+from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.hash_encoder import HashEncoder
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:ray\.")  # Ray warns of its own settings
@@ -272,6 +273,21 @@ def test_a_text_encoder_takes_the_place_of_the_hash_encoder(ray_cluster: None, c
     expected = encoder.encode([f"{row['title']}\n{row['text']}" for row in GOOD], "Find it:")
     found = np.array([there[row["id"]]["embedding"] for row in GOOD], np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_int8_is_near_and_verifies_as_int8(ray_cluster: None, tmp_path: Path) -> None:
+    source = tmp_path / "docs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in GOOD[:20]))
+    run = config(source, tmp_path / "out", encoder="tiny", precision="int8")
+    embed(run)
+    assert verify(run.output)["reencoded"] == 1
+    plain = TextEncoder.load("tiny").encode([f"{row['title']}\n{row['text']}" for row in GOOD[:20]])
+    found = rows(run.output)
+    made = np.array([found[row["id"]]["embedding"] for row in GOOD[:20]])
+    cosine = (made * plain).sum(axis=1)
+    assert cosine.min() > 0.995 and cosine.max() < 0.999999, "as float32 would be"
+    with pytest.raises(MismatchError, match="precision"):
+        embed(run.replace(precision="auto"))
 
 
 def test_a_run_that_is_certain_to_pass_its_limit_stops_and_can_go_on(ray_cluster: None, tmp_path: Path) -> None:

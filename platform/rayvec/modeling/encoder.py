@@ -315,9 +315,12 @@ class TextEncoder(TokenizerOnly):
         return pool(manifest.pooling, states_TD, packed, dim=self.dim, normalize=manifest.normalize)
 
 
-def load_encoder(reference: str) -> Encoder:
-    """An encoder by reference: "hash", "hash:64", "tiny" (the embedded one), a folder, a URI or a Hugging Face id."""
-    return HashEncoder.parse(reference) if _is_hash(reference) else TextEncoder.load(reference)
+def load_encoder(reference: str, *, dtype: str = "auto") -> Encoder:
+    """An encoder by reference: "hash", "hash:64", "tiny" (the embedded one), a folder, a URI or a Hugging Face id.
+
+    dtype: in which numbers it computes, see TextEncoder.load; a HashEncoder has no choice.
+    """
+    return HashEncoder.parse(reference) if _is_hash(reference) else TextEncoder.load(reference, dtype=dtype)
 
 
 def load_tokenizer_only(reference: str) -> Tokenizing:
