@@ -6,11 +6,13 @@ each is done is told in rayvec.training.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,8 +23,9 @@ from pipelines._ray import ray_session
 from pipelines.evaluate import EVALUATOR, Evaluation
 from pipelines.report import Report
 from rayvec import storage
+from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, RayvecError, UserError
-from rayvec.training.stages import STAGES, TrainingConfig
+from rayvec.training.stages import STAGES, Texts, TrainingConfig
 
 if TYPE_CHECKING:
     from rayvec.training.job import Job
@@ -79,13 +82,51 @@ def train(config: TrainConfig) -> Report:
     if not config.start and config.stage.kind != "pretrain":
         raise UserError("start is required; give the output of the stage before with --set start=DIR")
     require_trackers(config.trackers)
+    config = _wherever_it_runs(config)
     settings = zero_settings(config.zero)
-    folder = RunFolder(storage.absolute(config.output))
-    # Of a remote run, this machine's copy is held: a second run elsewhere is kept apart by its attempts' names alone.
-    with sole_writer(str(folder.local)):
-        if (report := _done(config, folder)) is not None:
+    there = RunFolder(config.output)
+    # At a URI two machines are kept apart by a lease, and two drivers of one machine by the lock on its copy.
+    with contextlib.ExitStack() as stack:
+        for place in dict.fromkeys((str(there.local), there.uri)):
+            stack.enter_context(sole_writer(place))
+        inputs = _start_digest(config)
+        if (report := _done(config, there, inputs)) is not None:
             return report
-        return _train(config, folder, settings)
+        return _train(config, there.uri, inputs, settings)
+
+
+def _wherever_it_runs(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths: workers have folders of their own to run in, and the next start may too."""
+    from rayvec.modeling import references
+
+    data = config.data
+    if isinstance(data, Texts):
+        source, also = _absolute(data.source), tuple(_absolute(one) for one in data.also)
+        data = data.replace(source=source, also=also)
+    else:
+        sets = [one if one.path == "pydocs" else one.replace(path=storage.absolute(one.path)) for one in data.sets]
+        data = data.replace(sets=tuple(sets))
+    evaluation = [
+        one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one for one in config.evaluation
+    ]
+    return config.replace(
+        output=storage.absolute(config.output),
+        start=config.start and references.canonical(config.start),
+        data=data,
+        evaluation=tuple(evaluation),
+        resume_from=config.resume_from and storage.absolute(config.resume_from),
+    )
+
+
+def _absolute(source: SourceConfig) -> SourceConfig:
+    return source.replace(path=storage.absolute(source.path)) if source.path else source
+
+
+def _start_digest(config: TrainConfig) -> str:
+    """What the run starts from, as a hash of weights, adapters and tokenizer; nothing before pretraining."""
+    from rayvec.modeling.folder import open_encoder
+
+    return open_encoder(config.start).fingerprint.digest() if config.start else ""
 
 
 def zero_settings(name: str) -> dict[str, Any]:
@@ -99,78 +140,96 @@ def zero_settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def _done(config: TrainConfig, folder: RunFolder) -> Report | None:
+def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
     """The report of a finished run of the same configuration. Raises MismatchError when it is another one's."""
     from rayvec.training.job import HARMLESS
 
-    saved = storage.join(folder.uri, "training", "config.yaml")
+    saved = storage.join(there.uri, "training", "config.yaml")
     if not storage.exists(saved):
         return None
     placement = {"output", "cpus_per_worker", "max_failures", "min_workers", "resume_from", "base"}
-    old, new = yaml.safe_load(storage.read_bytes(saved)), config.model_dump(mode="json")
-    differing = [name for name in new if name not in HARMLESS | placement and old.get(name) != new[name]]
+    ignored = HARMLESS | placement
+    old, new = (
+        {name: value for name, value in _flat(values).items() if name.partition(".")[0] not in ignored}
+        for values in (yaml.safe_load(storage.read_bytes(saved)), config.model_dump(mode="json"))
+    )
+    differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     if differing:
-        shown = "; ".join(f"{name}: {_short(old.get(name))} there, {_short(new[name])} asked for" for name in differing)
-        raise MismatchError(f"{folder.uri} holds another run ({shown}); choose another output, or remove the folder")
-    report = storage.join(folder.uri, "report.json")
+        told = "; ".join(
+            f"{name}: {json.dumps(old.get(name))} there, {json.dumps(new.get(name))} asked for" for name in differing
+        )
+        raise MismatchError(f"{there.uri} holds another run ({told}); choose another output, or remove the folder")
+    if storage.read_json(storage.join(there.uri, "training", "run.json"))["start"] != start:
+        raise MismatchError(
+            f"{there.uri} holds a run from other weights than {config.start} has now; choose another output, or remove "
+            "the folder"
+        )
+    report = storage.join(there.uri, "report.json")
     return {**storage.read_json(report), "note": "was done already"} if storage.exists(report) else None
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(one, f"{name}.{key}" if name else key) for key, one in value.items()]
+    return {key: one for part in parts for key, one in part.items()}
 
 
-def _train(config: TrainConfig, folder: RunFolder, settings: dict[str, Any]) -> Report:
+def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any]) -> Report:
     from rayvec.training.curves import draw, read_metrics
     from rayvec.training.job import Job
+    from rayvec.training.run_folder import RunFolder
 
     started = time.monotonic()
+    saved, known = (storage.join(output, "training", name) for name in ("config.yaml", "run.json"))
+    fresh = not storage.exists(saved)
+    run = uuid.uuid4().hex if fresh else storage.read_json(known)["run"]
+    folder = RunFolder(output, run if RunFolder(output).remote else "")
     local = folder.local / "training"
-    saved = storage.join(folder.uri, "training", "config.yaml")
-    if not storage.exists(saved):
+    if fresh:
         shutil.rmtree(local / "data", ignore_errors=True)  # of a run that broke off before its settings were kept
+    elif storage.exists(storage.join(output, "training", "data", "store.json")):
+        folder.pull("training/data", last="store.json")
     prepare(config, local)
-    # Not before: settings with which there are no examples must not stand in the way of better ones.
-    storage.write_bytes(saved, config.to_yaml().encode())
     folder.push("training/data", last="store.json")
+    # Not before: settings with which there are no examples must not stand in the way of better ones.
+    storage.write_json(known, {"run": run, "start": start})
+    storage.write_bytes(saved, config.to_yaml().encode())
     prepared = time.monotonic() - started
-    core = _wherever_it_runs(
-        TrainingConfig.parse({name: getattr(config, name) for name in TrainingConfig.model_fields})
-    )
     job = Job(
-        core,
-        folder.uri,
+        TrainingConfig.parse({name: getattr(config, name) for name in TrainingConfig.model_fields}),
+        output,
         config.engine if config.workers else "plain",
         settings,
         threads=config.cpus_per_worker,
         evaluator=EVALUATOR,
-        resume_from=config.resume_from and storage.absolute(config.resume_from),
+        resume_from=config.resume_from,
+        run=folder.run,
+        inputs=storage.sha256_bytes(f"{start}+{_data_digest(local / 'data')}".encode()),
     )
-    outcome = _run_alone(job) if config.workers == 0 else _run_on_ray(job, config)
+    outcome = _run_alone(job, config.device) if config.workers == 0 else _run_on_ray(job, config)
     metrics = read_metrics(folder.pull_file("training/metrics.jsonl"))
     draw(metrics, local / "curves.png", f"{config.stage.kind} from {storage.name_of(config.start)}")
     folder.push("training/curves.png")
     if "error" in outcome:
+        if outcome["error"] == "UserError" and folder.newest_checkpoint() is None:
+            storage.delete(saved)  # as above: no step was made with these settings
         raise _error(outcome)
     report = _report(config, folder, outcome, metrics) | {
         "prepare_seconds": round(prepared, 1),
         "seconds": round(time.monotonic() - started, 1),
         **({"warning": warning} if (warning := collapse(config, metrics)) else {}),
     }
-    storage.write_json(storage.join(folder.uri, "report.json"), report)
+    storage.write_json(storage.join(output, "report.json"), report)
     folder.clear("training/data")
     return report
 
 
-def _wherever_it_runs(config: TrainingConfig) -> TrainingConfig:
-    """The same with absolute paths: workers have folders of their own to run in."""
-    from rayvec.modeling import references
-
-    sets = [
-        one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one for one in config.evaluation
-    ]
-    return config.replace(start=config.start and references.canonical(config.start), evaluation=tuple(sets))
+def _data_digest(folder: Path) -> str:
+    """The examples, as a hash of all their files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return storage.sha256_bytes("+".join(f"{path.name}:{storage.sha256_file(path)}" for path in files).encode())
 
 
 def prepare(config: TrainingConfig, folder: Path) -> None:
@@ -189,7 +248,7 @@ def prepare(config: TrainingConfig, folder: Path) -> None:
     require_batches(config, folder / "data")
 
 
-def _run_alone(job: Job) -> Outcome:
+def _run_alone(job: Job, wanted: str) -> Outcome:
     import dataclasses
 
     import torch
@@ -198,7 +257,9 @@ def _run_alone(job: Job) -> Outcome:
     from rayvec.training.memory import lacks_memory, memory_advice
     from rayvec.training.worker import work
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, and torch finds no GPU here; set device=auto or cpu")
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     job = dataclasses.replace(job, device=device, threads=0)
     try:
         return work(job, LocalLink(job.folder, job.config.keep_checkpoints))

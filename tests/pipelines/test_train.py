@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from click.testing import CliRunner
 
 from pipelines.recipes import get_recipe, recipes
 from pipelines.train import TrainConfig, collapse, train, zero_settings
+from rayvec import storage
 from rayvec.data.source_config import SourceConfig
-from rayvec.errors import UserError
+from rayvec.errors import MismatchError, UserError
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.pretraining import DecoderConfig
 from rayvec.training.stages import Pretrain, Texts
+from tests.buckets import s3_server
+from tests.models import tiny_llama
 from tests.runs import config, write_inputs
 
 torch.set_num_threads(1)
@@ -128,3 +132,67 @@ def test_settings_without_a_batch_die_early_and_do_not_stand_in_the_way(
     with pytest.raises(UserError, match=message):
         train(wrong)
     assert train(run)["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [("mntp", {"mask_token": "nowhere"}), ("simcse", {"matryoshka": (4096,)})], ids=["mask", "size"]
+)
+def test_a_mistake_that_the_worker_finds_does_not_stand_in_the_way(
+    inputs: Path, tmp_path: Path, kind: str, wrong: dict[str, Any]
+) -> None:
+    run = config(inputs, tmp_path / "run", kind)
+    with pytest.raises(UserError):
+        train(run.replace(stage=run.stage.replace(**wrong)))
+    assert train(run)["steps"] == 4
+
+
+def test_another_run_is_refused_by_the_setting_that_differs(inputs: Path, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path / "run")
+    train(run)
+    with pytest.raises(MismatchError, match=r"another run \(stage.probability: 0.2 there, 0.3 asked for\)"):
+        train(run.replace(stage=run.stage.replace(probability=0.3)))
+
+
+def test_the_same_folder_by_another_path_is_the_same_run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(inputs, tmp_path / "run")
+    train(run)
+    monkeypatch.chdir(inputs)
+    assert train(run.replace(start="base"))["note"] == "was done already"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_start_that_changed_is_another_run(inputs: Path, tmp_path: Path, finished: bool) -> None:
+    base = tiny_llama(tmp_path / "base")
+    run = config(inputs, tmp_path / "run", start=str(base))
+    train(run)
+    if not finished:
+        (tmp_path / "run" / "report.json").unlink()
+    tiny_llama(base, seed=1)
+    with pytest.raises(MismatchError, match="from other weights than"):
+        train(run)
+
+
+def test_a_gpu_that_is_not_there_is_told(inputs: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="device=cuda, and torch finds no GPU here"):
+        train(config(inputs, tmp_path / "run", device="cuda"))
+
+
+def test_a_bucket_that_is_used_again_begins_anew(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(monkeypatch) as bucket:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        first = config(inputs, tmp_path, steps=8, checkpoint_every=1).replace(output=f"{bucket}/run")
+        train(first)
+        storage.delete_tree(first.output)
+        second = config(inputs, tmp_path, "simcse").replace(output=first.output)
+        assert train(second)["resumed_from_step"] == 0
+        names = storage.list_tree(second.output)
+        assert any(name.startswith("adapters/1-simcse/") for name in names)
+        assert not any(name.startswith("adapters/1-mntp/") for name in names)
+        # Interrupted before its result, on a machine that has the checkpoints of both: it goes on from its own.
+        for name in ("report.json", "rayvec.json"):
+            storage.delete(f"{second.output}/{name}")
+        assert train(second)["resumed_from_step"] == 4

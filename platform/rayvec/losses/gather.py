@@ -81,6 +81,15 @@ def sum_over_ranks(value: float, device: torch.device | str = "cpu") -> float:
     return float(total)
 
 
+def most_over_ranks(count: int, device: torch.device | str = "cpu") -> int:
+    """The largest of all ranks' counts."""
+    if world_size() == 1:
+        return count
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Replace each gradient by its mean over all ranks, equal to the bit everywhere; no gradient counts as zeros."""
     if world_size() == 1:

@@ -33,20 +33,23 @@ def masked_next_token_loss(
     *,
     denominator: float | None = None,
     chunk: int = 2048,
+    chunks: int | None = None,
 ) -> MaskedLoss:
     """Cross-entropy in nats, summed over the masked positions and divided by `denominator` (default: their number).
 
     states_TD: outputs of a flat batch. head: states [m, D] to logits [m, V]. positions_M: flat places of the masked
     tokens, never the first of a text. denominator: masked positions of all ranks divided by the ranks, so that ranks
-    averaged equal one big batch. Logits of at most `chunk` positions exist at a time, in both passes.
+    averaged equal one big batch. Logits of at most `chunk` positions exist at a time, in both passes. chunks: in how
+    many pieces, where ranks with unequally many positions must all call the head equally often (ZeRO 3).
     """
     assert positions_M.numel() == labels_M.numel(), "one label a masked position"
     assert positions_M.numel() == 0 or int(positions_M.min()) >= 1, "the first token of a text is never masked"
     total = states_TD.sum() * 0.0  # keeps the graph whole on a rank that drew no mask
     correct = torch.zeros((), dtype=torch.int64, device=states_TD.device)
     before_MD = states_TD[positions_M - 1]
-    for states_mD, labels_m in zip(before_MD.split(chunk), labels_M.split(chunk), strict=True):
-        if positions_M.numel() > chunk and torch.is_grad_enabled():
+    chunks = max(1, -(-positions_M.numel() // chunk)) if chunks is None else chunks
+    for states_mD, labels_m in zip(before_MD.tensor_split(chunks), labels_M.tensor_split(chunks), strict=True):
+        if chunks > 1 and torch.is_grad_enabled():
             loss, hits = checkpoint(_chunk_loss, head, states_mD, labels_m, use_reentrant=False)
         else:
             loss, hits = _chunk_loss(head, states_mD, labels_m)

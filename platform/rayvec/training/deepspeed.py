@@ -127,13 +127,17 @@ class DeepSpeedEngine:
         return [parameter for group in self._base().param_groups for parameter in group["params"]], False
 
     @contextlib.contextmanager
-    def whole(self, *, write: bool = False) -> Iterator[None]:
-        """Under ZeRO 3, bring the partitioned parameters together (and distribute what was written)."""
+    def whole(self, *, write: bool = False, frozen: bool = False) -> Iterator[None]:
+        """Under ZeRO 3, bring the partitioned parameters together (and distribute what was written).
+
+        frozen: those that do not train too.
+        """
         if self.stage < 3:
             yield
             return
         deepspeed = _import_deepspeed()
-        with deepspeed.zero.GatheredParameters(self.parameters, modifier_rank=0 if write else None):
+        parameters = list(self.module.parameters()) if frozen else self.parameters
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None):
             yield
 
 

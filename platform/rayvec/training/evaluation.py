@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from rayvec.losses.gather import gather_rows, rank, shares, world_size
+from rayvec.losses.gather import gather_rows, most_over_ranks, rank, shares
 from rayvec.modeling.batching import PackedBatch
 from rayvec.modeling.batching_plan import plan_batches
 from rayvec.modeling.encoder import TOKEN_BUDGETS
@@ -58,18 +57,9 @@ class _Together:
         budget = TOKEN_BUDGETS.get(backbone.device.type, 4096)
         plans = list(plan_batches(tokens.lengths, budget, padded=not backbone.packed))
         vectors_BD = torch.zeros(len(own), self.encoder.folder.manifest.dim, device=backbone.device)
-        for number in range(_most(len(plans))):
+        for number in range(most_over_ranks(len(plans), backbone.device)):
             rows = plans[min(number, len(plans) - 1)]
             packed = PackedBatch.from_tokens(tokens.select(rows), backbone.device)
             vectors_BD[torch.from_numpy(rows).to(backbone.device)] = self.encoder.vectors(packed, normalize=True)
         result: np.ndarray = gather_rows(vectors_BD[: counts[rank()]], counts).cpu().numpy()
         return result
-
-
-def _most(count: int) -> int:
-    """The largest of all ranks' counts."""
-    if world_size() == 1:
-        return count
-    counts: list[Any] = [None] * world_size()
-    dist.all_gather_object(counts, count)
-    return max(counts)

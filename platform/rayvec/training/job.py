@@ -46,18 +46,25 @@ class Job:
     evaluator: str = ""
     #: A checkpoint, or a folder of them, to start from when this run has none of its own.
     resume_from: str = ""
+    #: Name of the run, where it is at a URI.
+    run: str = ""
+    #: What it starts from and trains on, as hashes; a checkpoint of other weights or examples is of another run.
+    inputs: str = ""
 
     @property
     def folder(self) -> RunFolder:
         """The run's folder on this machine and elsewhere."""
-        return RunFolder(self.output)
+        return RunFolder(self.output, self.run)
 
     @property
     def digest(self) -> str:
         """What a checkpoint must agree on with the run that goes on from it."""
         values = {name: value for name, value in self.config.model_dump(mode="json").items() if name not in HARMLESS}
+        values.pop("start")  # in `inputs`, by what it is
         stage = self.settings.get("zero_optimization", {}).get("stage", 0)
-        return storage.sha256_bytes(storage.to_json({**values, "engine": self.engine, "zero": stage}))[:16]
+        return storage.sha256_bytes(
+            storage.to_json({**values, "engine": self.engine, "zero": stage, "inputs": self.inputs})
+        )[:16]
 
 
 class Link(Protocol):

@@ -148,8 +148,9 @@ class PlainEngine:
             self.optimizer.state[parameter][name] = value.clone().to("cpu" if name == "step" else parameter.device)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def whole(self, *, frozen: bool = False) -> Iterator[None]:
         """The weights are whole on every rank here; ZeRO 3 has to bring them together."""
+        del frozen
         yield
 
 

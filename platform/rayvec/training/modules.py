@@ -24,7 +24,7 @@ from rayvec.data.examples import ExampleStore
 from rayvec.data.mixing import FixedSizeBatches, TokenBudgetBatches
 from rayvec.errors import UserError
 from rayvec.losses.contrastive import alignment, false_negatives, info_nce, uniformity
-from rayvec.losses.gather import gather_rows, rank, shares, sum_over_ranks, world_size
+from rayvec.losses.gather import gather_rows, most_over_ranks, rank, shares, sum_over_ranks, world_size
 from rayvec.losses.masked_next_token import masked_next_token_loss
 from rayvec.modeling.batching import PackedBatch
 from rayvec.modeling.tokens import TokenBatch
@@ -82,28 +82,27 @@ class MntpModule(EncoderModule):
     def batch_at(self, step: int) -> list[MaskedBatch]:
         """Every rank takes every world-th text of the global batch."""
         everybodys = self.batches(step)
-        if len(everybodys) < world_size() * self.stage.accumulate:
-            raise UserError(
-                f"step {step} has {len(everybodys)} texts for {world_size()} workers and accumulate="
-                f"{self.stage.accumulate}; raise batch_size, or lower workers or accumulate"
-            )
+        if len(everybodys) < world_size():
+            raise UserError(f"step {step} has fewer texts than workers; raise batch_size or lower workers")
         examples = everybodys[rank() :: world_size()]
         texts, ids = self.store.texts(examples), self.store.ids(examples)
         batch = collators.mask_tokens(texts, self.policy, examples, ids, seed=self.config.seed, step=step)
-        return batch.split(self.stage.accumulate)
+        # Of few and long texts fewer parts; equally many on every rank.
+        return batch.split(min(self.stage.accumulate, len(everybodys) // world_size()))
 
     def forward(self, batch: MaskedBatch) -> Loss:
         """Cross-entropy at the masked tokens, and the share that was guessed right."""
         device = self.backbone.device
         states_TD = self.backbone(self.pack(batch))
         masked = max(1.0, sum_over_ranks(float(batch.masked), device) / world_size())
+        chunks = most_over_ranks(max(1, -(-len(batch.positions) // self.stage.loss_chunk)), device)
         result = masked_next_token_loss(
             states_TD,
             lambda states_mD: self.backbone.logits_at(states_mD, torch.arange(len(states_mD), device=device)),
             torch.from_numpy(batch.positions).to(device),
             torch.from_numpy(batch.labels).to(device),
             denominator=masked,
-            chunk=self.stage.loss_chunk,
+            chunks=chunks,
         )
         return result.loss, {"masked_accuracy": int(result.correct) / masked}
 
@@ -143,12 +142,17 @@ class ContrastiveModule(EncoderModule):
         GradCache (Gao et al. 2021) is checkpointing with texts as its segments: the first pass keeps nothing but the
         vectors, the backward pass encodes each chunk again, with the random state that it had, and lets go of it.
         """
-        if self.chunk is None or len(texts) <= self.chunk:
+        if self.chunk is None:
             return self._encode(texts)
+        device = self.backbone.device
         order = np.argsort(-texts.lengths, kind="stable")  # alike lengths together: fewer kernels
-        chunks = [texts.select(rows) for rows in _evenly(order, texts.lengths, -(-len(texts) // self.chunk))]
+        rows = _evenly(order, texts.lengths, -(-len(texts) // self.chunk))
+        # Under ZeRO 3 every encoding is everybody's: ranks with fewer chunks encode a text for nothing.
+        spare = [order[-1:]] * (most_over_ranks(len(rows), device) - len(rows))
+        chunks = [texts.select(part) for part in rows + spare]
         vectors_BD = torch.cat([checkpoint(self._encode, part, use_reentrant=False) for part in chunks])
-        return vectors_BD[torch.from_numpy(np.argsort(order)).to(vectors_BD.device)]
+        nothing = vectors_BD[len(texts) :].sum() * 0.0
+        return vectors_BD[torch.from_numpy(np.argsort(order)).to(device)] + nothing
 
     def _encode(self, texts: TokenBatch) -> Tensor:
         return self.encoder.vectors(PackedBatch.from_tokens(texts, self.backbone.device))
@@ -215,7 +219,8 @@ class SimcseModule(ContrastiveModule):
     def forward(self, batch: ContrastiveBatch) -> Loss:
         """InfoNCE between the views. Raises UserError when no dropout acts: then the loss would mean nothing."""
         loss, metrics = super().forward(batch)
-        if self.training and metrics["alignment"] < 1e-9:
+        # All ranks decide alike: one that stopped alone would leave the others waiting.
+        if self.training and sum_over_ranks(metrics["alignment"], self.backbone.device) < 1e-9:
             raise UserError(
                 "both views of each text are the same: this model drops nothing in attention; raise stage.lora.dropout"
             )

@@ -21,9 +21,14 @@ from rayvec.training import checkpoints
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run reads and writes. uri: an absolute path, or any URI that `storage` opens."""
+    """Where a run reads and writes. uri: an absolute path, or any URI that `storage` opens.
+
+    run: the name that a run at a URI was given at its first start, so that what an earlier run at the same URI left on
+    this machine is never taken for its own.
+    """
 
     uri: str
+    run: str = ""
 
     @property
     def remote(self) -> bool:
@@ -36,7 +41,7 @@ class RunFolder:
         if not self.remote:
             return storage.local_path(self.uri)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return cache / "rayvec" / "runs" / storage.sha256_bytes(self.uri.encode())[:16]
+        return cache / "rayvec" / "runs" / storage.sha256_bytes(self.uri.encode())[:16] / self.run
 
     @property
     def checkpoints(self) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,12 +64,37 @@ def work(job: Job, link: Link) -> Outcome:
         run.train()
     except RayvecError as caught:
         error = caught
+    except _AgreedError as agreed:
+        run.close(failed=True)
+        return agreed.failure
     run.close(failed=error is not None)
     if failure := _agreed(error):
         failure["message"] += f"; the last whole checkpoint is of step {run.saved_step}"
         return failure
-    run.save()
+    try:
+        run.save()
+    except _AgreedError as agreed:
+        return agreed.failure
     return run.outcome(startup=ready - started, training=time.monotonic() - ready)
+
+
+class _AgreedError(Exception):
+    """An error that all ranks know of already."""
+
+    def __init__(self, failure: Outcome) -> None:
+        super().__init__(failure["message"])
+        self.failure = failure
+
+
+def _together(act: Callable[[], None]) -> None:
+    """Do something that may fail on one rank alone; raises _AgreedError on all of them, so that none waits for it."""
+    error: RayvecError | None = None
+    try:
+        act()
+    except RayvecError as caught:
+        error = caught
+    if failure := _agreed(error):
+        raise _AgreedError(failure)
 
 
 def _agreed(error: RayvecError | None) -> Outcome | None:
@@ -146,7 +171,7 @@ class _Run:
         """End the log; where the run is remote, bring it there."""
         if self.log is not None:
             self.log.close(failed=failed)
-            self.job.folder.push("training/metrics.jsonl")
+            self._push_metrics()
 
     def batch_at(self, step: int) -> Sequence[Batch]:
         """This rank's batch; sets torch's random state by (seed, step, rank), so that dropout repeats on resume."""
@@ -167,7 +192,7 @@ class _Run:
         if config.compare_ranks_every and step % config.compare_ranks_every == 0:
             require_equal_ranks(self.engine.weights(), step)
         if step % config.checkpoint_every == 0 or step == config.steps:
-            self.link.commit(step, self.latest, lambda folder: self._write(folder, step))
+            self.link.commit(step, self.latest, lambda folder: _together(lambda: self._write(folder, step)))
             self.saved_step = step
 
     def _evaluate(self, step: int) -> None:
@@ -180,7 +205,14 @@ class _Run:
         self.measuring += time.monotonic() - before
         if self.log is not None:
             self.log.evaluated(step, values)
+            self._push_metrics()
+
+    def _push_metrics(self) -> None:
+        """Bring metrics.jsonl to a remote output. Checkpoints hold it too, so a store that refuses is only told."""
+        try:
             self.job.folder.push("training/metrics.jsonl")
+        except RayvecError as error:
+            self.link.say(f"metrics.jsonl is not brought to {self.job.output}: {error}")
 
     def _write(self, folder: Path, step: int) -> None:
         record = CheckpointRecord(step=step, rank=rank(), world_size=world_size(), config=self.job.digest, files={})
@@ -197,11 +229,13 @@ class _Run:
         config = self.job.config
         training = {"config": config.model_dump(mode="json"), "steps": config.steps, **self.latest}
         folder = self.job.folder
-        with self.engine.whole():
-            if rank() == 0:
-                self.module.save(folder.local, training)
-                write_card(folder.local, training)
-                _push_result(folder)
+        with self.engine.whole(frozen=_trains_all(config)):
+            _together(lambda: self._save(folder, training) if rank() == 0 else None)
+
+    def _save(self, folder: RunFolder, training: Mapping[str, Any]) -> None:
+        self.module.save(folder.local, training)
+        write_card(folder.local, training)
+        _push_result(folder)
 
     def outcome(self, *, startup: float, training: float) -> Outcome:
         """Numbers for the report."""
@@ -231,11 +265,14 @@ def _engine(job: Job, module: torch.nn.Module) -> AnyEngine:
     return DeepSpeedEngine(module, job.config.optimizer, job.settings, bf16=bf16)
 
 
+def _trains_all(config: TrainingConfig) -> bool:
+    return isinstance(config.stage, Pretrain) or config.stage.lora is None
+
+
 def _with_dtype(job: Job) -> TrainingConfig:
     """Without LoRA, plain AdamW moves the weights themselves, and steps in bfloat16 would round to nothing."""
     config = job.config
-    whole = isinstance(config.stage, Pretrain) or config.stage.lora is None
-    if job.engine == "deepspeed" or not whole or config.dtype == "float32":
+    if job.engine == "deepspeed" or not _trains_all(config) or config.dtype == "float32":
         return config
     if config.dtype == "bfloat16":
         raise UserError(

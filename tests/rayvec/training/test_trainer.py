@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -89,6 +90,19 @@ def test_resumed_from_a_checkpoint_equals_left_alone_to_the_bit(together: TrainC
     snapshot.write_text(snapshot.read_text(encoding="utf-8")[:20], encoding="utf-8")
     assert train(together)["resumed_from_step"] == 2
     assert adapter(output) == whole
+
+
+@pytest.mark.parametrize("kind", ["mntp", "supervised"])
+def test_ranks_with_unequal_work_meet_under_zero_3(
+    inputs: Path, tmp_path: Path, alone: dict[str, Path], kind: str
+) -> None:
+    """All weights are cut here, so each pass is everybody's; a rank has more chunks of logits, or of texts, to do."""
+    settings = tmp_path / "cut.json"
+    zero = {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}
+    settings.write_text(json.dumps({"zero_optimization": zero}))
+    stage = Mntp(lora=LORA, loss_chunk=3) if kind == "mntp" else Supervised(lora=LORA, gradient_cache=5)
+    train(config(inputs, tmp_path / "run", kind, stage=stage, zero=str(settings), workers=3))
+    _assert_close(tmp_path / "run", alone[kind])
 
 
 @pytest.mark.parametrize("zero", ["zero0", "zero1"])
