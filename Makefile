@@ -34,9 +34,10 @@ serve: setup  ## serve the demo's index again
 	@$(BIN)/python -m jobs.serve --recipe tiny.serve --set index=$(RUNS)/index --set port=$(PORT)
 
 test: setup  ## the whole suite without a GPU
-	@$(BIN)/python -m pytest -m "not gpu" tests platform/rayvec --doctest-modules
+	@$(BIN)/python -m pytest -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
 
-nightly: setup  ## embed while workers, drivers and a node are killed, fifty times
+nightly: setup  ## slow variants; embedding while workers, drivers and a node are killed, fifty times
+	@$(BIN)/python -m pytest -m "nightly and not gpu" tests
 	@RAYVEC_KILLS=50 $(BIN)/python -m pytest -s tests/cluster/test_embed_chaos.py
 
 check: setup  ## format, lint, types, floors

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,13 @@ pytestmark = [
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.filterwarnings(r"ignore::Warning:ray\."),  # Ray warns of its own settings
 ]
+
+
+def nightly(value: str) -> Any:
+    """A case of `make nightly`: starting a group of workers takes half a minute."""
+    return pytest.param(value, marks=pytest.mark.nightly)
+
+
 TWO = {"workers": 2, "compare_ranks_every": 1}
 
 
@@ -58,7 +66,9 @@ def together(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainCon
     return run
 
 
-@pytest.mark.parametrize("zero", ["zero0", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize(
+    "zero", [nightly("zero0"), "zero2", nightly("zero3"), nightly("zero2_offload"), "zero3_offload"]
+)
 def test_two_ranks_stay_equal_to_the_bit_and_equal_one_big_batch(
     inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str
 ) -> None:
@@ -92,7 +102,7 @@ def test_resumed_from_a_checkpoint_equals_left_alone_to_the_bit(together: TrainC
     assert adapter(output) == whole
 
 
-@pytest.mark.parametrize("kind", ["mntp", "supervised"])
+@pytest.mark.parametrize("kind", ["mntp", nightly("supervised")])
 def test_ranks_with_unequal_work_meet_under_zero_3(
     inputs: Path, tmp_path: Path, alone: dict[str, Path], kind: str
 ) -> None:
@@ -105,7 +115,7 @@ def test_ranks_with_unequal_work_meet_under_zero_3(
     _assert_close(tmp_path / "run", alone[kind])
 
 
-@pytest.mark.parametrize("zero", ["zero0", "zero1"])
+@pytest.mark.parametrize("zero", [nightly("zero0"), "zero1"])
 def test_one_worker_goes_on_where_two_were(inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str) -> None:
     """GradCache on the way, and a batch that does not divide into three."""
     stage = Supervised(lora=LORA, gradient_cache=5)
@@ -131,6 +141,7 @@ def _drop_checkpoint(output: Path, step: int) -> None:
             shutil.rmtree(record.parent)
 
 
+@pytest.mark.nightly
 def test_another_number_of_workers_is_refused_under_zero_3(inputs: Path, tmp_path: Path) -> None:
     first = config(inputs, tmp_path / "first", zero="zero3", workers=2)
     train(first)
@@ -161,6 +172,7 @@ def test_the_encoder_is_measured_by_all_ranks_together(
         assert b["eval/sts/spearman"] == pytest.approx(a["eval/sts/spearman"], abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_all_weights_train_on_two_ranks(inputs: Path, tmp_path: Path) -> None:
     stage = Mntp(lora=None)
     for name, changes in (("one", {}), ("two", {"zero": "zero3", **TWO})):
