@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,8 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             patch.setenv(name, value)
+        # What it holds outlives the server: it is this process's.
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
         boto3.client("s3").create_bucket(Bucket=NAME)
         yield f"s3://{NAME}"
     finally:

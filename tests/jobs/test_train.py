@@ -16,6 +16,7 @@ from pipelines.plan import plan, ways
 from pipelines.recipes import get_recipe, recipes
 from pipelines.train import TrainConfig
 from rayvec.errors import UserError
+from rayvec.training.stages import Pretrain
 from tests.models import save_model, tiny_llama
 
 torch.set_num_threads(1)
@@ -47,12 +48,15 @@ def test_every_family_is_counted() -> None:
 
 @pytest.mark.parametrize("name", recipes(TrainConfig))
 def test_every_recipe_dry_runs_with_its_real_shape(name: str, tmp_path: Path) -> None:
-    family, _, stage = name.partition(".")
+    family = name.partition(".")[0]
     told = dry_run("--recipe", name)
     (tmp_path / "run.yaml").write_text(told, encoding="utf-8")
     assert TrainConfig.from_yaml(tmp_path / "run.yaml") == get_recipe(name, TrainConfig)
     published, lora = COUNTS[family]
-    trained = published if stage == "pretrain" else lora
+    config = get_recipe(name, TrainConfig)
+    # The counts are those of rank 16, and go with the rank.
+    settings = None if isinstance(config.stage, Pretrain) else config.stage.lora
+    trained = published if settings is None else lora * settings.rank // 16
     assert f"{published:,} parameters" in told
     assert f"# trained  {trained:,} of" in told
     rows = [line.split()[1] for line in told.splitlines() if line.startswith(("# zero", "# plain"))]

@@ -49,7 +49,7 @@ def quantized(vectors_ND: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int8
     """Whole numbers from -127 to 127, int8 [N, D], and the scale [N] by which they give vectors of the same lengths.
 
     >>> values, scales = quantized(np.array([[0.6, -0.8, 0.0]]))
-    >>> values.tolist(), float((values * scales[:, None])[0, 1].round(3))
+    >>> values.tolist(), round(float((values * scales[:, None])[0, 1]), 3)
     ([[95, -127, 0]], -0.801)
     """
     largest_N1 = np.abs(vectors_ND).max(axis=1, keepdims=True, initial=0)
