@@ -40,12 +40,24 @@ def _kill_one_worker(run: TrainConfig, killed: list[int], after: int = 6) -> Non
                 return
 
 
-def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
-    inputs = write_inputs(tmp_path / "inputs")
-    common = {"workers": 2, "steps": 60, "checkpoint_every": 4, "batch_size": 16}
-    left_alone = config(inputs, tmp_path / "alone", **common)
-    train(left_alone)
-    run = config(inputs, tmp_path / "killed", **common)
+COMMON = {"workers": 2, "steps": 50, "checkpoint_every": 4, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def left_alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What an undisturbed run ends with."""
+    run = config(inputs, tmp_path_factory.mktemp("alone") / "run", **COMMON)
+    train(run)
+    return adapter(Path(run.output))
+
+
+def test_a_killed_worker_changes_nothing(inputs: Path, left_alone: bytes, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path / "killed", **COMMON)
     killed: list[int] = []
     killer = threading.Thread(target=_kill_one_worker, args=(run, killed), daemon=True)
     killer.start()
@@ -53,15 +65,11 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path) -> None:
     killer.join(timeout=10)
     assert killed, "the run was over before a worker was killed; raise steps"
     assert report["resumed_from_step"] > 0
-    assert adapter(Path(run.output)) == adapter(Path(left_alone.output))
+    assert adapter(Path(run.output)) == left_alone
 
 
-def test_a_killed_driver_changes_nothing(tmp_path: Path) -> None:
-    inputs = write_inputs(tmp_path / "inputs")
-    common = {"workers": 2, "steps": 40, "checkpoint_every": 4, "batch_size": 16}
-    left_alone = config(inputs, tmp_path / "alone", **common)
-    train(left_alone)
-    run = config(inputs, tmp_path / "killed", **common)
+def test_a_killed_driver_changes_nothing(inputs: Path, left_alone: bytes, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path / "killed", **COMMON)
     file = tmp_path / "run.yaml"
     file.write_text(run.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "jobs.train", "--config", str(file)]
@@ -77,4 +85,4 @@ def test_a_killed_driver_changes_nothing(tmp_path: Path) -> None:
     assert not (Path(run.output) / "rayvec.json").exists(), "the run was over before the kill; raise steps"
     report = train(run)
     assert report["resumed_from_step"] > 0
-    assert adapter(Path(run.output)) == adapter(Path(left_alone.output))
+    assert adapter(Path(run.output)) == left_alone
