@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rayvec import schema, storage
 from rayvec.data import vector_types
-from rayvec.data.ids import Hashes, concatenate, digest_ids, hash_ids, in_partition, partitions, repeats
+from rayvec.data.ids import Hashes, digest_ids, hash_ids, repeated_places
 from rayvec.errors import UserError, VerificationError
 from rayvec.storage import Fingerprint
 
@@ -167,12 +167,9 @@ class EmbeddingsDataset:
         )
 
     def _repeated_ids(self) -> Iterator[str]:
-        count = partitions(self.count)
-        for number in range(count):
-            hashes = concatenate([part[in_partition(part, number, count)] for part in self._hashes()])
-            later, _ = repeats(hashes)
-            if len(later):
-                yield f"{len(later)} ids stand in more than one row"
+        count = sum(len(later) for later, _ in repeated_places(self._hashes(), self.count))
+        if count:
+            yield f"{count} ids stand in more than one row"
 
     def _hashes(self) -> Iterator[Hashes]:
         for table in self.iter_tables([schema.ID]):

@@ -1,13 +1,16 @@
 """Ids as 128-bit hashes: finding duplicates and comparing sets of ids without holding strings.
 
 Two ids are taken to be equal when their BLAKE2b-128 hashes are: among 10^9 ids the chance of one false pair is 10^-21.
-Knows Arrow string columns and numpy. Knows no file, no unit, no Ray.
+Knows Arrow string columns and numpy. Knows no unit, no artifact, no Ray.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,11 @@ import pyarrow as pa
 
 # Legend: N rows; a hash is two unsigned 64-bit words, so hashes are [N, 2].
 Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
 WORDS = np.dtype("<u8")
+#: Hashes that are sorted at once, until there are so many that the files would be too many.
+PARTITION = 1 << 17
+MOST_PARTITIONS = 1024
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> Hashes:
@@ -49,16 +56,32 @@ def repeats(hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return later[ascending].astype(np.int64), first[ascending].astype(np.int64)
 
 
-def partitions(total: int, limit: int = 1 << 25) -> int:
-    """In how many passes `total` hashes are compared, so that one pass holds at most about `limit` of them."""
-    return max(1, -(-total // limit))
+def repeated_places(parts: Iterable[Hashes], total: int) -> Iterator[tuple[Places, Places]]:
+    """Where an id stands that an earlier place has: later places [R, 2], and for each the first; each pair once.
+
+    A place is (number of the part, row in it). Parts are gone through once; equal hashes meet in one of several
+    temporary files, of which one at a time is in memory: 32 bytes of disk a hash, and memory that does not grow with
+    their number until there are 2^27.
+    """
+    count = min(MOST_PARTITIONS, -(-total // PARTITION)) or 1
+    with tempfile.TemporaryDirectory(prefix="rayvec-ids-") as folder:
+        for number, hashes in enumerate(parts):
+            _append(Path(folder), number, hashes, count)
+        for file in sorted(Path(folder).iterdir()):
+            words = np.fromfile(file, WORDS).reshape(-1, 4)
+            later, first = repeats(words[:, :2])
+            if len(later):
+                places = words[:, 2:].astype(np.int64)
+                yield places[later], places[first]
 
 
-def in_partition(hashes: Hashes, number: int, count: int) -> npt.NDArray[np.int64]:
-    """The rows of partition `number` of `count`: equal ids always fall into the same one."""
-    return np.flatnonzero(hashes[:, 0] % np.uint64(count) == np.uint64(number))
-
-
-def concatenate(parts: Sequence[Hashes]) -> Hashes:
-    """Hashes of several tables as one, also of none."""
-    return np.concatenate([np.empty((0, 2), WORDS), *parts])
+def _append(folder: Path, part: int, hashes: Hashes, count: int) -> None:
+    """Each hash with its place at the end of the file that all equal ones come to."""
+    words = np.column_stack([hashes, np.full(len(hashes), part, WORDS), np.arange(len(hashes), dtype=WORDS)])
+    of_row = (hashes[:, 0] % np.uint64(count)).astype(np.int64)
+    order = np.argsort(of_row, kind="stable")
+    ends = np.cumsum(np.bincount(of_row, minlength=count))
+    for number, (start, end) in enumerate(pairwise([0, *ends.tolist()])):
+        if start < end:
+            with (folder / f"{number:04}").open("ab") as file:
+                file.write(words[order[start:end]].tobytes())

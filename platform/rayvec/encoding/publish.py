@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rayvec import schema, storage
 from rayvec.data.embeddings import CURRENT, FORMAT, document_ids, document_rows, manifest_uri
-from rayvec.data.ids import concatenate, in_partition, partitions, repeats
+from rayvec.data.ids import repeated_places
 from rayvec.data.units import Unit
 from rayvec.encoding.faults import failpoint
 from rayvec.encoding.lengths import added
@@ -50,20 +50,12 @@ def settle_duplicates(sink: Sink, units: Sequence[Unit], records: Sequence[Recor
 
 def _repeated_places(sink: Sink, records: Sequence[Record]) -> dict[Place, Place]:
     """For each document whose id an earlier one has: where that first one is."""
-    count = partitions(sum(record.documents for record in records))
-    result: dict[Place, Place] = {}
-    for number in range(count):
-        hashes, places = [], []
-        for index, record in enumerate(records):
-            part, _ = sink.hashes(record)
-            rows = in_partition(part, number, count)
-            hashes.append(part[rows])
-            places.append(np.column_stack([np.full(len(rows), index), rows]))
-        later, first = repeats(concatenate(hashes))
-        if len(later):
-            where = np.concatenate(places).tolist()
-            result |= {tuple(where[a]): tuple(where[b]) for a, b in zip(later, first, strict=True)}
-    return result
+    total = sum(record.documents for record in records)
+    return {
+        (later[0], later[1]): (first[0], first[1])
+        for laters, firsts in repeated_places((sink.hashes(record)[0] for record in records), total)
+        for later, first in zip(laters.tolist(), firsts.tolist(), strict=True)
+    }
 
 
 def _without(sink: Sink, unit: Unit, record: Record, kept: Mapping[int, Mapping[str, Any]]) -> Record:

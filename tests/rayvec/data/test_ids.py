@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
+import pytest
 
-from rayvec.data.ids import concatenate, digest_ids, hash_ids, in_partition, repeats
+from rayvec.data import ids
+from rayvec.data.ids import digest_ids, hash_ids, repeated_places, repeats
 
 
 def test_the_digest_does_not_depend_on_the_order() -> None:
@@ -22,17 +23,26 @@ def test_ids_are_compared_as_bytes() -> None:
 
 
 def test_none_repeat_among_none() -> None:
-    assert [rows.tolist() for rows in repeats(concatenate([]))] == [[], []]
+    assert [rows.tolist() for rows in repeats(hash_ids(pa.array([], pa.string())))] == [[], []]
 
 
-def test_every_row_falls_into_one_partition() -> None:
-    hashes = hash_ids(pa.array([f"d{i}" for i in range(1000)]))
-    rows = np.concatenate([in_partition(hashes, number, 3) for number in range(3)])
-    assert sorted(rows.tolist()) == list(range(1000))
+def test_repeats_across_parts_name_the_first_place_whatever_the_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 30 parts of 100 ids, d0 to d699 over and over: each later place is of the first part that had the id.
+    names = [f"d{i % 700}" for i in range(3000)]
+    parts = [hash_ids(pa.array(names[start : start + 100])) for start in range(0, 3000, 100)]
+    expected = {(i // 100, i % 100): (i % 700 // 100, i % 700 % 100) for i in range(700, 3000)}
+    for partition in (1 << 17, 400, 2):
+        monkeypatch.setattr(ids, "PARTITION", partition)
+        found = [
+            (tuple(a), tuple(b))
+            for later, first in repeated_places(iter(parts), 3000)
+            for a, b in zip(later.tolist(), first.tolist(), strict=True)
+        ]
+        assert len(found) == len(expected) and dict(found) == expected
 
 
 def test_repeats_in_a_large_table_are_all_found() -> None:
-    ids = [f"d{i % 700}" for i in range(1000)]
-    later, first = repeats(hash_ids(pa.array(ids)))
+    names = [f"d{i % 700}" for i in range(1000)]
+    later, first = repeats(hash_ids(pa.array(names)))
     assert later.tolist() == list(range(700, 1000))
     assert first.tolist() == list(range(300))
