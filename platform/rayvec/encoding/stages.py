@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ LEAST_CPUS = 0.1
 #: A reader waits for storage half of its time. Ray does not fuse reading into the encoders, whose share is another, so
 #: the next unit is read while this one is encoded.
 READ_CPUS = 0.5
+#: Units that an encoder has at hand at once, one of which is encoded; and those that wait there to be fetched.
+CALLS = 2
+IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,10 @@ class ReadUnit:
 
 
 class EncodeUnit:
-    """A prepared unit → the record of its commit. Lives in an actor, loads the encoder once."""
+    """A prepared unit → the record of its commit. Lives in an actor, loads the encoder once.
+
+    Called by CALLS threads: while one waits for storage, another encodes.
+    """
 
     needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, SPENT)
     adds = (RECORD, SPENT)
@@ -132,6 +139,7 @@ class EncodeUnit:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.work = work
         self.threads = threads
+        self.turn = threading.Lock()
         self.encoder: Encoder | RayvecError
         try:
             self.encoder = self._load()
@@ -157,7 +165,7 @@ class EncodeUnit:
                 lines=json.loads(batch[LINES][row].as_py()),
                 spent=Spent(**json.loads(batch[SPENT][row].as_py())),
             )
-            record = complete(self.work, _unit(batch, row), prepared, self.encoder)
+            record = complete(self.work, _unit(batch, row), prepared, self.encoder, self.turn)
             done = {RECORD: [json.dumps(record.to_json())], SPENT: [json.dumps(prepared.spent.to_json())]}
             yield pa.table({UNIT: batch[UNIT].slice(row, 1), **done})
 
@@ -201,7 +209,13 @@ def _dataset(work: Work, units: Sequence[Unit], pool: Pool) -> Dataset:
         .map_batches(
             EncodeUnit,
             fn_constructor_kwargs={"work": work, "threads": pool.threads},
-            compute=ray.data.ActorPoolStrategy(min_size=pool.least or pool.actors, max_size=pool.actors),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.least or pool.actors,
+                max_size=pool.actors,
+                max_concurrent_calls_per_actor=CALLS,
+                max_tasks_in_flight_per_actor=IN_FLIGHT,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
             **place,

@@ -7,6 +7,7 @@ sink. Knows no cluster.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -28,6 +29,7 @@ from rayvec.storage import Fingerprint
 
 POSITION = "position"
 NONFINITE = "nonfinite"
+ALONE = nullcontext()  # the turn of one who need not wait for others
 Title = Literal["prepend", "ignore"]
 
 
@@ -129,31 +131,43 @@ def cut(work: Work, tokenizer: Tokenizing, texts: Sequence[str]) -> tuple[TokenB
     return tokenizer.cut(texts, work.windowing, work.instruction)
 
 
-def complete(work: Work, unit: Unit, prepared: Prepared, encoder: Encoder) -> Record:
+def complete(
+    work: Work, unit: Unit, prepared: Prepared, encoder: Encoder, turn: AbstractContextManager[Any] = ALONE
+) -> Record:
     """Encode a prepared unit and commit it. A unit that another attempt has committed is left as it is.
 
-    What it takes is counted to `prepared.spent`.
+    turn: held while encoding, and not while committing: a second thread encodes the next unit meanwhile, and never two
+    encode at once. What it takes is counted to `prepared.spent`.
     """
     done = work.sink.record(unit.name)
     if done is not None:
         return done
-    attempts = Attempts.begin(work.output, unit.name, "encode")
     documents, spent = prepared.documents, prepared.spent
     document_R = _documents_of_rows(work, prepared)
-    with spent.timed("encode"):
-        outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
-        vectors_RD = _gather(work, outcome, document_R)
-        _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
+    with turn:
+        attempts = Attempts.begin(work.output, unit.name, "encode")
+        with spent.timed("encode"):
+            outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
+            vectors_RD = _gather(work, outcome, document_R)
+            _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
     spent.tokens, spent.places = len(prepared.tokens.input_ids), encoder.places(prepared.tokens.lengths)
+    with spent.timed("write"):
+        record = _commit(work, unit, prepared, document_R, vectors_RD, outcome)
+    attempts.finish()
+    return record
+
+
+def _commit(
+    work: Work, unit: Unit, prepared: Prepared, document_R: Rows, vectors_RD: np.ndarray, outcome: Outcome[np.ndarray]
+) -> Record:
+    documents = prepared.documents
     embedded = np.array([row for row in range(documents.num_rows) if row not in outcome.failures], np.int64)
-    lines = prepared.lines + _failed(unit, documents, outcome)
     kept, repeated = _without_repeats(unit, documents, embedded)
     positions = documents[POSITION].to_numpy()[kept]
-    with spent.timed("write"):
-        table = _part(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
-        record = work.sink.commit(unit.name, table, positions, lines + repeated)
+    lines = prepared.lines + _failed(unit, documents, outcome) + repeated
+    table = _part(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
+    record = work.sink.commit(unit.name, table, positions, lines)
     assert record.input_records == documents.num_rows + len(prepared.lines), "every record comes out once"
-    attempts.finish()
     return record
 
 
