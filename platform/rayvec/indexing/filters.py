@@ -1,0 +1,198 @@
+"""Filters over the columns of documents: what a client may ask of a hit beside its rank.
+
+    {"field": "year", "gte": 2020, "lt": 2025}        a condition; several tests of one field must all hold
+    {"field": "lang", "in": ["en", "de"]}             on a column of lists: any of its values
+    {"and": [...]}, {"or": [...]}, {"not": {...}}     of conditions, and of one another
+
+A document without a value in a column passes no test of it, and so passes `not` of it. Bounded in size: a filter comes
+from outside. Knows Arrow columns. Knows no index, no request, no route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from rayvec.errors import UserError
+
+MAX_CONDITIONS = 32
+MAX_VALUES = 1_000
+MAX_DEPTH = 8
+
+Text = Annotated[str, Field(max_length=1_000)]
+Value = bool | int | float | Text
+#: What gives a column by its name: one value a document. Raises UserError for a name that is none.
+Columns = Callable[[str], pa.ChunkedArray]
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Condition(_Node):
+    """Tests of one column; all that are given must hold."""
+
+    field: str = Field(min_length=1, max_length=256)
+    eq: Value | None = None
+    ne: Value | None = None
+    gt: Value | None = None
+    gte: Value | None = None
+    lt: Value | None = None
+    lte: Value | None = None
+    one_of: list[Value] | None = Field(None, alias="in", min_length=1, max_length=MAX_VALUES)
+
+    @model_validator(mode="after")
+    def _tests_something(self) -> Condition:
+        if not self.model_fields_set - {"field"}:
+            raise ValueError(f"tests nothing of {self.field!r}; give one of eq, ne, gt, gte, lt, lte, in")
+        return self
+
+
+class All(_Node):
+    """Every one of them holds."""
+
+    all_of: list[Filter] = Field(alias="and", min_length=1, max_length=MAX_CONDITIONS)
+
+
+class Either(_Node):
+    """At least one of them holds."""
+
+    any_of: list[Filter] = Field(alias="or", min_length=1, max_length=MAX_CONDITIONS)
+
+
+class Not(_Node):
+    """It does not hold."""
+
+    negated: Filter = Field(alias="not")
+
+
+_TAGS = {"and": "<and>", "or": "<or>", "not": "<not>"}
+_TAG_OF_CLASS = {"All": "<and>", "Either": "<or>", "Not": "<not>"}
+
+
+def _shape(value: Any) -> str:
+    """Which form a value means, told by its key, so that only one set of errors is shown."""
+    if isinstance(value, dict):
+        return next((tag for key, tag in _TAGS.items() if key in value), "<condition>")
+    return _TAG_OF_CLASS.get(type(value).__name__, "<condition>")
+
+
+Filter = Annotated[
+    Annotated[Condition, Tag("<condition>")]
+    | Annotated[All, Tag("<and>")]
+    | Annotated[Either, Tag("<or>")]
+    | Annotated[Not, Tag("<not>")],
+    Discriminator(_shape),
+]
+for _model in (All, Either, Not):
+    _model.model_rebuild()
+
+
+def check(filter_: Filter) -> Filter:
+    """The filter, unless it is larger than allowed. Raises ValueError."""
+    conditions, depth = _size(filter_)
+    if conditions > MAX_CONDITIONS:
+        raise ValueError(f"has {conditions} conditions, and {MAX_CONDITIONS} are allowed")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"is nested {depth} deep, and {MAX_DEPTH} is allowed")
+    return filter_
+
+
+def _size(filter_: Filter) -> tuple[int, int]:
+    """Conditions, and how deep they are nested."""
+    inner = [_size(child) for child in _children(filter_)]
+    if not inner:
+        return 1, 1
+    return sum(count for count, _ in inner), 1 + max(depth for _, depth in inner)
+
+
+def _children(filter_: Filter) -> Sequence[Filter]:
+    if isinstance(filter_, All):
+        return filter_.all_of
+    if isinstance(filter_, Either):
+        return filter_.any_of
+    return [filter_.negated] if isinstance(filter_, Not) else []
+
+
+def mask(filter_: Filter, columns: Columns) -> pa.BooleanArray:
+    """Which documents pass: true or false for each.
+
+    Raises UserError for a column that is not there, and for a value that cannot be compared with its column.
+    """
+    if isinstance(filter_, Condition):
+        return _condition(filter_, columns(filter_.field))
+    if isinstance(filter_, Not):
+        return pc.invert(mask(filter_.negated, columns))
+    join = pc.and_ if isinstance(filter_, All) else pc.or_
+    return reduce(join, [mask(child, columns) for child in _children(filter_)])
+
+
+def _condition(condition: Condition, column: pa.ChunkedArray) -> pa.BooleanArray:
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return reduce(pc.and_, [pc.fill_null(found, False) for found in _tests(condition, values)])
+
+
+_COMPARISONS: dict[Literal["gt", "gte", "lt", "lte"], Callable[[pa.Array, pa.Scalar], pa.Array]] = {
+    "gt": pc.greater,
+    "gte": pc.greater_equal,
+    "lt": pc.less,
+    "lte": pc.less_equal,
+}
+
+
+def _tests(condition: Condition, values: pa.Array) -> Iterator[pa.Array]:
+    name, given = condition.field, condition.model_fields_set
+    if "eq" in given:
+        yield _is_one_of(name, values, [condition.eq])
+    if "one_of" in given:
+        yield _is_one_of(name, values, condition.one_of or [])
+    if "ne" in given:
+        yield pc.and_(pc.is_valid(values), pc.invert(_is_one_of(name, values, [condition.ne])))
+    for test, compare in _COMPARISONS.items():
+        if test not in given:
+            continue
+        kind = values.type
+        if _is_list(kind) or pa.types.is_boolean(kind):
+            raise UserError(f"filter: {name} is a column of {kind}, which has no order; use eq, ne or in")
+        yield compare(values, _scalar(name, getattr(condition, test), kind))
+
+
+def _is_one_of(name: str, values: pa.Array, wanted: Sequence[Value | None]) -> pa.Array:
+    """Of a column of lists: whether any of a document's values is one of those wanted."""
+    flat = pc.list_flatten(values) if _is_list(values.type) else values
+    if pa.types.is_integer(flat.type) and any(isinstance(value, float) for value in wanted):
+        flat = flat.cast(pa.float64())
+    known = pa.array([_scalar(name, value, flat.type).as_py() for value in wanted], flat.type)
+    found = pc.is_in(flat, known)
+    if not _is_list(values.type):
+        return found
+    rows = pc.unique(pc.filter(pc.list_parent_indices(values), found)).cast(pa.int64())
+    return pc.is_in(pa.array(np.arange(len(values))), rows)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
+    """A value of a request in the column's own type: text is no number, a number is no truth."""
+    fits = {
+        str: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind),
+        bool: pa.types.is_boolean(kind),
+        int: pa.types.is_integer(kind) or pa.types.is_floating(kind),
+        float: pa.types.is_floating(kind) or pa.types.is_integer(kind),
+    }
+    if value is None or not fits.get(type(value), False):
+        raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {value!r}")
+    try:
+        if isinstance(value, float) and pa.types.is_integer(kind):
+            return pa.scalar(value, pa.float64())
+        return pa.scalar(value).cast(kind) if isinstance(value, str) else pa.scalar(value, kind)
+    except (pa.ArrowException, OverflowError):
+        raise UserError(f"filter: {name} is a column of {kind}, and {value!r} is none of its values") from None
