@@ -34,7 +34,7 @@ async def make_gateway(index: Path, encoder: HashEncoder | None = None, limits: 
     retriever = Retriever(str(index), encoder.fingerprint)
     await retriever.reconfigure({"version": "v1"})
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
-    return Gateway(service, retriever, model=MODEL, index_version="v1", limits=limits)
+    return Gateway(service, retriever, model=MODEL, index_version="v1", limits=limits, cache_bytes=1 << 20)
 
 
 class Client:
@@ -46,10 +46,12 @@ class Client:
         limits: Limits | None = None,
         keys: Keys | None = None,
         encoder: HashEncoder | None = None,
+        **options: Any,
     ) -> None:
         self.runner = asyncio.Runner()
         gateway = self.runner.run(make_gateway(index, encoder, limits))
-        self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys)
+        self.gateway = gateway
+        self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys, **options)
         # An error that no handler takes must be seen as the 500 that a client would see.
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")

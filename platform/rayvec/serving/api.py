@@ -6,6 +6,8 @@ Knows HTTP. Knows no model, no index, no Ray: a Gateway answers, wherever its pa
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -13,11 +15,14 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp
 
 from rayvec import __version__
 from rayvec.serving.gateway import Gateway
+from rayvec.serving.metrics import CONTENT_TYPE
+from rayvec.serving.observer import REQUEST_ID, Observer
 from rayvec.serving.problems import Problem, from_validation, to_response
 from rayvec.serving.schemas import (
     EmbeddingAnswer,
@@ -53,7 +58,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_api(gateway: Gateway, *, body_bytes: int, keys: Keys | None = None, loopback_only: bool = True) -> ASGIApp:
+def make_api(
+    gateway: Gateway,
+    *,
+    body_bytes: int,
+    keys: Keys | None = None,
+    loopback_only: bool = True,
+    cors_origins: Sequence[str] = (),
+    access_log: logging.Logger | None = None,
+) -> ASGIApp:
     """The whole interface as an ASGI application. `/docs` is left out: its page loads scripts from elsewhere."""
     app = FastAPI(title="rayvec", version=__version__, docs_url=None, redoc_url=None)
     app.state.body_bytes = body_bytes
@@ -63,7 +76,17 @@ def make_api(gateway: Gateway, *, body_bytes: int, keys: Keys | None = None, loo
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_bug)
-    return Guard(app, keys, loopback_only=loopback_only)
+    routes = frozenset([*app.openapi()["paths"], *PAGE])
+    guarded: ASGIApp = Guard(app, keys, loopback_only=loopback_only)
+    if cors_origins:  # outside the guard: a browser asks for permission without its key
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", REQUEST_ID],
+            expose_headers=[REQUEST_ID, "retry-after"],
+        )
+    return Observer(guarded, routes, gateway.metrics, access_log)
 
 
 def _v1(gateway: Gateway) -> APIRouter:
@@ -94,6 +117,10 @@ def _health(gateway: Gateway) -> APIRouter:
     @router.get("/ready", summary="Model and index answer", response_model=Ready, responses={503: _ERRORS[503]})
     async def ready() -> Response:
         return _json(await gateway.ready())
+
+    @router.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
 
     return router
 

@@ -25,6 +25,7 @@ from rayvec.serving.api import make_api
 from rayvec.serving.config import EVERYWHERE, Limits, ServeConfig, is_loopback
 from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.gateway import Gateway
+from rayvec.serving.observer import open_log
 from rayvec.serving.security import Keys
 from rayvec.storage import Fingerprint
 
@@ -63,6 +64,8 @@ def plan(config: ServeConfig) -> Plan:
     _refuse_open_proxy(config)
     if config.keys:
         Keys.load(config.keys)
+    if config.access_log:
+        open_log(config.access_log)
     manifest = versions.read_manifest(versions.version_folder(config.index, config.index_version))
     reference = _absolute(config.encoder or str(manifest["encoder"]))
     fingerprint = Fingerprint.parse(manifest["fingerprint"])
@@ -102,7 +105,13 @@ class GatewayReplica:
         from rayvec.serving.remote import RemoteEncoder, RemoteRetriever
 
         self._config = config
-        self._gateway = Gateway(RemoteEncoder(encoder), RemoteRetriever(retriever), model=model, limits=config.limits)
+        self._gateway = Gateway(
+            RemoteEncoder(encoder),
+            RemoteRetriever(retriever),
+            model=model,
+            limits=config.limits,
+            cache_bytes=config.query_cache_mb << 20,
+        )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve, before the first request and at each change of the index version."""
@@ -116,6 +125,8 @@ class GatewayReplica:
             body_bytes=config.limits.body_bytes,
             keys=keys,
             loopback_only=is_loopback(config.host) and keys is None,
+            cors_origins=config.cors_origins,
+            access_log=open_log(config.access_log) if config.access_log else None,
         )
 
 

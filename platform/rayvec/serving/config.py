@@ -6,9 +6,10 @@ Knows values only. Knows no Ray, no HTTP, no model; importing it loads none of t
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayvec.config import Config
 
@@ -56,6 +57,12 @@ class ServeConfig(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
     keys: str | None = None
+    #: Pages of these origins may ask from a browser ("https://example.org"); none by default.
+    cors_origins: tuple[str, ...] = ()
+    #: A file for one JSON line a request: time, id, route, status, milliseconds, key's id; never a text.
+    access_log: str | None = None
+    #: Megabytes of query vectors that each gateway keeps, for queries that come again; 0 for none.
+    query_cache_mb: int = Field(16, ge=0, le=65_536)
     replicas: Replicas = Replicas()
     limits: Limits = Limits()
 
@@ -64,6 +71,14 @@ class ServeConfig(Config):
         """Where a browser on this machine finds the service."""
         host = "127.0.0.1" if self.host in EVERYWHERE else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", origin):
+                raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://example.org")
+        return origins
 
     @model_validator(mode="after")
     def _open_only_with_keys(self) -> Self:

@@ -14,8 +14,10 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
+from rayvec.serving.cache import CachedEncoder
 from rayvec.serving.config import Limits
 from rayvec.serving.deployments import Encoded, EncoderFacts, EncoderService, IndexFacts, RetrieverService
+from rayvec.serving.metrics import Metrics
 from rayvec.serving.problems import Problem, invalid, overloaded, unavailable
 from rayvec.serving.schemas import (
     Embedding,
@@ -45,10 +47,13 @@ class Gateway:
         model: str,
         index_version: str = "",
         limits: Limits | None = None,
+        cache_bytes: int = 0,
     ) -> None:
         self._encoder = encoder
         self._retriever = retriever
         self._model = model
+        self._cached = CachedEncoder(encoder, cache_bytes)
+        self.metrics = Metrics()
         self.index_version = index_version
         self._limits = limits or Limits()
         self._in_flight = 0
@@ -60,6 +65,7 @@ class Gateway:
         if self._in_flight >= self._limits.in_flight:
             raise overloaded()
         self._in_flight += 1
+        self.metrics.in_flight(self._in_flight)
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 yield
@@ -68,6 +74,7 @@ class Gateway:
             raise unavailable(message, code="timeout") from None
         finally:
             self._in_flight -= 1
+            self.metrics.in_flight(self._in_flight)
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Documents for queries. A lexical search does not trouble the encoder."""
@@ -76,11 +83,12 @@ class Gateway:
             queries = request.queries
             encoded = None
             if request.mode != "lexical":
-                encoded = await self._encoder.encode(queries, request.instruction)
+                encoded = await self._cached.encode(queries, request.instruction)
             middle = time.perf_counter()
             vectors_QD = None if encoded is None else encoded.vectors_BD
             found = await self._retriever.search(queries, vectors_QD, request.k, request.mode, request.include)
             end = time.perf_counter()
+        self._count(encoded, found.version, middle - begin, end - middle)
         truncated = encoded.truncated if encoded else [False] * len(queries)
         return SearchAnswer(
             model=self._model,
@@ -95,13 +103,24 @@ class Gateway:
             ),
         )
 
+    def _count(self, encoded: Encoded | None, version: str, encode_seconds: float, search_seconds: float) -> None:
+        self.metrics.index(version)
+        self.metrics.stage("search", search_seconds)
+        if encoded is not None:
+            self.metrics.stage("encode", encode_seconds)
+            self.metrics.encoded(encoded.n_tokens)
+            self.metrics.cached(*self._cached.take_counts())
+
     async def embed(self, request: EmbeddingRequest) -> EmbeddingAnswer:
         """Vectors, as OpenAI's API gives them."""
         if request.model != self._model:
             message = f"the model {request.model!r} is not served here; this service has {self._model!r}"
             raise Problem(404, "model_not_found", message, "model")
         async with self._admitted():
+            begin = time.perf_counter()
             encoded = await self._encode(request)
+            self.metrics.stage("encode", time.perf_counter() - begin)
+            self.metrics.encoded(encoded.n_tokens)
         vectors_BD = _shortened(encoded.vectors_BD, request.dimensions)
         as_json = _to_base64 if request.encoding_format == "base64" else _to_floats
         return EmbeddingAnswer(

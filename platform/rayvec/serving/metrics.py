@@ -1,0 +1,73 @@
+"""What Prometheus is told of a gateway: requests, time by stage, tokens, cache, index version.
+
+Of one process; a service of several gateways answers `/metrics` with those of whichever is asked, told apart by the
+label `replica`. Knows numbers and names. Knows no route's meaning, no model, no index.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+Stage = Literal["encode", "search"]
+
+#: Seconds; a search takes milliseconds, a request that waits takes seconds.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Counters of one gateway, in a registry of their own."""
+
+    def __init__(self, replica: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self._replica = {"replica": replica or str(os.getpid())}
+        self._requests = self._counter("requests", "Requests answered", "route", "status")
+        self._seconds = self._histogram("request_seconds", "Seconds from arrival to answer", "route")
+        self._stages = self._histogram("stage_seconds", "Seconds of a part of a request", "stage")
+        self._tokens = self._counter("encoded_tokens", "Tokens that the encoder has read")
+        self._cache = self._counter("query_cache", "Query vectors asked of the cache", "outcome")
+        self._in_flight = self._gauge("requests_in_flight", "Requests that are being answered")
+        self._index = self._gauge("index_info", "1 for the index version that answers", "version")
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(**self._replica, route=route, status=str(status)).inc()
+        self._seconds.labels(**self._replica, route=route).observe(seconds)
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Count the time that a part of a request took."""
+        self._stages.labels(**self._replica, stage=stage).observe(seconds)
+
+    def encoded(self, tokens: int) -> None:
+        """Count what the encoder has read."""
+        self._tokens.labels(**self._replica).inc(tokens)
+
+    def cached(self, hits: int, misses: int) -> None:
+        """Count what the cache of queries had, and what it had not."""
+        self._cache.labels(**self._replica, outcome="hit").inc(hits)
+        self._cache.labels(**self._replica, outcome="miss").inc(misses)
+
+    def in_flight(self, count: int) -> None:
+        """Set how many requests are being answered."""
+        self._in_flight.labels(**self._replica).set(count)
+
+    def index(self, version: str) -> None:
+        """Set the version that answers."""
+        self._index.clear()
+        self._index.labels(**self._replica, version=version).set(1)
+
+    def render(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        return Counter(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry)
+
+    def _histogram(self, name: str, help_: str, *labels: str) -> Histogram:
+        return Histogram(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry, buckets=BUCKETS)
+
+    def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
+        return Gauge(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry)

@@ -1,0 +1,85 @@
+"""Around everything: a request's id, how long it took, and one line of the access log. Never a text, never a key.
+
+Knows ASGI. Knows no route's meaning, no model, no index.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rayvec.errors import UserError
+from rayvec.serving.metrics import Metrics
+
+REQUEST_ID = "x-request-id"
+#: Where the guard leaves the id of the key that a request came with.
+KEY_ID = "rayvec.key_id"
+_USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NO_ANSWER = 499  # the client went away first
+
+
+class Observer:
+    """Gives each request an id (the client's own, if it sends a usable one), and counts and logs its answer."""
+
+    def __init__(
+        self, app: ASGIApp, routes: frozenset[str], metrics: Metrics, access_log: logging.Logger | None = None
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._metrics = metrics
+        self._log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        begin, status = time.perf_counter(), _NO_ANSWER
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._note(scope, request_id, status, time.perf_counter() - begin)
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = scope["path"] if scope["path"] in self._routes else "other"
+        self._metrics.answered(route, status, seconds)
+        if self._log is None:
+            return
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": request_id,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 3),
+            "key": scope.get(KEY_ID),
+        }
+        self._log.info(json.dumps(line))
+
+
+def open_log(path: str) -> logging.Logger:
+    """A logger whose lines go to the end of a file and nowhere else. Raises UserError when it cannot be written."""
+    log = logging.Logger(f"rayvec.access:{path}")
+    try:
+        log.addHandler(logging.FileHandler(Path(path).absolute(), encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"access_log {path} cannot be written ({error.strerror}); choose another file") from None
+    return log
