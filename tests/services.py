@@ -28,10 +28,12 @@ def write_service_index(folder: Path, reference: str = MODEL, count: int = COUNT
     return folder
 
 
-async def make_gateway(index: Path, encoder: HashEncoder | None = None, limits: Limits | None = None) -> Gateway:
+async def make_gateway(
+    index: Path, encoder: HashEncoder | None = None, limits: Limits | None = None, reranker: str | None = None
+) -> Gateway:
     """The gateway, its encoder and its retriever, as Serve would start them, without Serve."""
     encoder = encoder or HashEncoder.parse(MODEL)
-    retriever = Retriever(str(index), encoder.fingerprint)
+    retriever = Retriever(str(index), encoder.fingerprint, reranker)
     await retriever.reconfigure({"version": "v1"})
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
     return Gateway(service, retriever, model=MODEL, index_version="v1", limits=limits, cache_bytes=1 << 20)
@@ -46,10 +48,11 @@ class Client:
         limits: Limits | None = None,
         keys: Keys | None = None,
         encoder: HashEncoder | None = None,
+        reranker: str | None = None,
         **options: Any,
     ) -> None:
         self.runner = asyncio.Runner()
-        gateway = self.runner.run(make_gateway(index, encoder, limits))
+        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker))
         self.gateway = gateway
         self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys, **options)
         # An error that no handler takes must be seen as the 500 that a client would see.

@@ -26,6 +26,7 @@ from rayvec.serving.config import EVERYWHERE, Limits, ServeConfig, is_loopback
 from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
+from rayvec.serving.rerank import load_reranker
 from rayvec.serving.security import Keys
 from rayvec.storage import Fingerprint
 
@@ -66,6 +67,8 @@ def plan(config: ServeConfig) -> Plan:
         Keys.load(config.keys)
     if config.access_log:
         open_log(config.access_log)
+    if config.reranker:
+        load_reranker(config.reranker)
     manifest = versions.read_manifest(versions.version_folder(config.index, config.index_version))
     reference = _absolute(config.encoder or str(manifest["encoder"]))
     fingerprint = Fingerprint.parse(manifest["fingerprint"])
@@ -154,7 +157,7 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
         max_queued_requests=limits.queued_per_replica,
         user_config=version,
         **_options(limits.in_flight),
-    )(Retriever).bind(_absolute(config.index), checked.fingerprint)
+    )(Retriever).bind(_absolute(config.index), checked.fingerprint, config.reranker)
     # The gateway refuses by itself, in the shape that clients read, before Serve would (in plain text).
     return serve.deployment(
         name="Gateway",

@@ -63,6 +63,8 @@ class ServeConfig(Config):
     access_log: str | None = None
     #: Megabytes of query vectors that each gateway keeps, for queries that come again; 0 for none.
     query_cache_mb: int = Field(16, ge=0, le=65_536)
+    #: What `rerank` in a request asks: "cross-encoder:NAME_OR_FOLDER", or "package.module:name" of a callable.
+    reranker: str | None = None
     replicas: Replicas = Replicas()
     limits: Limits = Limits()
 

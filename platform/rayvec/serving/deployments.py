@@ -18,21 +18,20 @@ import numpy as np
 
 from rayvec.errors import UserError
 from rayvec.modeling.tokens import TokenBatch, concatenate
-from rayvec.schema import ID, TEXT, TITLE
 from rayvec.serving.batcher import Batcher
 from rayvec.serving.config import Limits
 from rayvec.serving.problems import Problem, invalid, unavailable
-from rayvec.serving.schemas import Hit, Include, Mode, Signal
+from rayvec.serving.rerank import load_reranker
+from rayvec.serving.schemas import Hit, Mode
+from rayvec.serving.search import Options, index_modes, search_index
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
-    from rayvec.indexing.ranking import Ranking
     from rayvec.indexing.searcher import Index
     from rayvec.modeling.encoder import Encoder
 
-#: A hybrid search looks this much deeper in each ranking than it answers: a good hit may stand low in one of them.
-POOL_FACTOR = 4
-POOL_MINIMUM = 100
+#: Fields of a search request by which an error of the index may begin.
+OPTIONS = frozenset({"unique_by", "rerank"})
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ class EncoderService(Protocol):
 class RetrieverService(Protocol):
     """What the gateway asks of a Retriever, here or in another process."""
 
-    async def search(
-        self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
-    ) -> Found:
+    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The hits of each query."""
 
     async def facts(self) -> IndexFacts:
@@ -161,8 +158,9 @@ class Retriever:
     It holds none until `reconfigure` names one, which Serve does before the first request.
     """
 
-    def __init__(self, uri: str, expected: Fingerprint | None = None) -> None:
+    def __init__(self, uri: str, expected: Fingerprint | None = None, reranker: str | None = None) -> None:
         self._uri = uri
+        self._reranker = None if reranker is None else load_reranker(reranker)
         self._expected = expected
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
         self._index: Index | None = None
@@ -182,7 +180,7 @@ class Retriever:
         index = Index.open(self._uri, version)
         if self._expected is not None:
             index.fingerprint.require(self._expected, mine="index", theirs="encoder")
-        search_index(index, ["warm up"], np.ones((1, index.dim), np.float32), 1, index_modes(index)[0], ["text"])
+        search_index(index, ["warm up"], np.ones((1, index.dim), np.float32), Options(k=1, mode=index_modes(index)[0]))
         return index
 
     def _live(self) -> Index:
@@ -190,18 +188,17 @@ class Retriever:
             raise unavailable("no index is loaded yet", code="not_ready")
         return self._index
 
-    async def search(
-        self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
-    ) -> Found:
+    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The k best documents of each query, fewer where the index has fewer."""
         index = self._live()  # taken once: a change of version during this request does not reach it
-        if mode not in index_modes(index):
+        if options.mode not in index_modes(index):
             allowed = " or ".join(index_modes(index))
-            raise invalid(f"mode: this index has no {mode} search; use {allowed}", "mode")
+            raise invalid(f"mode: this index has no {options.mode} search; use {allowed}", "mode")
         try:
-            hits = await self._in_thread(search_index, index, queries, vectors_QD, k, mode, include)
-        except UserError as error:  # a query whose vector has no direction, say
-            raise invalid(str(error), "query") from None
+            hits = await self._in_thread(search_index, index, queries, vectors_QD, options, self._reranker)
+        except UserError as error:  # a query whose vector has no direction, a column that is not there
+            field, _, _ = str(error).partition(":")
+            raise invalid(str(error), field if field in OPTIONS else "query") from None
         return Found(hits, index.version)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -214,70 +211,3 @@ class Retriever:
 
     async def check_health(self) -> None:
         """Called by Serve; it answers while searches run, since they are off the event loop."""
-
-
-def index_modes(index: Index) -> list[Mode]:
-    """The searches that an index can answer, the best one first."""
-    return ["hybrid", "dense", "lexical"] if index.has_lexical else ["dense"]
-
-
-def search_index(
-    index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: Sequence[Include]
-) -> list[list[Hit]]:
-    """Rank, fetch the documents and put the two together: a list of hits for each query."""
-    ranking, parts = _rank(index, queries, vectors_QD, min(k, index.count), mode)
-    found = [ranking.hits(query) for query in range(len(queries))]
-    documents = _documents(index, sorted({row for hits in found for row, _ in hits}), include)
-    answers = []
-    for query, hits in enumerate(found):
-        signals = {name: _places(part, query) for name, part in parts.items()}
-        answers.append([_hit(place, *hit, documents[hit[0]], signals) for place, hit in enumerate(hits, 1)])
-    return answers
-
-
-def _documents(index: Index, rows: list[int], include: Sequence[Include]) -> dict[int, dict[str, Any]]:
-    """By row: id, title, and of text and payload what was asked for; columns not asked for are not read."""
-    wanted = [name for name in index.columns if name in (ID, TITLE) or _part_of(name) in include]
-    documents = index.documents(rows, wanted) if rows else []
-    return {
-        row: {
-            "id": columns[ID],
-            "title": columns.get(TITLE),
-            "text": columns.get(TEXT),
-            "payload": {name: value for name, value in columns.items() if _part_of(name) == "payload"}
-            if "payload" in include
-            else None,
-        }
-        for row, columns in zip(rows, documents, strict=True)
-    }
-
-
-def _part_of(column: str) -> str:
-    return column if column in (ID, TITLE, TEXT) else "payload"
-
-
-def _rank(
-    index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode
-) -> tuple[Ranking, dict[str, Ranking]]:
-    """The ranking, and for a hybrid one the rankings it was made of."""
-    from rayvec.indexing.hybrid import hybrid
-
-    if mode == "lexical":
-        return index.lexical(queries, k), {}
-    assert vectors_QD is not None, "only a lexical search goes without vectors"
-    if mode == "dense":
-        return index.dense(vectors_QD, k), {}
-    pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), index.count)
-    parts = {"dense": index.dense(vectors_QD, pool), "lexical": index.lexical(queries, pool)}
-    return hybrid(parts["lexical"], parts["dense"], k), parts
-
-
-def _places(ranking: Ranking, query: int) -> dict[int, Signal]:
-    return {row: Signal(rank=rank, score=score) for rank, (row, score) in enumerate(ranking.hits(query), 1)}
-
-
-def _hit(place: int, row: int, score: float, document: dict[str, Any], signals: dict[str, dict[int, Signal]]) -> Hit:
-    if not np.isfinite(score):
-        raise unavailable("the index gave a score that is not finite; build it again", code="index_not_finite")
-    found_by = {name: places[row] for name, places in signals.items() if row in places}
-    return Hit(rank=place, score=score, signals=found_by, **document)

@@ -82,11 +82,12 @@ class Gateway:
             begin = time.perf_counter()
             queries = request.queries
             encoded = None
-            if request.mode != "lexical":
+            options = request.options
+            if options.encodes:
                 encoded = await self._cached.encode(queries, request.instruction)
             middle = time.perf_counter()
             vectors_QD = None if encoded is None else encoded.vectors_BD
-            found = await self._retriever.search(queries, vectors_QD, request.k, request.mode, request.include)
+            found = await self._retriever.search(queries, vectors_QD, options)
             end = time.perf_counter()
         self._count(encoded, found.version, middle - begin, end - middle)
         truncated = encoded.truncated if encoded else [False] * len(queries)

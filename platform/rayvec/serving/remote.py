@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ray.serve.handle import DeploymentHandle
 
-    from rayvec.serving.schemas import Include, Mode
+    from rayvec.serving.search import Options
 
 ATTEMPTS = 2
 
@@ -47,11 +47,9 @@ class RemoteRetriever:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def search(
-        self, queries: list[str], vectors_QD: np.ndarray | None, k: int, mode: Mode, include: list[Include]
-    ) -> Found:
+    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The hits of each query."""
-        return await _call(self._handle.search, queries, vectors_QD, k, mode, include)
+        return await _call(self._handle.search, queries, vectors_QD, options)
 
     async def facts(self) -> IndexFacts:
         """What is loaded."""

@@ -5,9 +5,12 @@ Knows shapes and bounds. Knows no route, no model, no index. What passes here ma
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+if TYPE_CHECKING:
+    from rayvec.serving.search import Options
 
 MAX_K = 1_000
 MAX_TEXTS = 64
@@ -15,7 +18,10 @@ MAX_CHARACTERS = 100_000
 MAX_INSTRUCTION = 2_000
 MAX_IDS = 32_768
 
+MAX_RERANKED = 200
+
 Mode = Literal["hybrid", "dense", "lexical"]
+Fusion = Literal["weighted", "rrf"]
 Include = Literal["text", "payload"]
 
 
@@ -94,6 +100,27 @@ class SearchRequest(Request):
         None, description="what the query is for; goes before it, as the encoder does"
     )
     include: list[Include] = Field(default=["text", "payload"], max_length=2, description="what each hit carries")
+    fusion: Fusion = Field(
+        "weighted", description="of a hybrid search: by scores brought to [0, 1], or by reciprocal ranks"
+    )
+    dense_weight: float | None = Field(
+        None, ge=0, le=100, description="what the dense ranking counts in a hybrid one, where the lexical one counts 1"
+    )
+    min_score: float | None = Field(None, description="leave out hits below this score, in the terms of the mode asked")
+    unique_by: str | None = Field(
+        None, min_length=1, max_length=256, description="of hits with the same value in this column, only the best"
+    )
+    rerank: int | None = Field(
+        None, ge=1, le=MAX_RERANKED, description="put the first so many hits in the order of the service's reranker"
+    )
+
+    @property
+    def options(self) -> Options:
+        """All but the queries and their instruction."""
+        from rayvec.serving.search import Options
+
+        names = ("k", "mode", "fusion", "dense_weight", "min_score", "unique_by", "rerank")
+        return Options(**{name: getattr(self, name) for name in names}, include=tuple(self.include))
 
     @property
     def queries(self) -> list[str]:
@@ -102,7 +129,7 @@ class SearchRequest(Request):
 
 
 class Signal(Answer):
-    """Where one of the two searches of a hybrid put a hit."""
+    """Where one of the searches behind a ranking put a hit: dense or lexical, or the search before a reranking."""
 
     rank: int
     score: float

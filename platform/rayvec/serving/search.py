@@ -1,0 +1,201 @@
+"""From vectors and words to hits: rank, drop what is too low or repeated, rerank, and put the documents to their rows.
+
+Knows an open index and what a request asked of it. Knows no encoder, no route, no Ray.
+
+Shapes: Q queries, D dimensions, K hits a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayvec.errors import UserError
+from rayvec.schema import ID, TEXT, TITLE
+from rayvec.serving.problems import unavailable
+from rayvec.serving.rerank import Reranker
+from rayvec.serving.schemas import Fusion, Hit, Include, Mode, Signal
+
+if TYPE_CHECKING:
+    from rayvec.indexing.ranking import Ranking
+    from rayvec.indexing.searcher import Index
+
+#: A hybrid search looks this much deeper in each ranking than it answers: a good hit may stand low in one of them.
+POOL_FACTOR = 4
+POOL_MINIMUM = 100
+#: Where hits are dropped from what was found, the search is made again so much deeper, until there are enough.
+DEEPER = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a request asks beside its queries; see `schemas.SearchRequest`."""
+
+    k: int = 10
+    mode: Mode = "hybrid"
+    include: tuple[Include, ...] = ("text", "payload")
+    fusion: Fusion = "weighted"
+    dense_weight: float | None = None
+    min_score: float | None = None
+    unique_by: str | None = None
+    rerank: int | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the queries' vectors are needed."""
+        return self.mode != "lexical"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row that was found, its score, and where the searches behind the ranking put it."""
+
+    row: int
+    score: float
+    signals: dict[str, Signal]
+
+
+def index_modes(index: Index) -> list[Mode]:
+    """The searches that an index can answer, the best one first."""
+    return ["hybrid", "dense", "lexical"] if index.has_lexical else ["dense"]
+
+
+def search_index(
+    index: Index,
+    queries: list[str],
+    vectors_QD: np.ndarray | None,
+    options: Options,
+    reranker: Reranker | None = None,
+) -> list[list[Hit]]:
+    """The hits of each query, best first: k of them, or as many as there are.
+
+    Raises UserError for a column that the documents do not have, or a query that cannot be searched.
+    """
+    if options.unique_by is not None and options.unique_by not in index.columns:
+        raise UserError(f"unique_by: no column {options.unique_by!r}; the documents have {', '.join(index.columns)}")
+    wanted = min(max(options.k, options.rerank or 0), index.count)
+    answers: list[list[Candidate]] = [[] for _ in queries]
+    waiting, depth = list(range(len(queries))), wanted
+    while waiting:
+        some = [queries[query] for query in waiting]
+        found = _found(index, some, None if vectors_QD is None else vectors_QD[waiting], depth, options)
+        for query, (hits, exhausted) in zip(list(waiting), found, strict=True):
+            if len(hits) >= wanted or exhausted or depth >= index.count:
+                answers[query] = hits[:wanted]
+                waiting.remove(query)
+        depth = min(depth * DEEPER, index.count)
+    if options.rerank:
+        answers = [
+            _reranked(index, query, hits, options.rerank, reranker)
+            for query, hits in zip(queries, answers, strict=True)
+        ]
+    return [_with_documents(index, hits[: options.k], options.include) for hits in answers]
+
+
+def _found(
+    index: Index, queries: list[str], vectors_QD: np.ndarray | None, depth: int, options: Options
+) -> Iterator[tuple[list[Candidate], bool]]:
+    """For each query what is left of its best `depth`, and whether nothing more can be found below them."""
+    ranking, parts = _rank(index, queries, vectors_QD, depth, options)
+    for query in range(len(queries)):
+        pairs = ranking.hits(query)
+        good = [pair for pair in pairs if options.min_score is None or pair[1] >= options.min_score]
+        signals = {name: _places(part, query) for name, part in parts.items()}
+        hits = [_candidate(row, score, signals) for row, score in _unique(index, good, options.unique_by)]
+        yield hits, len(good) < len(pairs) or len(pairs) < depth
+
+
+def _unique(index: Index, pairs: list[tuple[int, float]], column: str | None) -> list[tuple[int, float]]:
+    """Of those that have the same value in a column the best; a document without a value is like no other."""
+    if column is None or not pairs:
+        return pairs
+    seen: set[str] = set()
+    kept = []
+    for pair, document in zip(pairs, index.documents([row for row, _ in pairs], [column]), strict=True):
+        value = document[column]
+        if value is None or repr(value) not in seen:
+            seen.add(repr(value))
+            kept.append(pair)
+    return kept
+
+
+def _rank(
+    index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, options: Options
+) -> tuple[Ranking, dict[str, Ranking]]:
+    """The ranking, and for a hybrid one the rankings it was made of."""
+    from rayvec.indexing.hybrid import DENSE_WEIGHT, hybrid, reciprocal_rank_fusion
+
+    if options.mode == "lexical":
+        return index.lexical(queries, k), {}
+    assert vectors_QD is not None, "only a lexical search goes without vectors"
+    if options.mode == "dense":
+        return index.dense(vectors_QD, k), {}
+    pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), index.count)
+    lexical, dense = index.lexical(queries, pool), index.dense(vectors_QD, pool)
+    parts = {"dense": dense, "lexical": lexical}
+    if options.fusion == "rrf":
+        weight = 1.0 if options.dense_weight is None else options.dense_weight
+        return reciprocal_rank_fusion([lexical, dense], k, weights=[1.0, weight]), parts
+    weight = DENSE_WEIGHT if options.dense_weight is None else options.dense_weight
+    return hybrid(lexical, dense, k, weight), parts
+
+
+def _places(ranking: Ranking, query: int) -> dict[int, Signal]:
+    return {row: Signal(rank=rank, score=score) for rank, (row, score) in enumerate(ranking.hits(query), 1)}
+
+
+def _candidate(row: int, score: float, signals: dict[str, dict[int, Signal]]) -> Candidate:
+    if not np.isfinite(score):
+        raise unavailable("the index gave a score that is not finite; build it again", code="index_not_finite")
+    return Candidate(row, score, {name: places[row] for name, places in signals.items() if row in places})
+
+
+def _reranked(
+    index: Index, query: str, hits: list[Candidate], depth: int, reranker: Reranker | None
+) -> list[Candidate]:
+    """The first `depth` hits in the order of the reranker's scores, before the others; their own become a signal."""
+    if reranker is None:
+        raise UserError("rerank: this service has no reranker; leave it out, or serve with --set reranker=…")
+    best, rest = hits[:depth], hits[depth:]
+    documents = index.documents([hit.row for hit in best], [name for name in (TITLE, TEXT) if name in index.columns])
+    texts = ["\n".join(str(value) for value in document.values() if value) for document in documents]
+    scores = [float(score) for score in reranker(query, texts)] if best else []
+    if len(scores) != len(best) or not all(np.isfinite(scores)):
+        raise unavailable("the reranker did not give a finite score for each text", code="reranker_failed")
+    order = sorted(range(len(best)), key=lambda place: (-scores[place], place))
+    first = [
+        Candidate(
+            best[place].row,
+            scores[place],
+            {**best[place].signals, "search": Signal(rank=place + 1, score=best[place].score)},
+        )
+        for place in order
+    ]
+    return first + rest
+
+
+def _with_documents(index: Index, found: list[Candidate], include: Sequence[Include]) -> list[Hit]:
+    """Hits: ranks and scores with the documents: id, title, and of text and payload what was asked for."""
+    wanted = [name for name in index.columns if name in (ID, TITLE) or _part_of(name) in include]
+    documents = index.documents([one.row for one in found], wanted) if found else []
+    return [
+        Hit(rank=rank, score=one.score, signals=one.signals, **_shown(document, include))
+        for rank, (one, document) in enumerate(zip(found, documents, strict=True), 1)
+    ]
+
+
+def _shown(document: dict[str, Any], include: Sequence[Include]) -> dict[str, Any]:
+    payload = {name: value for name, value in document.items() if _part_of(name) == "payload"}
+    return {
+        "id": document[ID],
+        "title": document.get(TITLE),
+        "text": document.get(TEXT),
+        "payload": payload if "payload" in include else None,
+    }
+
+
+def _part_of(column: str) -> str:
+    return column if column in (ID, TITLE, TEXT) else "payload"

@@ -1,0 +1,144 @@
+"""What a request may ask of its hits: fusion, a least score, one of each kind, another order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayvec.errors import UserError
+from rayvec.serving.rerank import load_reranker
+from tests.artifacts import texts_for
+from tests.services import COUNT, Client
+
+QUERY = "sort the list in place"
+
+
+def shortest_first(query: str, texts: Sequence[str]) -> list[float]:
+    """A reranker for the tests: the shorter the better."""
+    return [-float(len(text)) for text in texts]
+
+
+def broken(query: str, texts: Sequence[str]) -> list[float]:
+    return [float("nan")] * len(texts)
+
+
+def found(client: Client, **asked: Any) -> list[dict[str, Any]]:
+    answer = client.post("/v1/search", **{"query": QUERY, "k": COUNT, **asked})
+    assert answer.status_code == 200, answer.text
+    hits: list[dict[str, Any]] = answer.json()["results"][0]["hits"]
+    return hits
+
+
+def refused(client: Client, **asked: Any) -> tuple[int, str]:
+    answer = client.post("/v1/search", query=QUERY, **asked)
+    return answer.status_code, answer.json()["error"]["param"]
+
+
+@pytest.fixture(scope="module")
+def reranking(index: Path) -> Iterator[Client]:
+    client = Client(index, reranker=f"{__name__}:shortest_first")
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_a_least_score_cuts_the_list_where_scores_fall_below_it(client: Client, mode: str) -> None:
+    everything = found(client, mode=mode)
+    bound = everything[len(everything) // 2]["score"]
+    cut = found(client, mode=mode, min_score=bound)
+    assert cut == [hit for hit in everything if hit["score"] >= bound]
+    assert found(client, mode=mode, min_score=everything[0]["score"] + 1) == []
+
+
+def test_of_hits_with_one_value_only_the_best_is_kept_and_k_are_found_all_the_same(client: Client) -> None:
+    everything = found(client, mode="dense")
+    best: dict[str, str] = {}
+    for hit in everything:
+        best.setdefault(repr(hit["title"]) if hit["title"] else hit["id"], hit["id"])
+    assert [hit["id"] for hit in found(client, mode="dense", unique_by="title")] == list(best.values())
+    # Texts come four times over but for a number, so `line` is different everywhere and drops nothing.
+    assert [hit["id"] for hit in found(client, mode="dense", unique_by="line", k=5)] == [
+        hit["id"] for hit in everything[:5]
+    ]
+
+
+def test_unique_by_looks_deeper_until_there_are_k(tmp_path: Path) -> None:
+    # 12 documents near the query share one text; the others come far below them, and are looked for.
+    from rayvec.modeling.hash_encoder import HashEncoder
+    from tests.artifacts import write_index
+
+    texts = [QUERY] * 12 + texts_for(8)
+    encoder = HashEncoder(64)
+    write_index(tmp_path, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder="hash:64")
+    client = Client(tmp_path)
+    kept = found(client, mode="dense", unique_by="text", k=4)
+    client.close()
+    assert len(kept) == 4 and len({hit["text"] for hit in kept}) == 4
+
+
+def test_reciprocal_ranks_and_weights_change_the_order_of_a_hybrid_search(client: Client) -> None:
+    dense, lexical = ([hit["id"] for hit in found(client, mode=mode)] for mode in ("dense", "lexical"))
+    by_ranks = found(client, fusion="rrf")
+    expected = {
+        id_: sum(1 / (61 + ranking.index(id_)) for ranking in (dense, lexical) if id_ in ranking) for id_ in dense
+    }
+    np.testing.assert_allclose([hit["score"] for hit in by_ranks], [expected[hit["id"]] for hit in by_ranks], rtol=1e-5)
+    only_words = [hit["id"] for hit in found(client, dense_weight=0, k=len(lexical))]
+    assert only_words[: len(lexical)] == lexical
+
+
+def test_a_reranker_orders_the_first_hits_and_leaves_the_rest(reranking: Client) -> None:
+    before = found(reranking)
+    after = found(reranking, rerank=5)
+    lengths = [len(f"{hit['title'] or ''}{hit['text']}") for hit in after[:5]]
+    assert lengths == sorted(lengths)
+    assert {hit["id"] for hit in after[:5]} == {hit["id"] for hit in before[:5]}
+    assert [hit["id"] for hit in after[5:]] == [hit["id"] for hit in before[5:]]
+    assert [hit["rank"] for hit in after] == list(range(1, len(after) + 1))
+    places = {hit["id"]: (hit["rank"], hit["score"]) for hit in before}
+    assert all(
+        (hit["signals"]["search"]["rank"], hit["signals"]["search"]["score"]) == places[hit["id"]] for hit in after[:5]
+    )
+
+
+def test_a_reranker_sees_more_than_is_answered(reranking: Client) -> None:
+    shortest = min(found(reranking, k=20), key=lambda hit: (len(f"{hit['title'] or ''}{hit['text']}"), hit["rank"]))
+    assert found(reranking, k=1, rerank=20)[0]["id"] == shortest["id"]
+
+
+def test_what_the_service_does_not_have_is_refused_by_name(client: Client) -> None:
+    assert refused(client, rerank=3) == (422, "rerank")
+    assert refused(client, unique_by="nope") == (422, "unique_by")
+    assert refused(client, dense_weight=-1) == (422, "dense_weight")
+
+
+def test_a_reranker_that_fails_is_no_answer(index: Path) -> None:
+    client = Client(index, reranker=f"{__name__}:broken")
+    answer = client.post("/v1/search", query=QUERY, rerank=3)
+    client.close()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "reranker_failed")
+
+
+@pytest.mark.parametrize("reference", ["nothing", "no.such.module:name", "math:nope", "math:pi", "cross-encoder:/none"])
+def test_a_reranker_that_is_not_there_is_told_at_the_start(reference: str) -> None:
+    with pytest.raises(UserError, match="reranker"):
+        load_reranker(reference)
+
+
+def test_a_cross_encoder_reranks(tmp_path: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    scores = load_reranker(f"cross-encoder:{tmp_path}")("a b", ["a", "b c d", "a"])
+    assert len(scores) == 3 and scores[0] == pytest.approx(scores[2]) and scores[0] != pytest.approx(scores[1])
