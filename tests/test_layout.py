@@ -63,7 +63,7 @@ def test_a_job_shows_its_help_without_heavy_libraries(job: str) -> None:
 def test_public_surface() -> None:
     import rayvec
 
-    assert rayvec.__all__ == ["HashEncoder", "TextEncoder", "__version__"]
+    assert rayvec.__all__ == ["AsyncClient", "Client", "HashEncoder", "TextEncoder", "__version__"]
 
 
 def test_nothing_unpickles() -> None:

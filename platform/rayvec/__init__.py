@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import TextEncoder
     from rayvec.modeling.hash_encoder import HashEncoder
+    from rayvec.serving.client import AsyncClient, Client
 
 __version__ = "0.1.0"
-__all__ = ["HashEncoder", "TextEncoder", "__version__"]
+__all__ = ["AsyncClient", "Client", "HashEncoder", "TextEncoder", "__version__"]
 
-_WHERE = {"TextEncoder": "rayvec.modeling.encoder", "HashEncoder": "rayvec.modeling.hash_encoder"}
+_WHERE = {
+    "AsyncClient": "rayvec.serving.client",
+    "Client": "rayvec.serving.client",
+    "HashEncoder": "rayvec.modeling.hash_encoder",
+    "TextEncoder": "rayvec.modeling.encoder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,191 @@
+"""A typed client of the service, for threads (Client) and for asyncio (AsyncClient).
+
+Answers are the models of `schemas`; an error is a ServiceError with the service's own words. Requests that the service
+refuses for want of room, or that fail on the way, are sent again after the time it names: all of them may be repeated.
+Knows HTTP and schemas. Loads no model, no index, no Ray.
+
+    from rayvec import Client
+
+    with Client("http://127.0.0.1:8000", api_key="rv-…") as client:
+        for hit in client.search("how to join two paths", k=3).results[0].hits:
+            print(hit.score, hit.id, hit.text)
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+import httpx
+import numpy as np
+from httpx_retries import Retry, RetryTransport
+from pydantic import BaseModel
+
+from rayvec.serving.schemas import EmbeddingAnswer, Fusion, Include, Mode, Model, Models, Ready, SearchAnswer
+
+A = TypeVar("A", bound=BaseModel)
+
+#: What passes by itself: no room, a part that is started again, a proxy that has lost its service.
+AGAIN = (429, 502, 503)
+#: Texts in one request, as many as the service takes by default.
+TEXTS_AT_ONCE = 64
+
+
+class ServiceError(Exception):
+    """The service refused or failed. `status` of HTTP, `code` and `param` as the service names them."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(f"{message} ({status} {code})")
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class SearchOptions(TypedDict, total=False):
+    """What may be asked of a search beside its queries; `schemas.SearchRequest` tells what each does."""
+
+    k: int
+    mode: Mode
+    instruction: str | None
+    include: Sequence[Include]
+    fusion: Fusion
+    dense_weight: float | None
+    min_score: float | None
+    unique_by: str | None
+    rerank: int | None
+
+
+def _search_body(query: str | Sequence[str], options: SearchOptions) -> dict[str, Any]:
+    return {"query": query if isinstance(query, str) else list(query), **options}
+
+
+def _embed_bodies(
+    texts: Sequence[str], model: str, instruction: str | None, dimensions: int | None
+) -> list[dict[str, Any]]:
+    options = {"instruction": instruction, "dimensions": dimensions}
+    given = {name: value for name, value in options.items() if value is not None}
+    return [
+        {"input": list(texts[start : start + TEXTS_AT_ONCE]), "model": model, "encoding_format": "base64", **given}
+        for start in range(0, len(texts), TEXTS_AT_ONCE)
+    ]
+
+
+def _vectors(answers: Sequence[EmbeddingAnswer], dim: int) -> np.ndarray:
+    data = b"".join(base64.b64decode(str(row.embedding)) for answer in answers for row in answer.data)
+    return np.frombuffer(data, "<f4").reshape(-1, dim).astype(np.float32)
+
+
+def _read(response: httpx.Response, kind: type[A]) -> A:
+    if response.is_success:
+        return kind.model_validate_json(response.content)
+    try:
+        error = response.json()["error"]
+        raise ServiceError(response.status_code, error["code"], error["message"], error["param"])
+    except (ValueError, KeyError, TypeError):
+        raise ServiceError(response.status_code, "no_answer", f"{response.url} did not answer as rayvec does") from None
+
+
+def _settings(base_url: str, api_key: str | None, timeout: float, retries: int) -> dict[str, Any]:
+    return {
+        "base_url": base_url,
+        "timeout": timeout,
+        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
+        "transport": RetryTransport(
+            retry=Retry(total=retries, allowed_methods=["GET", "POST", "DELETE"], status_forcelist=AGAIN)
+        ),
+    }
+
+
+class Client:
+    """Asks the service at `base_url`, from any thread.
+
+    timeout: seconds for one try. retries: further tries where the service has no room or does not answer.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout: float = 30.0, retries: int = 3) -> None:
+        self._http = httpx.Client(**_settings(base_url, api_key, timeout, retries))
+
+    def search(
+        self,
+        query: str | Sequence[str],
+        **options: Unpack[SearchOptions],
+    ) -> SearchAnswer:
+        """Documents for one query or several. Raises ServiceError."""
+        return self._post("/v1/search", _search_body(query, options), SearchAnswer)
+
+    def embed(
+        self, texts: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Vectors float32 [n, dim] of any number of texts. Raises ServiceError."""
+        model = self.model()
+        bodies = _embed_bodies(texts, model.id, instruction, dimensions)
+        answers = [self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
+        return _vectors(answers, dimensions or model.dimensions)
+
+    def model(self) -> Model:
+        """The model that is served. Raises ServiceError."""
+        return _read(self._http.get("/v1/models"), Models).data[0]
+
+    def ready(self) -> Ready:
+        """What answers now. Raises ServiceError when a part does not."""
+        return _read(self._http.get("/ready"), Ready)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _post(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
+        return _read(self._http.post(path, json=body), kind)
+
+
+class AsyncClient:
+    """Asks the service at `base_url`, from one event loop; as `Client` does."""
+
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout: float = 30.0, retries: int = 3) -> None:
+        self._http = httpx.AsyncClient(**_settings(base_url, api_key, timeout, retries))
+
+    async def search(
+        self,
+        query: str | Sequence[str],
+        **options: Unpack[SearchOptions],
+    ) -> SearchAnswer:
+        """Documents for one query or several. Raises ServiceError."""
+        return await self._post("/v1/search", _search_body(query, options), SearchAnswer)
+
+    async def embed(
+        self, texts: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
+    ) -> np.ndarray:
+        """Vectors float32 [n, dim] of any number of texts. Raises ServiceError."""
+        model = await self.model()
+        bodies = _embed_bodies(texts, model.id, instruction, dimensions)
+        answers = [await self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
+        return _vectors(answers, dimensions or model.dimensions)
+
+    async def model(self) -> Model:
+        """The model that is served. Raises ServiceError."""
+        return _read(await self._http.get("/v1/models"), Models).data[0]
+
+    async def ready(self) -> Ready:
+        """What answers now. Raises ServiceError when a part does not."""
+        return _read(await self._http.get("/ready"), Ready)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.close()
+
+    async def _post(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
+        return _read(await self._http.post(path, json=body), kind)

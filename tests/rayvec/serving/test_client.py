@@ -1,0 +1,135 @@
+"""The typed client against a server on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving.client import AsyncClient, Client, ServiceError
+from rayvec.serving.security import Keys, new_key, parse_line
+from tests.services import MODEL
+from tests.services import Client as InProcess
+
+QUERY = "sort the list in place"
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """An ASGI application behind uvicorn, on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Faltering:
+    """Refuses the first `times` requests for want of room, then passes them on."""
+
+    def __init__(self, app: Any, times: int) -> None:
+        self.app, self.left, self.seen = app, times, 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.seen += 1
+        if self.left == 0:
+            await self.app(scope, receive, send)
+            return
+        self.left -= 1
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"retry-after", b"0")]})
+        await send({"type": "http.response.body", "body": b"no room"})
+
+
+@pytest.fixture(scope="module")
+def address(index: Path) -> Iterator[str]:
+    service = InProcess(index)
+    with listening(service.app) as address:
+        yield address
+    service.close()
+
+
+def test_search_answers_in_types(address: str) -> None:
+    with Client(address) as client:
+        answer = client.search(QUERY, k=2, mode="dense", include=["text"])
+        several = client.search([QUERY, "open a socket"], k=1)
+    assert [hit.rank for hit in answer.results[0].hits] == [1, 2]
+    assert answer.results[0].hits[0].text is not None and "sort the list" in answer.results[0].hits[0].text
+    assert answer.index_version == "v1" and len(several.results) == 2
+
+
+def test_embed_gives_the_encoder_s_vectors_of_more_texts_than_one_request_takes(address: str) -> None:
+    texts = [f"text number {i}" for i in range(150)]
+    with Client(address) as client:
+        np.testing.assert_array_equal(client.embed(texts), HashEncoder(64).encode(texts))
+        assert client.embed(texts[:3], dimensions=16).shape == (3, 16)
+        assert client.embed([]).shape == (0, 64)
+        assert client.model().id == MODEL and client.ready().index_version == "v1"
+
+
+def test_the_client_of_asyncio_answers_the_same(address: str) -> None:
+    async def ask() -> tuple[Any, np.ndarray, str]:
+        async with AsyncClient(address) as client:
+            answers = await asyncio.gather(*(client.search(QUERY, k=3, mode="lexical") for _ in range(4)))
+            return answers, await client.embed(["a text"]), (await client.ready()).index_version
+
+    answers, vectors, version = asyncio.run(ask())
+    with Client(address) as client:
+        expected = client.search(QUERY, k=3, mode="lexical").results
+        np.testing.assert_array_equal(vectors, client.embed(["a text"]))
+    assert all(answer.results == expected for answer in answers) and version == "v1"
+
+
+def test_what_the_service_says_is_raised(address: str) -> None:
+    with Client(address) as client, pytest.raises(ServiceError, match="rerank") as raised:
+        client.search(QUERY, rerank=3)
+    assert (raised.value.status, raised.value.code, raised.value.param) == (422, "invalid_value", "rerank")
+
+
+def test_a_request_that_found_no_room_is_sent_again(address: str, index: Path) -> None:
+    service = InProcess(index)
+    faltering = Faltering(service.app, times=2)
+    with listening(faltering) as address:
+        with Client(address, retries=2) as client:
+            assert client.search(QUERY, k=1).results[0].hits
+        faltering.left = 1
+        with Client(address, retries=0) as client, pytest.raises(ServiceError) as raised:
+            client.search(QUERY)
+    service.close()
+    assert faltering.seen == 4 and (raised.value.status, raised.value.code) == (503, "no_answer")
+
+
+def test_the_key_goes_with_each_request(index: Path) -> None:
+    key, line = new_key("alice")
+    known = parse_line(line)
+    assert known is not None
+    service = InProcess(index, keys=Keys([known]))
+    with listening(service.app) as address:
+        with Client(address, api_key=key) as client:
+            assert client.search(QUERY, k=1).results
+        with Client(address, api_key="rv-wrong") as client, pytest.raises(ServiceError) as raised:
+            client.model()
+    service.close()
+    assert (raised.value.status, raised.value.code) == (401, "invalid_api_key")
+
+
+def test_the_client_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from rayvec import Client; print(sorted({'torch', 'ray', 'faiss', 'fastapi'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
