@@ -103,7 +103,7 @@ class GatewayReplica:
     """A Gateway whose two parts are behind Serve's handles."""
 
     def __init__(
-        self, encoder: DeploymentHandle[Any], retriever: DeploymentHandle[Any], config: ServeConfig, model: str
+        self, encoder: DeploymentHandle[Any], retriever: DeploymentHandle[Any], config: ServeConfig, checked: Plan
     ) -> None:
         from rayvec.serving.remote import RemoteEncoder, RemoteRetriever
 
@@ -111,14 +111,11 @@ class GatewayReplica:
         self._gateway = Gateway(
             RemoteEncoder(encoder),
             RemoteRetriever(retriever),
-            model=model,
+            model=checked.model,
+            index_version=checked.version,
             limits=config.limits,
             cache_bytes=config.query_cache_mb << 20,
         )
-
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve, before the first request and at each change of the index version."""
-        self._gateway.index_version = user_config["version"]
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         config = self._config
@@ -134,15 +131,14 @@ class GatewayReplica:
 
 
 def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
-    """The application of three deployments, pinned to the index version that is live now.
+    """The application of three deployments, over the version pinned, or the live one and those that follow it.
 
-    The version is in `user_config`, so that Serve changes it in running replicas, without starting them again.
+    The pin is in `user_config`, so that Serve changes it in running replicas, without starting them again.
     """
     from ray import serve
 
     checked = checked or plan(config)
     replicas, limits = config.replicas, config.limits
-    version = {"version": checked.version}
     encoder = serve.deployment(
         name="QueryEncoder",
         num_replicas=replicas.encoder,
@@ -155,7 +151,7 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
         num_replicas=replicas.retriever,
         ray_actor_options=_actor(config),
         max_queued_requests=limits.queued_per_replica,
-        user_config=version,
+        user_config={"version": config.index_version},
         **_options(limits.in_flight),
     )(Retriever).bind(_absolute(config.index), checked.fingerprint, config.reranker)
     # The gateway refuses by itself, in the shape that clients read, before Serve would (in plain text).
@@ -163,9 +159,8 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
         name="Gateway",
         num_replicas=replicas.gateway,
         ray_actor_options=_actor(config),
-        user_config=version,
         **_options(4 * limits.in_flight),
-    )(serve.ingress()(GatewayReplica)).bind(encoder, retriever, config, checked.model)
+    )(serve.ingress()(GatewayReplica)).bind(encoder, retriever, config, checked)
 
 
 def _options(max_ongoing: int) -> dict[str, Any]:

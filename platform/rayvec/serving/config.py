@@ -45,9 +45,10 @@ class Replicas(Config):
 class ServeConfig(Config):
     """A search service over one index version.
 
-    `index` is an index folder or URI; `index_version` pins a version, else the one that CURRENT names when the service
-    starts. `encoder` defaults to the reference in the index's manifest. `model_name` is what clients pass as `model`.
-    `keys` is a file of hashed API keys (see `rayvec.serving.security`), and is required off the loopback interface.
+    `index` is an index folder or URI; `index_version` pins a version, else the one that CURRENT names is served, and a
+    new one soon after it is named there. `encoder` defaults to the reference in the index's manifest. `model_name` is
+    what clients pass as `model`. `keys` is a file of hashed API keys (see `rayvec.serving.security`), and is required
+    off the loopback interface.
     """
 
     index: str = ""

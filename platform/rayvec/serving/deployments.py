@@ -9,6 +9,7 @@ Shapes: B texts, Q queries, D dimensions, K hits a query.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rayvec.errors import UserError
+from rayvec.errors import RayvecError, UserError
 from rayvec.modeling.tokens import TokenBatch, concatenate
 from rayvec.serving.batcher import Batcher
 from rayvec.serving.config import Limits
@@ -29,6 +30,8 @@ from rayvec.storage import Fingerprint
 if TYPE_CHECKING:
     from rayvec.indexing.searcher import Index
     from rayvec.modeling.encoder import Encoder
+
+_LOG = logging.getLogger(__name__)
 
 #: Fields of a search request by which an error of the index may begin.
 OPTIONS = frozenset({"unique_by", "rerank"})
@@ -67,6 +70,8 @@ class IndexFacts:
     version: str
     count: int
     modes: list[Mode]
+    #: A newer version that is not served, and why.
+    refused: str | None = None
 
 
 class EncoderService(Protocol):
@@ -155,24 +160,66 @@ class QueryEncoder:
 class Retriever:
     """Searches one version of an index, and changes to another without a request seeing both.
 
-    It holds none until `reconfigure` names one, which Serve does before the first request.
+    It holds none until `reconfigure` is called, which Serve does before the first request. Where no version is pinned,
+    it follows CURRENT: a new version is loaded, checked and warmed beside the old one, which goes on if it is refused.
     """
 
-    def __init__(self, uri: str, expected: Fingerprint | None = None, reranker: str | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        expected: Fingerprint | None = None,
+        reranker: str | None = None,
+        poll_seconds: float = 2.0,
+    ) -> None:
         self._uri = uri
         self._reranker = None if reranker is None else load_reranker(reranker)
         self._expected = expected
+        self._poll_seconds = poll_seconds
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")  # a load takes long, and no search waits for it
         self._index: Index | None = None
+        self._refused: tuple[str, str] | None = None
+        self._follower: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve: load, check and warm the version named, then serve it; on any error the old one goes on.
+        """Called by Serve: take the version named, or (None) the live one and those that follow it.
 
-        Raises MismatchError unless the index was made by the expected encoder, VerificationError when it is damaged.
+        Raises MismatchError unless the index was made by the expected encoder, VerificationError when it is damaged;
+        the version before then goes on.
         """
-        version = user_config.get("version")
-        if self._index is None or version not in (None, self._index.version):
-            self._index = await self._in_thread(self._open, version)
+        pinned = user_config.get("version")
+        if self._index is None or pinned not in (None, self._index.version):
+            self._index = await self._load(pinned)
+        if self._follower is not None:
+            self._follower.cancel()
+        self._follower = asyncio.create_task(self._follow()) if pinned is None else None
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            await self.look()
+
+    async def look(self) -> None:
+        """Take the live version, if it is another than the one that is served and was not refused already."""
+        from rayvec.indexing import versions
+
+        live = self._live()
+        try:
+            name = await self._in(self._loader, versions.current, self._uri)
+        except RayvecError as error:
+            name = f"{versions.CURRENT}: {error}"
+        if name == live.version:
+            self._refused = None
+        elif self._refused is None or self._refused[0] != name:
+            try:
+                self._index = await self._load(name)
+                self._refused = None
+            except Exception as error:  # whatever is wrong with the new one, the old one is served
+                self._refused = (name, str(error))
+                _LOG.warning("index %s is refused, %s goes on: %s", name, live.version, error)
+
+    async def _load(self, version: str | None) -> Index:
+        return await self._in(self._loader, self._open, version)
 
     def _open(self, version: str | None) -> Index:
         from rayvec.indexing.searcher import Index
@@ -195,19 +242,20 @@ class Retriever:
             allowed = " or ".join(index_modes(index))
             raise invalid(f"mode: this index has no {options.mode} search; use {allowed}", "mode")
         try:
-            hits = await self._in_thread(search_index, index, queries, vectors_QD, options, self._reranker)
+            hits = await self._in(self._threads, search_index, index, queries, vectors_QD, options, self._reranker)
         except UserError as error:  # a query whose vector has no direction, a column that is not there
             field, _, _ = str(error).partition(":")
             raise invalid(str(error), field if field in OPTIONS else "query") from None
         return Found(hits, index.version)
 
-    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    async def _in(self, threads: ThreadPoolExecutor, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
     async def facts(self) -> IndexFacts:
         """What is loaded."""
         index = self._live()
-        return IndexFacts(index.version, index.count, index_modes(index))
+        refused = None if self._refused is None else f"{self._refused[0]}: {self._refused[1]}"
+        return IndexFacts(index.version, index.count, index_modes(index), refused)
 
     async def check_health(self) -> None:
         """Called by Serve; it answers while searches run, since they are off the event loop."""

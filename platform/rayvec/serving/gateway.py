@@ -37,7 +37,7 @@ READY_SECONDS = 5.0
 
 
 class Gateway:
-    """Answers requests through an encoder and a retriever. `index_version` is the one that embeddings belong to."""
+    """Answers requests through an encoder and a retriever; `index_version` is the one that it begins with."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Gateway:
         self._model = model
         self._cached = CachedEncoder(encoder, cache_bytes)
         self.metrics = Metrics()
-        self.index_version = index_version
+        self._version = index_version
         self._limits = limits or Limits()
         self._in_flight = 0
         self._started = int(time.time())
@@ -105,12 +105,16 @@ class Gateway:
         )
 
     def _count(self, encoded: Encoded | None, version: str, encode_seconds: float, search_seconds: float) -> None:
-        self.metrics.index(version)
+        self._seen(version)
         self.metrics.stage("search", search_seconds)
         if encoded is not None:
             self.metrics.stage("encode", encode_seconds)
             self.metrics.encoded(encoded.n_tokens)
             self.metrics.cached(*self._cached.take_counts())
+
+    def _seen(self, version: str) -> None:
+        self._version = version
+        self.metrics.index(version)
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingAnswer:
         """Vectors, as OpenAI's API gives them."""
@@ -128,7 +132,7 @@ class Gateway:
             data=[Embedding(index=i, embedding=as_json(vector)) for i, vector in enumerate(vectors_BD)],
             model=self._model,
             usage=_usage(encoded),
-            index_version=self.index_version,
+            index_version=self._version,
             truncated=[i for i, cut in enumerate(encoded.truncated) if cut],
         )
 
@@ -150,14 +154,21 @@ class Gateway:
             dimensions=facts.dim,
             max_input_tokens=facts.max_length,
             fingerprint=facts.fingerprint,
-            index_version=self.index_version,
+            index_version=self._version,
         )
         return Models(data=[model])
 
     async def ready(self) -> Ready:
         """Both parts answer, or Problem 503."""
         _, index = await asyncio.gather(self._encoder_facts(), self._index_facts())
-        return Ready(model=self._model, index_version=index.version, documents=index.count, modes=index.modes)
+        self._seen(index.version)
+        return Ready(
+            model=self._model,
+            index_version=index.version,
+            documents=index.count,
+            modes=index.modes,
+            refused=index.refused,
+        )
 
     async def _encoder_facts(self) -> EncoderFacts:
         try:

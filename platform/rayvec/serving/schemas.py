@@ -242,13 +242,14 @@ class Models(Answer):
 
 
 class Ready(Answer):
-    """What answers now."""
+    """What answers now. `refused` tells of a newer version of the index that is not served, and why."""
 
     status: Literal["ready"] = "ready"
     model: str
     index_version: str
     documents: int
     modes: list[Mode]
+    refused: str | None = None
 
 
 class ErrorBody(Answer):

@@ -54,6 +54,7 @@ def test_ready_names_model_and_index(client: Client) -> None:
         "index_version": "v1",
         "documents": COUNT,
         "modes": ["hybrid", "dense", "lexical"],
+        "refused": None,
     }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.indexing import versions
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.config import Limits
 from rayvec.serving.deployments import QueryEncoder, Retriever
@@ -85,3 +87,62 @@ def test_a_version_that_is_refused_leaves_the_old_one(tmp_path: Path, damage: st
     with pytest.raises(error):
         asyncio.run(retriever.reconfigure({"version": "v2"}))
     assert documents(retriever) == ("v1", 4)
+
+
+async def after(retriever: Retriever, change: Any) -> tuple[str, str | None]:
+    """The version that answers after a change on disk, and what is told of one that is refused."""
+    await retriever.reconfigure({"version": None})
+    change()
+    await retriever.look()
+    facts = await retriever.facts()
+    return facts.version, facts.refused
+
+
+def damage(folder: Path) -> None:
+    shard = folder / "versions" / "v2" / "shard-00000.faiss"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+def test_where_none_is_pinned_the_live_version_is_followed(tmp_path: Path) -> None:
+    write_service_index(tmp_path, count=4)
+    retriever = Retriever(str(tmp_path), ENCODER.fingerprint)
+    assert asyncio.run(after(retriever, lambda: write_service_index(tmp_path, count=8))) == ("v2", None)
+    assert asyncio.run(after(retriever, lambda: versions.rollback(tmp_path))) == ("v1", None)
+
+
+def test_a_new_version_that_is_refused_is_told_of_and_the_old_one_goes_on(tmp_path: Path) -> None:
+    write_service_index(tmp_path, count=4)
+    retriever = Retriever(str(tmp_path), ENCODER.fingerprint)
+
+    def change() -> None:
+        write_service_index(tmp_path, count=8)
+        damage(tmp_path)
+
+    version, refused = asyncio.run(after(retriever, change))
+    assert version == "v1" and refused is not None and refused.startswith("v2: ") and "shard-00000.faiss" in refused
+    # A good one that follows is taken, and nothing is told any more.
+    assert asyncio.run(after(retriever, lambda: write_service_index(tmp_path, count=6))) == ("v3", None)
+
+
+def test_an_index_of_another_encoder_is_not_followed(tmp_path: Path) -> None:
+    write_service_index(tmp_path, count=4)
+    retriever = Retriever(str(tmp_path), ENCODER.fingerprint)
+    version, refused = asyncio.run(after(retriever, lambda: write_service_index(tmp_path, "hash:32", count=4)))
+    assert version == "v1" and refused is not None and "weights" in refused
+
+
+def test_it_follows_by_itself(tmp_path: Path) -> None:
+    write_service_index(tmp_path, count=4)
+
+    async def run() -> str:
+        retriever = Retriever(str(tmp_path), ENCODER.fingerprint, poll_seconds=0.01)
+        await retriever.reconfigure({"version": None})
+        write_service_index(tmp_path, count=8)
+        async with asyncio.timeout(30):
+            while (await retriever.facts()).version == "v1":
+                await asyncio.sleep(0.01)
+        return (await retriever.facts()).version
+
+    assert asyncio.run(run()) == "v2"
