@@ -42,7 +42,7 @@ def serve(config: ServeConfig) -> Report:
         while not stopped.wait(timeout=1.0):
             pass
         _say("serve: finishing the requests under way")
-    return {"index": config.index, "version": checked.version, "served_seconds": round(time.monotonic() - begin)}
+    return {"index": config.index, "served_seconds": round(time.monotonic() - begin)}
 
 
 @contextmanager

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.api import make_api
@@ -37,6 +42,21 @@ async def make_gateway(
     await retriever.reconfigure({"version": "v1"})
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
     return Gateway(service, retriever, model=MODEL, index_version="v1", limits=limits, cache_bytes=1 << 20)
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """An ASGI application behind uvicorn, on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Client:

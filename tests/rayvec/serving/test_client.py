@@ -5,39 +5,20 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.client import AsyncClient, Client, ServiceError
 from rayvec.serving.security import Keys, new_key, parse_line
-from tests.services import MODEL
+from tests.services import MODEL, listening
 from tests.services import Client as InProcess
 
 QUERY = "sort the list in place"
-
-
-@contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """An ASGI application behind uvicorn, on a free port of this machine."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 class Faltering:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 
 from pipelines._ray import worker_environment
+from rayvec import Client
 from rayvec.modeling.hash_encoder import HashEncoder
 from tests.artifacts import texts_for
-from tests.services import COUNT, MODEL
+from tests.services import COUNT, MODEL, write_service_index
 
 READY_SECONDS = 200
 TEXT = "sort the list in place"
@@ -35,6 +40,7 @@ class Service:
     process: subprocess.Popen[str]
     address: str
     port: int
+    index: Path
     lines: list[str] = field(default_factory=list)
     news: queue.Queue[str] = field(default_factory=queue.Queue)
 
@@ -44,6 +50,11 @@ class Service:
             self.lines.append(line.rstrip())
             self.news.put(line)
         self.news.put("")
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The processes of a deployment."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in below if f"ServeReplica:rayvec:{deployment}" in " ".join(one.cmdline())]
 
     def wait_for(self, text: str) -> None:
         while text not in (line := self.news.get(timeout=READY_SECONDS)):
@@ -57,10 +68,11 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(index: Path) -> Iterator[Service]:
+def service(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    index = shutil.copytree(index, tmp_path_factory.mktemp("served") / "index")  # its versions change here
     port = free_port()
     command = [sys.executable, "-m", "jobs.serve", "--recipe", "hash.serve"]
-    options = [f"index={index}", f"port={port}", "limits.in_flight=8"]
+    options = [f"index={index}", f"port={port}", "limits.in_flight=8", "replicas.encoder=2", "replicas.retriever=2"]
     process = subprocess.Popen(
         command + [part for option in options for part in ("--set", option)],
         env={**os.environ, **worker_environment()},
@@ -68,7 +80,7 @@ def service(index: Path) -> Iterator[Service]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    service = Service(process, f"http://127.0.0.1:{port}", port)
+    service = Service(process, f"http://127.0.0.1:{port}", port, index)
     reader = threading.Thread(target=service.read)
     reader.start()
     try:
@@ -144,6 +156,93 @@ def test_many_at_once_are_each_answered_or_told_to_wait(service: Service) -> Non
             assert answer.headers["retry-after"] == "1"
 
 
+def test_langchain_s_openai_embeddings_read_the_encoder_s_vectors(service: Service) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    # Without the check it would tokenize with OpenAI's tokenizer, and send ids that mean other words here.
+    embeddings = OpenAIEmbeddings(
+        model=MODEL, base_url=f"{service.address}/v1", api_key="none", check_embedding_ctx_length=False
+    )
+    np.testing.assert_allclose(embeddings.embed_documents([TEXT, "json"]), HashEncoder(64).encode([TEXT, "json"]))
+    np.testing.assert_allclose(embeddings.embed_query(TEXT), HashEncoder(64).encode([TEXT])[0])
+
+
+def test_llamaindex_s_openai_embedding_reads_the_encoder_s_vectors(service: Service) -> None:
+    from llama_index.embeddings.openai import OpenAIEmbedding
+
+    embedding = OpenAIEmbedding(model_name=MODEL, api_base=f"{service.address}/v1", api_key="none")
+    np.testing.assert_allclose(
+        embedding.get_text_embedding_batch([TEXT, "json"]), HashEncoder(64).encode([TEXT, "json"])
+    )
+    np.testing.assert_allclose(embedding.get_query_embedding(TEXT), HashEncoder(64).encode([TEXT])[0])
+
+
+def test_the_typed_client_searches_and_embeds(service: Service) -> None:
+    with Client(service.address) as client:
+        assert client.search(texts_for(COUNT)[3], k=1).results[0].hits[0].id == "doc-3"
+        np.testing.assert_array_equal(client.embed([TEXT]), HashEncoder(64).encode([TEXT]))
+
+
+@contextmanager
+def asking(service: Service, clients: int) -> Iterator[list[httpx.Response]]:
+    """Some clients, each asking one search after another while the block runs; at the end, all their answers."""
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+    texts = texts_for(COUNT)
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            answers.append(search(service, query=f"{texts[len(answers) % COUNT]} {number}", k=COUNT, mode="dense"))
+
+    with ThreadPoolExecutor(clients) as threads:
+        done = [threads.submit(ask, number) for number in range(clients)]
+        try:
+            yield answers
+        finally:
+            stop.set()
+        for one in done:
+            one.result()
+
+
+@pytest.mark.parametrize("deployment", ["QueryEncoder", "Retriever"])
+def test_no_request_fails_while_a_replica_is_killed(service: Service, deployment: str) -> None:
+    before = service.replicas(deployment)
+    assert len(before) == 2
+    with asking(service, 4) as answers:
+        time.sleep(0.5)
+        before[0].kill()
+        seen = len(answers)
+        while len(answers) < seen + 100:
+            time.sleep(0.05)
+    assert {answer.status_code for answer in answers} == {200}
+    end = time.monotonic() + READY_SECONDS
+    while len(service.replicas(deployment)) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert len(service.replicas(deployment)) == 2, "it is started again"
+
+
+def test_slow_clients_leave_the_others_alone(service: Service) -> None:
+    with ExitStack() as held:
+        for _ in range(300):
+            half = held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+            half.sendall(b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: appl")
+        assert [search(service, query=TEXT, k=1).status_code for _ in range(20)] == [200] * 20
+
+
+def test_the_index_changes_under_load_and_no_answer_is_of_two_versions(service: Service) -> None:
+    with asking(service, 4) as answers:
+        write_service_index(service.index, count=COUNT - 10)
+        end = time.monotonic() + READY_SECONDS
+        while not all(
+            answer.json()["index_version"] == "v2" for answer in answers[-20:] or [search(service, query=TEXT)]
+        ):
+            assert time.monotonic() < end, "the new version was never served"
+            time.sleep(0.1)
+    assert {answer.status_code for answer in answers} == {200}
+    hits = {(a.json()["index_version"], len(a.json()["results"][0]["hits"])) for a in answers}
+    assert hits == {("v1", COUNT), ("v2", COUNT - 10)}
+
+
 def test_page_stands_at_the_root(service: Service) -> None:
     page = httpx.get(service.address, timeout=30)
     assert "<title>rayvec search</title>" in page.text
@@ -163,8 +262,8 @@ def test_sigterm_ends_it_drained_and_quietly(service: Service) -> None:
     service.wait_for("served_seconds")
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", service.port)) != 0
-    start, ready, finishing, done, *facts = service.lines
+    start, ready, finishing, done, *facts = [line for line in service.lines if "(raylet)" not in line]
     assert start.startswith(f"serve: {COUNT} documents of ")
     assert ready.startswith("serve: ready in ")
     assert [finishing, done] == ["serve: finishing the requests under way", "serve: done"]
-    assert [fact.split()[0] for fact in facts] == ["index", "version", "served_seconds"]
+    assert [fact.split()[0] for fact in facts] == ["index", "served_seconds"]

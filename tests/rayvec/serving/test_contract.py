@@ -1,0 +1,69 @@
+"""The OpenAPI description, kept to: whatever is sent, no answer is a 5xx, and each is one that it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import CHECKS
+
+from tests.services import Client, listening
+
+KEPT = ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"]
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+NAMES = st.sampled_from(["query", "k", "mode", "input", "model", "include", "min_score", "dimensions", "x"])
+
+
+def extended(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(values) | st.dictionaries(NAMES, values)
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+@pytest.fixture(scope="module")
+def address(index: Path) -> Iterator[str]:
+    client = Client(index)
+    with listening(client.app) as address:
+        yield address
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def api(address: str) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/embeddings", "/v1/models", "/health", "/ready", "/metrics"])
+def test_answers_are_as_described(api: schemathesis.BaseSchema, path: str) -> None:
+    [(method, operation)] = api[path].items()
+
+    @given(case=operation.as_strategy())
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(case: schemathesis.Case) -> None:
+        case.validate_response(case.call(), checks=CHECKS.get_by_names(KEPT))
+
+    assert method in ("get", "post")
+    check()
+
+
+def test_bodies_of_any_kind_are_refused_and_break_nothing(address: str) -> None:
+    @given(body=st.one_of(st.binary(max_size=2_000), st.recursive(SCALARS, extended, max_leaves=20).map(as_json)))
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(body: bytes) -> None:
+        for path in ("/v1/search", "/v1/embeddings"):
+            answer = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert answer.status_code < 500 and (answer.status_code == 200 or "error" in answer.json())
+
+    with httpx.Client(base_url=address) as client:
+        check()
