@@ -62,7 +62,7 @@ def plan(config: ServeConfig) -> Plan:
 
     if not config.index:
         raise UserError("index is required; give the folder of an index with --set index=DIR")
-    _refuse_open_proxy(config)
+    choose_proxy(config)
     if config.keys:
         Keys.load(config.keys)
     if config.access_log:
@@ -83,8 +83,11 @@ def _absolute(reference: str) -> str:
     return str(path.absolute()) if storage.is_local(reference) and path.is_dir() else reference
 
 
-def _refuse_open_proxy(config: ServeConfig) -> None:
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0") and not config.keys:
+def choose_proxy(config: ServeConfig) -> None:
+    """Tell Ray Serve which proxy to start: it reads that from the environment, when it is imported."""
+    if config.proxy == "haproxy":
+        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    elif os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") not in ("", "0") and not config.keys:
         raise UserError("RAY_SERVE_ENABLE_HA_PROXY=1 listens on every interface, whatever host says; set keys= too")
 
 

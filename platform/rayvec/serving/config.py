@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,6 +58,9 @@ class ServeConfig(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65_535)
     keys: str | None = None
+    #: What takes connections for Ray Serve: its own proxy in Python, or HAProxy (it comes with Ray), which answers many
+    #: times as many requests; it listens on every interface, whatever host says, and so asks for keys.
+    proxy: Literal["python", "haproxy"] = "python"
     #: Pages of these origins may ask from a browser ("https://example.org"); none by default.
     cors_origins: tuple[str, ...] = ()
     #: A file for one JSON line a request: time, id, route, status, milliseconds, key's id; never a text.
@@ -85,6 +88,11 @@ class ServeConfig(Config):
 
     @model_validator(mode="after")
     def _open_only_with_keys(self) -> Self:
+        if not self.keys and self.proxy == "haproxy":
+            raise ValueError(
+                "proxy=haproxy listens on every interface, and no API keys are set; make one with "
+                "`python -m rayvec.serving.security keys.txt NAME` and give keys=keys.txt, or keep proxy=python"
+            )
         if not self.keys and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from other machines, and no API keys are set; make one with "
