@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -22,11 +22,15 @@ from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
+    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.segments import Source
     from rayvec.indexing.versions import Draft
 
 
 #: What a version's files are for, by how their names begin.
 FILES = {"vectors": "shard-", "documents": "documents", "lexical": "lexical", "transform": "transform"}
+#: How the folders of deltas are named.
+DELTA = "delta-"
 
 
 class IndexConfig(Config):
@@ -66,51 +70,55 @@ def index(config: IndexConfig) -> Report:
     StorageError; what was live stays live.
     """
     from rayvec.data.embeddings import EmbeddingsDataset
+    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.segments import Source
 
     for key in ("embeddings", "output"):
         if not getattr(config, key):
             raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
     dataset = EmbeddingsDataset.open(config.embeddings)
     versions.local_folder(config.output)
-    recipe = _recipe(config, dataset)
-    live = None if config.rebuild else _live(config.output, recipe)
+    recipe, source = _recipe(config, dataset), Source.of(dataset)
+    live = None if config.rebuild else _live(config.output, recipe, source)
     if live is not None:
         return _report(config, live, {}, reused=True)
     seconds: dict[str, float] = {}
     with versions.new_version(config.output) as draft, ray_session():
-        manifest = draft.commit({**recipe, **_build(config, dataset, draft, seconds)})
+        facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds)
+        manifest = draft.commit({**recipe, **facts, **one_segment(facts, [source])})
     report = _report(config, manifest, seconds, reused=False)
     storage.write_bytes(storage.join(config.output, "config.yaml"), config.to_yaml().encode())
     storage.write_json(storage.join(config.output, "report.json"), report)
     return report
 
 
-def _build(config: IndexConfig, dataset: EmbeddingsDataset, draft: Draft, seconds: dict[str, float]) -> JsonObject:
-    """Fill the draft's folder. Returns what the manifest says of it."""
+def build_version(
+    config: IndexConfig, corpus: Corpus, payload: list[str], draft: Draft, seconds: dict[str, float]
+) -> JsonObject:
+    """Fill the draft's folder. Returns what the manifest says of it, but for the segment."""
     from rayvec.indexing import build, pca
     from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
 
-    corpus = build.Corpus.of(dataset)
     spec.choose(config.factory, corpus.count, corpus.dim)
-    with _timed(seconds, "check"):
+    with timed(seconds, "check"):
         build.check(corpus)
     if config.dimensions is not None:
-        with _timed(seconds, "pca"):
+        with timed(seconds, "pca"):
             corpus = build.reduce(corpus, config.dimensions)
     if corpus.projection:
         pca.save(corpus.projection, draft.folder / TRANSFORM)
     chosen = spec.choose(config.factory, corpus.count, corpus.dim_index)
-    with _timed(seconds, "train"):
+    with timed(seconds, "train"):
         trained, sample = build.train(corpus, chosen, config.seed)
-    with _timed(seconds, "fill"):
+    with timed(seconds, "fill"):
         entries = build.fill(corpus, trained, build.shard_count(corpus, chosen, config.shards), draft.folder)
-    with _timed(seconds, "documents"):
-        build.write_documents(corpus, dataset.payload, draft.folder / DOCUMENTS)
+    with timed(seconds, "documents"):
+        build.write_documents(corpus, payload, draft.folder / DOCUMENTS)
     lexical = None
     if config.lexical:
-        with _timed(seconds, "lexical"):
+        with timed(seconds, "lexical"):
             lexical = build.write_lexical(corpus, config.lexical_columns, config.stemmer, draft.folder / LEXICAL)
-    with _timed(seconds, "prove"):
+    with timed(seconds, "prove"):
         proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed)
     explained = corpus.projection.explained[-1] if corpus.projection else None
     return {
@@ -133,32 +141,39 @@ def _build(config: IndexConfig, dataset: EmbeddingsDataset, draft: Draft, second
     }
 
 
+def one_segment(facts: JsonObject, sources: Sequence[Source], left_out: int = 0) -> JsonObject:
+    """What the manifest says of a version that was built whole: one segment, nothing dropped, no update since."""
+    from rayvec.indexing.segments import Segment
+
+    segment = Segment("", 0, facts["count"], tuple(sources), left_out, facts["lexical"] is not None)
+    return {"segments": [segment.to_json()], "dropped": 0, "update": None}
+
+
 def _recipe(config: IndexConfig, dataset: EmbeddingsDataset) -> JsonObject:
-    """What decides the index: the embeddings' version and the configuration. Equal recipes give equal answers."""
+    """What decides the index beside the embeddings: the configuration, and what it says of them."""
     settings = config.model_dump(mode="json", exclude={"embeddings", "output", "rebuild"})
     return {
-        "embeddings": {
-            "uri": dataset.uri,
-            "version": dataset.version,
-            "manifest_sha256": storage.sha256_bytes(storage.to_json(dataset.manifest)),
-        },
         "encoder": dataset.manifest["encoder"],
         "fingerprint": dataset.fingerprint.model_dump(),
         "payload": dataset.payload,
+        "dtype": dataset.manifest["dtype"],
         "config": settings,
     }
 
 
-def _live(output: str, recipe: JsonObject) -> JsonObject | None:
-    """The manifest of the live version, if it is whole and of this very recipe."""
+def _live(output: str, recipe: JsonObject, source: Source) -> JsonObject | None:
+    """The manifest of the live version, if it is whole and of this very recipe over these very embeddings."""
+    from rayvec.indexing.segments import segments_of
+
     if not storage.exists(storage.join(output, versions.CURRENT)):
         return None
     try:
         folder = versions.version_folder(output)
         manifest = versions.read_manifest(folder)
-        if any(manifest.get(key) != value for key, value in recipe.items() if key != "embeddings"):
+        if any(manifest.get(key) != value for key, value in recipe.items()):
             return None
-        if manifest["embeddings"]["manifest_sha256"] != recipe["embeddings"]["manifest_sha256"]:
+        sources = [found.manifest_sha256 for segment in segments_of(manifest) for found in segment.sources]
+        if sources != [source.manifest_sha256] or manifest["count"] != source.rows:
             return None
         versions.verify(folder, manifest)
     except VerificationError:
@@ -181,19 +196,26 @@ def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float]
         "recall@10": proof["recall"],
         "recall@10_of_pca": proof.get("recall_of_pca"),
         "latency_ms": proof["latency_ms"],
-        "bytes": {name: _bytes_under(manifest, prefix) for name, prefix in FILES.items()},
+        "bytes": bytes_by_use(manifest),
         "seconds": seconds,
         "output": config.output,
         "next": f"python -m jobs.serve --recipe {recipe_family(manifest['encoder'])}.serve --set index={config.output}",
     }
 
 
-def _bytes_under(manifest: JsonObject, prefix: str) -> int:
-    return sum(int(facts["bytes"]) for name, facts in manifest["files"].items() if name.startswith(prefix))
+def bytes_by_use(manifest: JsonObject) -> dict[str, int]:
+    """Bytes of a version's files by what they are for, all segments together."""
+    sizes = dict.fromkeys(FILES, 0)
+    for path, facts in manifest["files"].items():
+        inside = path.partition("/")[2] if path.startswith(DELTA) else path
+        for use, prefix in FILES.items():
+            sizes[use] += int(facts["bytes"]) if inside.startswith(prefix) else 0
+    return sizes
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Write down how long a stage takes, and tell it."""
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.train import TrainConfig
+from pipelines.update import UpdateConfig
 from rayvec.data.collators import Masking
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
@@ -64,6 +66,15 @@ E5_SETS: tuple[tuple[str, tuple[str, ...], bool, float], ...] = (
 
 
 Train = Callable[[], TrainConfig]
+Recipes = tuple[
+    Train,
+    Train,
+    Train,
+    Callable[[], EmbedConfig],
+    Callable[[], IndexConfig],
+    Callable[[], UpdateConfig],
+    Callable[[], CompactConfig],
+]
 
 
 @dataclass(frozen=True)
@@ -80,9 +91,9 @@ class Family:
     #: What PCA reduces vectors to in the index; None keeps them all.
     dimensions: int | None = 1024
 
-    def recipes(self) -> tuple[Train, Train, Train, Callable[[], EmbedConfig], Callable[[], IndexConfig]]:
-        """mntp, simcse, supervised, embed, index: for the names of a recipe module."""
-        return self.mntp, self.simcse, self.supervised, self.embed, self.index
+    def recipes(self) -> Recipes:
+        """mntp, simcse, supervised, embed, index, update, compact: for the names of a recipe module."""
+        return self.mntp, self.simcse, self.supervised, self.embed, self.index, self.update, self.compact
 
     def mntp(self) -> TrainConfig:
         """MNTP on WikiText-103: set data.source.path and output."""
@@ -147,3 +158,11 @@ class Family:
     def index(self) -> IndexConfig:
         """Index what embed made, reduced by PCA where vectors are long: set embeddings and output."""
         return IndexConfig(dimensions=self.dimensions)
+
+    def update(self) -> UpdateConfig:
+        """Put new embeddings into an index and take ids out of it: set index, and embeddings or delete."""
+        return UpdateConfig()
+
+    def compact(self) -> CompactConfig:
+        """Build an updated index anew as one segment: set index."""
+        return CompactConfig()

@@ -17,7 +17,9 @@ from rayvec.data.vector_types import to_columns
 from rayvec.indexing import documents, pca, shards, spec, versions
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
+from rayvec.indexing.segments import Segment
 from rayvec.indexing.vectors import Vectors, unit
+from rayvec.schema import PARENT_ID
 from rayvec.storage import Fingerprint, JsonObject
 
 TEXTS = (
@@ -47,10 +49,13 @@ def texts_for(count: int) -> list[str]:
     return [f"{TEXTS[row % len(TEXTS)]}, document number{row}" for row in range(count)]
 
 
-def table_of(vectors: Vectors, texts: Sequence[str], start: int = 0, dtype: str = "float32") -> pa.Table:
+def table_of(
+    vectors: Vectors, texts: Sequence[str], start: int = 0, dtype: str = "float32", ids: Sequence[str] | None = None
+) -> pa.Table:
     count = len(vectors)
+    ids = [f"doc-{start + i}" for i in range(count)] if ids is None else ids
     columns: dict[pa.Field, Any] = {
-        pa.field("id", pa.string(), nullable=False): pa.array([f"doc-{start + i}" for i in range(count)]),
+        pa.field("id", pa.string(), nullable=False): pa.array(list(ids), pa.string()),
         pa.field("title", pa.string()): pa.array([None if i % 5 == 4 else f"title {start + i}" for i in range(count)]),
         pa.field("text", pa.string(), nullable=False): pa.array(list(texts)),
         pa.field("line", pa.int32()): pa.array(range(start, start + count), pa.int32()),
@@ -69,13 +74,24 @@ def write_embeddings(
     dtype: str = "float32",
     weights: str = "test",
     row_group: int = 100,
+    ids: Sequence[str] | None = None,
+    parents: Sequence[str] | None = None,
+    drop: str = "",
 ) -> Path:
-    """An embeddings folder in the layout of rayvec.data.embeddings."""
+    """An embeddings folder in the layout of rayvec.data.embeddings; ids are doc-0, doc-1, … unless they are given.
+
+    parents: the documents that the rows are windows of; drop: a column to leave out.
+    """
     bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
     entries = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
         buffer = io.BytesIO()
-        table = table_of(vectors[start:stop], texts[start:stop], int(start), dtype)
+        named = None if ids is None else ids[start:stop]
+        table = table_of(vectors[start:stop], texts[start:stop], int(start), dtype, named)
+        if parents is not None:
+            table = table.append_column(PARENT_ID, pa.array(parents[start:stop], pa.string()))
+        if drop:
+            table = table.drop_columns([drop])
         pq.write_table(
             table, buffer, row_group_size=row_group, write_page_checksum=True, use_dictionary=False, compression="none"
         )
@@ -83,10 +99,11 @@ def write_embeddings(
         name = f"data/{number:05d}-{digest[:8]}.parquet"
         storage.write_bytes(storage.join(folder, name), buffer.getvalue())
         entries.append({"unit": f"{number:05d}", "file": name, "rows": int(stop - start), "bytes": buffer.tell(), "sha256": digest})  # fmt: skip  # noqa: E501
+    payload = [name for name in ("line", PARENT_ID) if name != drop and (name == "line" or parents is not None)]
     manifest = {
         "format": "rayvec.embeddings/1", "version": 1, "count": len(vectors), "dim": int(vectors.shape[1]),
         "dtype": dtype, "fingerprint": fingerprint(int(vectors.shape[1]), weights).model_dump(), "encoder": "test",
-        "payload": ["line"], "plan_sha256": "0" * 64, "parts": entries, "totals": {"rows": len(vectors)},
+        "payload": payload, "plan_sha256": "0" * 64, "parts": entries, "totals": {"rows": len(vectors)},
     }  # fmt: skip
     storage.write_json(folder / "manifests" / "v1.json", manifest)
     storage.write_bytes(folder / "CURRENT", b"v1\n")
@@ -120,8 +137,15 @@ def write_index(
         Lexical.build(texts).save(draft.folder / LEXICAL)
         if projection:
             pca.save(projection, draft.folder / TRANSFORM)
+        segment = Segment("", 0, len(vectors), (), 0, lexical=True)
         return draft.commit(
             {
+                "segments": [segment.to_json()],
+                "dropped": 0,
+                "update": None,
+                "payload": ["line"],
+                "dtype": "float32",
+                "proof": {"recall": 1.0, "target": 0.95},
                 "count": len(vectors),
                 "dim": int(vectors.shape[1]),
                 "dim_index": int(indexed.shape[1]),
@@ -129,7 +153,7 @@ def write_index(
                 "transform": {"normalize": True} if projection else None,
                 "shards": entries,
                 "search": search or {},
-                "lexical": {},
+                "lexical": {"columns": ["text"], "stemmer": "english"},
                 "factory": factory,
                 "encoder": encoder,
                 "fingerprint": (made_by or fingerprint(int(vectors.shape[1]))).model_dump(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
+from pipelines.update import UpdateConfig
 from rayvec.serving.config import ServeConfig
 
 
@@ -16,6 +18,16 @@ def embed() -> EmbedConfig:
 def index() -> IndexConfig:
     """Index whatever the HashEncoder embedded: set embeddings and output."""
     return IndexConfig()
+
+
+def update() -> UpdateConfig:
+    """Put new embeddings into an index and take ids out of it: set index, and embeddings or delete."""
+    return UpdateConfig()
+
+
+def compact() -> CompactConfig:
+    """Build an updated index anew as one segment: set index."""
+    return CompactConfig()
 
 
 def serve() -> ServeConfig:

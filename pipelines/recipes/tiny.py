@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
 from pipelines.mine import MineConfig
 from pipelines.train import TrainConfig
+from pipelines.update import UpdateConfig
 from pipelines.words import WordsConfig
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
@@ -84,6 +86,16 @@ def embed() -> EmbedConfig:
 def index() -> IndexConfig:
     """Index what embed made: set embeddings and output."""
     return IndexConfig()
+
+
+def update() -> UpdateConfig:
+    """Put new embeddings into an index and take ids out of it: set index, and embeddings or delete."""
+    return UpdateConfig()
+
+
+def compact() -> CompactConfig:
+    """Build an updated index anew as one segment: set index."""
+    return CompactConfig()
 
 
 def mine() -> MineConfig:

@@ -98,8 +98,8 @@ def test_the_fingerprint_and_the_dataset_are_in_the_manifest(embeddings: Path, t
     opened = Index.open(tmp_path)
     assert opened.fingerprint == fingerprint(DIM)
     assert Fingerprint.parse(opened.manifest["fingerprint"]).short == fingerprint(DIM).short
-    dataset = opened.manifest["embeddings"]
-    assert dataset["manifest_sha256"] == storage.sha256_file(embeddings / "manifests" / "v1.json")
+    (source,) = opened.segments[0].sources
+    assert source.manifest_sha256 == storage.sha256_file(embeddings / "manifests" / "v1.json")
     assert opened.columns == ("id", "title", "text", "line")
 
 

@@ -17,12 +17,12 @@ from rayvec import schema, storage
 from rayvec.data.embeddings import CURRENT, FORMAT, document_ids, document_rows, manifest_uri
 from rayvec.data.ids import repeated_places
 from rayvec.data.units import Unit
-from rayvec.encoding.faults import failpoint
 from rayvec.encoding.lengths import added
 from rayvec.encoding.shards import Plan
 from rayvec.encoding.sink import Record, Sink
 from rayvec.encoding.work import POSITION, duplicate_line
 from rayvec.errors import ConcurrentWriterError
+from rayvec.faults import failpoint
 
 #: (index of the unit, place of the document in its part)
 Place = tuple[int, int]

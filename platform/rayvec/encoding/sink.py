@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from rayvec import schema, storage
 from rayvec.data.embeddings import document_ids, read_part
 from rayvec.data.ids import WORDS, Hashes, digest_ids, hash_ids
-from rayvec.encoding.faults import failpoint
 from rayvec.encoding.lengths import counted
 from rayvec.errors import StorageError
+from rayvec.faults import failpoint
 
 DUPLICATE = "duplicate"
 #: Rows of a row group: small enough that a reader of some columns or rows skips the rest.

@@ -62,7 +62,14 @@ class Corpus:
     @classmethod
     def of(cls, dataset: EmbeddingsDataset) -> Corpus:
         """The parts of an embeddings dataset. Search is by cosine: vectors are brought to length 1."""
-        return cls(tuple(parts_of(dataset.part_uris, dataset.parts)), dataset.dim, normalize=True)
+        return cls.over([dataset], None)
+
+    @classmethod
+    def over(cls, datasets: Sequence[EmbeddingsDataset], left_out: Rows | None) -> Corpus:
+        """The parts of several datasets of one encoder, one after the other, without some of their rows (ascending)."""
+        uris = [uri for dataset in datasets for uri in dataset.part_uris]
+        records = [part for dataset in datasets for part in dataset.parts]
+        return cls(tuple(parts_of(uris, records, left_out)), datasets[0].dim, normalize=True)
 
     @property
     def count(self) -> int:
@@ -93,7 +100,8 @@ def check(corpus: Corpus) -> None:
 
 def reduce(corpus: Corpus, dimensions: int) -> Corpus:
     """The corpus with a PCA to so many dimensions, fitted by one pass over all vectors."""
-    seen = fold(Moments.__add__, tasks.each(_moments, [(corpus, *rows) for rows in corpus.ranges(PASSES)]))
+    shared = tasks.shared(corpus)
+    seen = fold(Moments.__add__, tasks.each(_moments, [(shared, *rows) for rows in corpus.ranges(PASSES)]))
     return replace(corpus, projection=pca.fit(seen, dimensions, normalize=corpus.normalize))
 
 
@@ -142,12 +150,10 @@ def shard_count(corpus: Corpus, spec: Spec, asked: int) -> int:
 
 def fill(corpus: Corpus, trained: Any, shards: int, folder: Path) -> list[JsonObject]:
     """Write the shards, each by a task of its own. Returns their entries for the manifest."""
-    import ray
-
     cpus = max(1, min(tasks.node_cpus(), tasks.cluster_cpus() // shards))
-    shared = ray.put(trained)
+    vectors, index = tasks.shared(corpus), tasks.shared(trained)
     names = [(f"shard-{number:05d}.faiss", rows) for number, rows in enumerate(corpus.ranges(shards))]
-    work = [(corpus, shared, *rows, folder / name, cpus) for name, rows in names]
+    work = [(vectors, index, *rows, folder / name, cpus) for name, rows in names]
     counts = list(tasks.each(_fill, work, cpus=cpus))
     return [
         {"file": name, "start": start, "rows": rows} for (name, (start, _)), rows in zip(names, counts, strict=True)
@@ -185,8 +191,18 @@ def _schema(corpus: Corpus, names: Sequence[str]) -> pa.Schema:
     return pa.schema([found.field(name) for name in names if name in found.names])
 
 
-def write_lexical(corpus: Corpus, columns: Sequence[str], stemmer: str | None, folder: Path) -> JsonObject:
+def columns(corpus: Corpus, names: Sequence[str]) -> dict[str, str]:
+    """The Arrow types of those of the columns that the parts hold."""
+    return {field.name: str(field.type) for field in _schema(corpus, names)}
+
+
+def write_lexical(
+    corpus: Corpus, columns: Sequence[str], stemmer: str | None, folder: Path, average: float | None = None
+) -> JsonObject:
     """Build BM25 over these columns of every row. Returns its entry for the manifest.
+
+    average: the length of a text to normalise by, for texts that are searched beside others; where it is given, texts
+    without a word make no index, and 0 terms.
 
     Raises UserError when the parts hold none of the columns.
     """
@@ -198,8 +214,9 @@ def write_lexical(corpus: Corpus, columns: Sequence[str], stemmer: str | None, f
         )
     # One piece a core: each task learns the words anew, and the pieces put together are the same however they were cut.
     ranges = corpus.ranges(min(tasks.cluster_cpus(), -(-corpus.count // TEXTS_A_TASK)))
-    bags = list(tasks.each(_bag, [(corpus, names, *rows, stemmer) for rows in ranges]))
-    terms = tasks.one(_write_lexical, bags, folder)
+    shared = tasks.shared(corpus)
+    bags = list(tasks.each(_bag, [(shared, names, *rows, stemmer) for rows in ranges]))
+    terms = tasks.one(_write_lexical, bags, folder, average)
     return {"columns": names, "stemmer": stemmer, "terms": terms}
 
 
@@ -211,8 +228,10 @@ def _bag(corpus: Corpus, names: Sequence[str], start: int, stop: int, stemmer: s
     return bag(_texts(corpus, names, start, stop), stemmer)
 
 
-def _write_lexical(bags: list[Bag], folder: Path) -> int:
-    lexical = Lexical.from_bags(bags)
+def _write_lexical(bags: list[Bag], folder: Path, average: float | None) -> int:
+    if average is not None and not any(bag.words for bag in bags):
+        return 0
+    lexical = Lexical.from_bags(bags, average=average)
     lexical.save(folder)
     return lexical.term_count
 
@@ -227,7 +246,8 @@ def _texts(corpus: Corpus, names: Sequence[str], start: int, stop: int) -> Itera
 
 def truth(corpus: Corpus, queries: Vectors) -> Ranking:
     """The true nearest rows of each query, by comparing it with every vector; as wide as the proof needs."""
-    found = list(tasks.each(_truth, [(corpus, queries, *rows) for rows in corpus.ranges(PASSES)]))
+    shared = tasks.shared(corpus)
+    found = list(tasks.each(_truth, [(shared, queries, *rows) for rows in corpus.ranges(PASSES)]))
     rows = np.concatenate([ranking.rows for ranking in found], axis=1)
     return best(rows, np.concatenate([ranking.scores for ranking in found], axis=1), proof.WIDE)
 

@@ -1,4 +1,4 @@
-"""The documents of an index: id, title, text and payload by row, in one parquet file that is memory-mapped.
+"""The documents of an index: id, title, text and payload by row, in a parquet file a segment that is memory-mapped.
 
 Small row groups, so that ten hits decode a few hundred documents and not a million. Knows parquet. Knows no search.
 """
@@ -44,6 +44,11 @@ def write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, path
     return written + rest.num_rows
 
 
+def column_types(path: Path) -> dict[str, str]:
+    """The columns of a file of documents, with their Arrow types."""
+    return {field.name: str(field.type) for field in pq.read_schema(path, memory_map=True)}
+
+
 class Documents:
     """Reads documents by row. Threads may read at once: each has a reader of its own over the same mapped file."""
 
@@ -85,3 +90,37 @@ class Documents:
                 self._path, metadata=self._metadata, memory_map=True, pre_buffer=False
             )
         return reader
+
+
+class SegmentDocuments:
+    """Reads documents by row over the files of several segments, each with the row where it starts."""
+
+    def __init__(self, files: Sequence[tuple[int, Documents]], dropped: Rows) -> None:
+        self._files = [file for _, file in files]
+        self._starts = np.array([start for start, _ in files], np.int64)
+        self._dropped = dropped
+        self.names: tuple[str, ...] = self._files[0].names
+
+    @property
+    def count(self) -> int:
+        """Number of rows, deleted ones too."""
+        return sum(file.count for file in self._files)
+
+    def read(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The documents of these rows, in their order. Raises UserError for an unknown column, or a row that is not."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.count):
+            raise UserError(f"rows must lie between 0 and {self.count - 1}, got {wanted.min()} to {wanted.max()}")
+        gone = wanted[np.isin(wanted, self._dropped)]
+        if len(gone):
+            raise UserError(
+                f"row {gone[0]} is of a document that was deleted or replaced; take rows that a search found"
+            )
+        file_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        documents: list[dict[str, Any]] = [{}] * len(wanted)
+        for number in np.unique(file_of).tolist() if len(wanted) else [0]:
+            places = np.flatnonzero(file_of == number)
+            found = self._files[number].read(wanted[places] - self._starts[number], columns)
+            for place, document in zip(places.tolist(), found, strict=True):
+                documents[place] = document
+        return documents

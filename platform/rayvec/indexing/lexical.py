@@ -7,6 +7,7 @@ Shapes: Q queries, K results a query.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import numpy.typing as npt
 
 from rayvec import storage
 from rayvec.errors import UserError, VerificationError
-from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, check_k
+from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, Rows, check_k
 from rayvec.indexing.terms import STEMMER, Terms
 
 ANALYZER = "analyzer.json"
-FORMAT = "rayvec.lexical/1"
+LENGTHS = "lengths.npy"
+FORMAT = "rayvec.lexical/2"
 #: Anserini's defaults for BM25, tuned on passage and news collections.
 K1, B = 0.9, 0.4
 
@@ -64,9 +66,12 @@ class Lexical:
     [[0, -1]]
     """
 
-    def __init__(self, bm25: Any, terms: Terms) -> None:
+    def __init__(self, bm25: Any, terms: Terms, average: float, lengths_N: npt.NDArray[np.int32]) -> None:
         self._bm25 = bm25
-        self._terms = terms
+        self.terms = terms
+        #: Terms of a text as the scores are normalised by, and of each text.
+        self.average = average
+        self.lengths_N = lengths_N
 
     @property
     def count(self) -> int:
@@ -84,8 +89,11 @@ class Lexical:
         return cls.from_bags([bag(texts, stemmer)], k1=k1, b=b)
 
     @classmethod
-    def from_bags(cls, bags: Sequence[Bag], *, k1: float = K1, b: float = B) -> Lexical:
-        """Index texts whose terms were taken elsewhere, the bags one after the other."""
+    def from_bags(cls, bags: Sequence[Bag], *, k1: float = K1, b: float = B, average: float | None = None) -> Lexical:
+        """Index texts whose terms were taken elsewhere, the bags one after the other.
+
+        average: the length of a text that scores are normalised by; that of these texts by default.
+        """
         import bm25s
 
         vocabulary: dict[str, int] = {}
@@ -94,9 +102,17 @@ class Lexical:
             raise UserError("no texts to index; give at least one")
         if not vocabulary:
             raise UserError("none of the texts holds a word that lexical search could find; set lexical=false")
-        bm25 = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="scipy")
+        lengths = np.concatenate([each.lengths for each in bags])
+        own = float(lengths.mean())
+        average = average or own
+        # bm25s divides by the mean length of the texts that it is given: with this k1 and b, its k1 · (1 - b + b ·
+        # length / own) is the k1 · (1 - b + b · length / average) that is meant.
+        part = b * own / average
+        bm25 = bm25s.BM25(
+            k1=k1 * (1 - b + part), b=part / (1 - b + part), method="lucene", backend="numpy", csc_backend="scipy"
+        )
         bm25.index((ids, vocabulary), show_progress=False)
-        return cls(bm25, Terms(bags[0].stemmer))
+        return cls(bm25, Terms(bags[0].stemmer), average, lengths)
 
     def search(self, queries: Sequence[str], k: int) -> Ranking:
         """The texts that share a term with each query, best first. Raises UserError when k is below 1."""
@@ -109,32 +125,62 @@ class Lexical:
             scores[place, : len(found)] = values
         return Ranking(rows, scores)
 
-    def _one(self, query: str, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        ids = self._bm25.get_tokens_ids(self._terms(query))
-        scores: npt.NDArray[np.float32] = self._bm25.get_scores_from_ids(ids)
-        found = np.flatnonzero(scores > 0)
-        if len(found) > k:
-            # Keep all that tie with the k-th, so that the smaller rows of them win and not the luck of the partition.
-            bound = np.partition(scores[found], len(found) - k)[len(found) - k]
-            found = found[scores[found] >= bound]
-        order = np.lexsort((found, -scores[found]))[:k]
-        return found[order], scores[found[order]]
+    def _one(self, query: str, k: int) -> tuple[Rows, npt.NDArray[np.float32]]:
+        return best_rows(self._bm25.get_scores_from_ids(self._bm25.get_tokens_ids(self.terms(query))), k)
+
+    def postings(self, term: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The rows that hold a term, each once, and what one occurrence of it in a query adds to their scores."""
+        number = self._bm25.vocab_dict.get(term)
+        if number is None:
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        scores = self._bm25.scores
+        start, end = scores["indptr"][number : number + 2]
+        return scores["indices"][start:end], scores["data"][start:end]
 
     def save(self, folder: Path) -> None:
         """Write the arrays, the vocabulary and the analyser's settings into a folder."""
         self._bm25.save(folder, show_progress=False, allow_pickle=False)
-        storage.write_json(folder / ANALYZER, {"format": FORMAT, "stemmer": self._terms.stemmer})
+        np.save(folder / LENGTHS, self.lengths_N, allow_pickle=False)
+        settings = {"format": FORMAT, "stemmer": self.terms.stemmer, "average": self.average}
+        storage.write_json(folder / ANALYZER, settings)
 
     @classmethod
     def load(cls, folder: Path) -> Lexical:
         """Read what `save` wrote; the arrays are memory-mapped, so that processes share them."""
         import bm25s
 
-        try:
-            settings = storage.read_json(folder / ANALYZER)
-        except FileNotFoundError:
-            raise UserError(f"{folder} holds no lexical index; build one") from None
-        if settings.get("format") != FORMAT:
-            raise VerificationError(f"{folder / ANALYZER} is not of {FORMAT}; build the index again with this rayvec")
+        settings = _settings(folder)
         bm25 = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
-        return cls(bm25, Terms(settings["stemmer"]))
+        lengths = np.load(folder / LENGTHS, mmap_mode="r", allow_pickle=False)
+        return cls(bm25, Terms(settings["stemmer"]), float(settings["average"]), lengths)
+
+
+def average_length(folder: Path) -> float:
+    """The length of a text, in terms, that a saved index normalises its scores by."""
+    return float(_settings(folder)["average"])
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = storage.read_json(folder / ANALYZER)
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no lexical index; build one") from None
+    if settings.get("format") != FORMAT:
+        raise VerificationError(f"{folder / ANALYZER} is not of {FORMAT}; build the index again with this rayvec")
+    return settings
+
+
+def best_rows(scores_N: npt.NDArray[np.float32], k: int) -> tuple[Rows, npt.NDArray[np.float32]]:
+    """The k best of the rows whose score is above 0, and their scores; of equal scores the smaller row goes first."""
+    found = np.flatnonzero(scores_N > 0)
+    if len(found) > k:
+        # Keep all that tie with the k-th, so that the smaller rows of them win and not the luck of the partition.
+        bound = np.partition(scores_N[found], len(found) - k)[len(found) - k]
+        found = found[scores_N[found] >= bound]
+    order = np.lexsort((found, -scores_N[found]))[:k]
+    return found[order], scores_N[found[order]]
+
+
+def idf(texts: int, holding: int) -> float:
+    """Lucene's inverse document frequency of a term that so many of the texts hold."""
+    return math.log(1 + (texts - holding + 0.5) / (holding + 0.5))

@@ -26,6 +26,9 @@ QUERIES = 256
 #: Exact neighbours kept a query: more than K, so that all that tie with the K-th are known.
 WIDE = 64
 TIMED_QUERIES = 100
+#: Queries of an update's proof, and numbers that each is compared with at most: 8 GB of float32, some shards of many.
+UPDATE_QUERIES = 128
+UPDATE_VALUES = 2_000_000_000
 #: A graph searched wider than this is slower than reading everything.
 MOST_EF_SEARCH = 4096
 #: Scores this close are equal: float32 sums of the same products differ by as much from one order to another.
@@ -96,12 +99,83 @@ def prove(parts: Sequence[Shard], queries_QD: Vectors, truth: Ranking, own: Rows
     return {"search": search, "recall": reached, "latency_ms": latency(several, queries_QD, effort, min(K, count))}
 
 
-def latency(parts: list[Shard], queries_QD: Vectors, effort: Effort, k: int) -> dict[str, float]:
+def prove_again(
+    parts: Sequence[Shard], dropped: Sequence[Rows | None], dim: int, search: dict[str, int], target: float, seed: int
+) -> dict[str, Any]:
+    """Measure an updated index by itself: what its search finds, against comparing with every vector as it is stored.
+
+    Vectors that did not change lose nothing more by how they are stored than the build's proof says; what an update can
+    cost is that probing or a graph has to find its way round dropped rows, and that is measured, without reading the
+    embeddings again. Of an index larger than UPDATE_VALUES some shards are taken, drawn by the seed. If the target is
+    missed, the search is made wider until it is reached. Where every vector is compared anyway there is nothing to
+    measure, and no recall is given.
+
+    Raises VerificationError when no effort reaches the target.
+    """
+    pairs = _drawn(parts, dropped, dim, seed)
+    chosen, gone = [shard for shard, _ in pairs], [rows for _, rows in pairs]
+    inexact = [shard for shard in chosen if shard.most_effort]
+    if not inexact:
+        return {"search": search}
+    queries, own = _stored_queries(pairs, seed)
+    live = sum(shard.live(rows) for shard, rows in pairs)
+    wide = [shard.exhaustive(queries, WIDE, rows) for shard, rows in pairs]
+    truth = shards.merge(wide, WIDE)
+
+    def measure(effort: int) -> float:
+        found = shards.search(chosen, queries, min(K + 1, live), inexact[0].effort(effort), gone)
+        return recall(found, truth, own)
+
+    value = max(search.values(), default=1)
+    reached = measure(value)
+    if reached < target:
+        most = max(shard.most_effort for shard in inexact)
+        value, reached = tune(measure, min(most, MOST_EF_SEARCH) if inexact[0].effort(1).ef_search else most, target)
+    effort = inexact[0].effort(value)
+    chosen_search = {name: number for name, number in vars(effort).items() if number is not None}
+    times = latency(chosen, queries, effort, min(K, live), gone)
+    return {"search": chosen_search, "recall": reached, "latency_ms": times, "queries": len(own)}
+
+
+def _drawn(
+    parts: Sequence[Shard], dropped: Sequence[Rows | None], dim: int, seed: int
+) -> list[tuple[Shard, Rows | None]]:
+    """Shards with a live row, in their order: those of deltas, and so many others as UPDATE_VALUES allows."""
+    pairs = [pair for pair in zip(parts, dropped, strict=True) if pair[0].live(pair[1])]
+    left, taken = UPDATE_VALUES, set[int]()
+    for number in np.random.default_rng(seed).permutation(len(pairs)).tolist():
+        values = pairs[number][0].count * dim
+        if not taken or values <= left:
+            taken.add(number)
+            left -= values
+    exact = {number for number, (shard, _) in enumerate(pairs) if not shard.most_effort}
+    return [pairs[number] for number in sorted(taken | exact)]
+
+
+def _stored_queries(pairs: Sequence[tuple[Shard, Rows | None]], seed: int) -> tuple[Vectors, Rows]:
+    """Live vectors drawn at random, as they are stored [Q, D], and their rows."""
+    generator = np.random.default_rng(seed)
+    counts = np.array([shard.count for shard, _ in pairs])
+    shares = generator.multinomial(UPDATE_QUERIES, counts / counts.sum())
+    vectors, rows = [], []
+    for (shard, gone), share in zip(pairs, shares.tolist(), strict=True):
+        places = np.sort(generator.choice(shard.count, min(share, shard.count), replace=False))
+        if len(places):
+            found, values = shard.stored(places)
+            live = ~np.isin(found - shard.start, [] if gone is None else gone)
+            vectors.append(values[live])
+            rows.append(found[live])
+    return np.ascontiguousarray(np.concatenate(vectors)), np.concatenate(rows)
+
+
+def latency(
+    parts: list[Shard], queries_QD: Vectors, effort: Effort, k: int, dropped: Sequence[Rows | None] | None = None
+) -> dict[str, float]:
     """Milliseconds of a search for one query on one core, its median and 95th percentile."""
     shards.use_threads(1)
     times = []
     for query in queries_QD[:TIMED_QUERIES]:
         start = time.perf_counter()
-        shards.search(parts, query[None], k, effort)
+        shards.search(parts, query[None], k, effort, dropped)
         times.append((time.perf_counter() - start) * 1e3)
     return {"p50": round(float(np.median(times)), 4), "p95": round(float(np.quantile(times, 0.95)), 4)}

@@ -1,5 +1,7 @@
 """Search an index: dense by FAISS, lexical by BM25, documents by row. Everything is verified before it is read.
 
+A version may have several segments and rows that are deleted: a search goes over all segments, and finds live rows.
+
 Knows a version's folder. Knows no encoder (it is given vectors) and no HTTP.
 
 Shapes: Q queries, K results a query, D dimensions of the encoder.
@@ -17,14 +19,16 @@ import numpy.typing as npt
 
 from rayvec.errors import UserError, VerificationError
 from rayvec.indexing import pca, shards, versions
-from rayvec.indexing.documents import Documents
+from rayvec.indexing.documents import Documents, SegmentDocuments
 from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.lexical_segments import LexicalSegments, Texts
 from rayvec.indexing.ranking import Ranking, Rows, check_k
+from rayvec.indexing.segments import load_dropped, local, segments_of
 from rayvec.indexing.shards import Effort, Shard
 from rayvec.indexing.vectors import Vectors, unit
 from rayvec.storage import Fingerprint, JsonObject
 
-__all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking"]
+__all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking", "projection_of"]
 
 DOCUMENTS = "documents.parquet"
 TRANSFORM = "transform.faiss"
@@ -42,14 +46,21 @@ class Index:
         self.manifest = manifest
         self.fingerprint = Fingerprint.parse(manifest["fingerprint"])
         self.dim: int = manifest["dim"]
+        #: Live documents; the rows of all segments, deleted ones too, are as many or more.
         self.count: int = manifest["count"]
         self._threads = threads or os.cpu_count() or 1
         self._normalize: bool = manifest["normalize"]
         self._effort = Effort(**manifest["search"])
-        self._projection = _projection(folder, manifest)
-        self._shards = _shards(folder, manifest)
-        self._documents = Documents(folder / DOCUMENTS)
-        self._lexical = Lexical.load(folder / LEXICAL) if manifest["lexical"] is not None else None
+        self._projection = projection_of(folder, manifest)
+        self.segments = segments_of(manifest)
+        self.dropped = load_dropped(folder, manifest)
+        self.shards = _shards(folder, manifest)
+        #: For each shard, its own rows that are deleted; always these very arrays, so that FAISS's selectors are kept.
+        self.dropped_of = [local(self.dropped, shard.start, shard.count) for shard in self.shards]
+        self._documents = SegmentDocuments(
+            [(segment.start, Documents(segment.file(folder, DOCUMENTS))) for segment in self.segments], self.dropped
+        )
+        self._lexical = self._open_lexical(folder) if manifest["lexical"] is not None else None
         self._check_counts(folder)
 
     @classmethod
@@ -81,14 +92,14 @@ class Index:
         return self._lexical is not None
 
     def dense(self, vectors_QD: npt.ArrayLike, k: int) -> Ranking:
-        """The k documents nearest to each vector: rows and cosines [Q, min(k, count)], best first, no place empty.
+        """The k live documents nearest to each vector: rows and cosines [Q, min(k, count)], best first, no place empty.
 
         Raises UserError when k is below 1, or a vector has another dimension, is not finite, or is zero.
         """
         k = check_k(k, self.count)
         queries = self.prepared(vectors_QD)
         shards.use_threads(self._threads)
-        return shards.search(self._shards, queries, k, self._effort)
+        return shards.search(self.shards, queries, k, self._effort, self.dropped_of)
 
     def lexical(self, queries: Sequence[str], k: int) -> Ranking:
         """The k best by BM25: rows and scores [Q, min(k, count)]; -1 where fewer documents share a word with the query.
@@ -117,19 +128,35 @@ class Index:
             queries = unit(queries)
         return np.ascontiguousarray(self._projection(queries) if self._projection else queries)
 
+    def lexical_drift(self) -> float:
+        """The share by which a lexical score may differ from a fresh build's (see lexical_segments); 0 without any."""
+        return self._lexical.drift() if self._lexical is not None else 0.0
+
+    def _open_lexical(self, folder: Path) -> LexicalSegments:
+        texts = []
+        for segment in self.segments:
+            lexical = Lexical.load(segment.file(folder, LEXICAL)) if segment.lexical else None
+            if lexical is not None:
+                _check_count(segment.file(folder, LEXICAL), lexical.count, segment.rows)
+            texts.append(
+                Texts.of(segment.start, segment.rows, lexical, local(self.dropped, segment.start, segment.rows))
+            )
+        return LexicalSegments(texts, self.count)
+
     def _check_counts(self, folder: Path) -> None:
         """Files of one build agree in number; this catches a manifest that was sealed over the wrong files."""
-        counts = {DOCUMENTS: self._documents.count, "shards": sum(shard.count for shard in self._shards)}
-        if self._lexical is not None:
-            counts[LEXICAL] = self._lexical.count
-        for name, count in counts.items():
-            if count != self.count:
-                raise VerificationError(
-                    f"{folder / name} holds {count} documents, not {self.count}; build the index again"
-                )
+        rows = self.segments[-1].stop
+        _check_count(folder / DOCUMENTS, self._documents.count, rows)
+        _check_count(folder / "shards", sum(shard.count for shard in self.shards), rows)
 
 
-def _projection(folder: Path, manifest: JsonObject) -> pca.Projection | None:
+def _check_count(path: Path, found: int, rows: int) -> None:
+    if found != rows:
+        raise VerificationError(f"{path} holds {found} documents, not {rows}; build the index again")
+
+
+def projection_of(folder: Path, manifest: JsonObject) -> pca.Projection | None:
+    """The one transform of a version, which every vector of it goes through; None where there is none."""
     facts = manifest["transform"]
     return pca.load(folder / TRANSFORM, normalize=facts["normalize"]) if facts else None
 

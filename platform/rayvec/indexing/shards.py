@@ -8,7 +8,7 @@ Shapes: N vectors, Q queries, K results a query, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import faiss as _faiss
 import numpy as np
 
 from rayvec.errors import VerificationError
-from rayvec.indexing.ranking import NO_SCORE, Ranking, best
+from rayvec.indexing.ranking import NO_SCORE, Ranking, Rows, best
 from rayvec.indexing.spec import Spec
 from rayvec.indexing.vectors import Vectors
 
@@ -73,6 +73,7 @@ class Shard:
     def __init__(self, index: Any, start: int) -> None:
         self._index = index
         self.start = start
+        self._selection: tuple[Rows, Any] | None = None
 
     @classmethod
     def read(cls, path: Path, *, start: int, rows: int, dim: int) -> Shard:
@@ -108,32 +109,75 @@ class Shard:
             return Effort(nprobe=value)
         return Effort(ef_search=value) if hasattr(self._index, "hnsw") else Effort()
 
-    def search(self, queries_QD: Vectors, k: int, effort: Effort) -> Ranking:
-        """The min(k, count) nearest of this shard; where probing finds fewer it looks everywhere: no place is empty."""
-        k = min(k, self.count)
-        scores, rows = self._index.search(queries_QD, k, params=self._parameters(effort))
+    def search(self, queries_QD: Vectors, k: int, effort: Effort, dropped: Rows | None = None) -> Ranking:
+        """The min(k, live) nearest of this shard; where probing finds fewer it looks everywhere: no place is empty.
+
+        dropped: rows of this shard, counted from its own first, that are not to be found; FAISS passes them over.
+        """
+        k = min(k, self.live(dropped))
+        if not k:
+            return _nothing(len(queries_QD))
+        scores, rows = self._index.search(queries_QD, k, params=self._parameters(effort, dropped))
         short = (rows < 0).any(axis=1)
         if short.any():
-            scores[short], rows[short] = self._everywhere(queries_QD[short], k)
+            scores[short], rows[short] = self._everywhere(queries_QD[short], k, dropped)
         return Ranking(rows + self.start, scores)
 
-    def _everywhere(self, queries_QD: Vectors, k: int) -> tuple[Any, Any]:
-        if hasattr(self._index, "hnsw"):
-            scores, rows = faiss.downcast_index(self._index.storage).search(queries_QD, k)
-        else:
-            most = self._parameters(Effort(nprobe=self._index.nlist))
-            scores, rows = self._index.search(queries_QD, k, params=most)
-        return scores, rows
+    def live(self, dropped: Rows | None) -> int:
+        """Number of vectors that may be found."""
+        return self.count - (0 if dropped is None else len(dropped))
 
-    def _parameters(self, effort: Effort) -> Any:
+    def exhaustive(self, queries_QD: Vectors, k: int, dropped: Rows | None = None) -> Ranking:
+        """The min(k, live) nearest by comparing each query with every vector as it is stored."""
+        k = min(k, self.live(dropped))
+        if not k:
+            return _nothing(len(queries_QD))
+        scores, rows = self._everywhere(queries_QD, k, dropped)
+        return Ranking(rows.astype(np.int64) + self.start, scores)
+
+    def stored(self, places_N: Rows) -> tuple[Rows, Vectors]:
+        """Some vectors as they are stored [N, D], and their rows: places count from 0, in the order of the file."""
+        if not hasattr(self._index, "nlist"):
+            vectors = [self._index.reconstruct(int(place)) for place in places_N]
+            return places_N + self.start, np.stack(vectors)
+        lists = self._index.invlists
+        ends = np.cumsum([lists.list_size(number) for number in range(self._index.nlist)])
+        numbers = np.searchsorted(ends, places_N, side="right")
+        inside = places_N - np.concatenate([[0], ends])[numbers]
+        vectors_ND = np.empty((len(places_N), self._index.d), np.float32)
+        rows = np.empty(len(places_N), np.int64)
+        for i, (number, place) in enumerate(zip(numbers.tolist(), inside.tolist(), strict=True)):
+            self._index.reconstruct_from_offset(number, place, faiss.swig_ptr(vectors_ND[i]))
+            rows[i] = lists.get_single_id(number, place) + self.start
+        return rows, vectors_ND
+
+    def _everywhere(self, queries_QD: Vectors, k: int, dropped: Rows | None) -> tuple[Any, Any]:
+        if hasattr(self._index, "hnsw"):
+            exact = faiss.SearchParameters(**self._selected(dropped))
+            return faiss.downcast_index(self._index.storage).search(queries_QD, k, params=exact)
+        return self._index.search(queries_QD, k, params=self._parameters(Effort(nprobe=self.most_effort), dropped))
+
+    def _parameters(self, effort: Effort, dropped: Rows | None) -> Any:
         """Given with the call and never set on the index: threads may search it with different efforts at once."""
+        selected = self._selected(dropped)
         if hasattr(self._index, "nlist"):
             return faiss.SearchParametersIVF(
-                nprobe=effort.nprobe or 1, quantizer_params=self._quantizer_parameters(effort)
+                nprobe=effort.nprobe or 1, quantizer_params=self._quantizer_parameters(effort), **selected
             )
         if hasattr(self._index, "hnsw"):
-            return faiss.SearchParametersHNSW(efSearch=effort.ef_search or 16)
-        return None
+            return faiss.SearchParametersHNSW(efSearch=effort.ef_search or 16, **selected)
+        return faiss.SearchParameters(**selected) if selected else None
+
+    def _selected(self, dropped: Rows | None) -> dict[str, Any]:
+        """The rows that FAISS may find, a bit each; kept, since an index asks with the same rows again."""
+        if dropped is None or not len(dropped):
+            return {}
+        kept = self._selection
+        if kept is None or kept[0] is not dropped:
+            live = np.ones(self.count, np.bool_)
+            live[dropped] = False
+            kept = self._selection = (dropped, faiss.IDSelectorBitmap(np.packbits(live, bitorder="little")))
+        return {"sel": kept[1]}
 
     def _quantizer_parameters(self, effort: Effort) -> Any:
         """A graph over the centroids must be searched at least as wide as the lists that are to be probed."""
@@ -143,10 +187,20 @@ class Shard:
         return faiss.SearchParametersHNSW(efSearch=max(2 * (effort.nprobe or 1), 64))
 
 
-def search(shards: list[Shard], queries_QD: Vectors, k: int, effort: Effort) -> Ranking:
-    """The k nearest over all shards, best first, ties by row. At most QUERIES_AT_ONCE queries are in work at a time."""
+def search(
+    shards: list[Shard],
+    queries_QD: Vectors,
+    k: int,
+    effort: Effort,
+    dropped: Sequence[Rows | None] | None = None,
+) -> Ranking:
+    """The k nearest over all shards, best first, ties by row. At most QUERIES_AT_ONCE queries are in work at a time.
+
+    dropped: for each shard, those of its rows that are not to be found (see Shard.search).
+    """
+    pairs = list(zip(shards, dropped or [None] * len(shards), strict=True))
     pieces = [
-        _merge([shard.search(queries_QD[start : start + QUERIES_AT_ONCE], k, effort) for shard in shards], k)
+        merge([shard.search(queries_QD[start : start + QUERIES_AT_ONCE], k, effort, gone) for shard, gone in pairs], k)
         for start in range(0, len(queries_QD), QUERIES_AT_ONCE)
     ]
     if not pieces:
@@ -154,7 +208,8 @@ def search(shards: list[Shard], queries_QD: Vectors, k: int, effort: Effort) -> 
     return Ranking(np.concatenate([p.rows for p in pieces]), np.concatenate([p.scores for p in pieces]))
 
 
-def _merge(rankings: list[Ranking], k: int) -> Ranking:
+def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
+    """The k best of several rankings of the same queries, of different rows."""
     rows = np.concatenate([ranking.rows for ranking in rankings], axis=1)
     scores = np.concatenate([ranking.scores for ranking in rankings], axis=1)
     return best(rows, scores, k)
@@ -162,11 +217,15 @@ def _merge(rankings: list[Ranking], k: int) -> Ranking:
 
 def exact(batches: Iterable[tuple[int, Vectors]], queries_QD: Vectors, k: int) -> Ranking:
     """The true k nearest: every vector compared with every query. `batches` give (first row, vectors [N, D])."""
-    ranking = Ranking(np.empty((len(queries_QD), 0), np.int64), np.empty((len(queries_QD), 0), np.float32))
+    ranking = _nothing(len(queries_QD))
     for start, vectors in batches:
         scores, rows = faiss.knn(queries_QD, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-        ranking = _merge([ranking, Ranking(rows.astype(np.int64) + start, scores)], k)
+        ranking = merge([ranking, Ranking(rows.astype(np.int64) + start, scores)], k)
     return ranking
+
+
+def _nothing(queries: int) -> Ranking:
+    return Ranking(np.empty((queries, 0), np.int64), np.empty((queries, 0), np.float32))
 
 
 def _first_line(error: Exception) -> str:

@@ -38,6 +38,13 @@ def one(function: Callable[..., T], *values: Any, cpus: int = 1) -> T:
     return next(each(function, [values], cpus=cpus))
 
 
+def shared(value: Any) -> Any:
+    """The value, put where all tasks find it; a task that is given this is called with the value itself."""
+    import ray
+
+    return ray.put(value)
+
+
 def cluster_cpus() -> int:
     """CPUs of the whole cluster, as Ray counts them."""
     import ray

@@ -8,7 +8,7 @@ Shapes: N vectors of a batch, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,17 @@ BATCH_ROWS = 8192
 
 @dataclass(frozen=True)
 class Part:
-    """One embeddings part: where it lies, what its manifest says of it, and the row of the index where it begins."""
+    """One embeddings part: where it lies, what its manifest says of it, and the row of the index where it begins.
+
+    rows: those that are taken; left_out: the others, ascending, as they are counted in the file.
+    """
 
     uri: str
     bytes: int
     sha256: str
     rows: int
     start: int
+    left_out: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
 
     @property
     def stop(self) -> int:
@@ -43,32 +47,48 @@ class Part:
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows [start, stop) of one part, counted within the part."""
+    """Rows [start, stop) of one part, counted within the part over the rows that are taken."""
 
     part: Part
     start: int
     stop: int
 
 
-def parts_of(uris: Sequence[str], records: Sequence[dict[str, Any]]) -> list[Part]:
-    """The parts that hold rows, in the order of the manifest, which is the order of the index's rows."""
+def parts_of(
+    uris: Sequence[str], records: Sequence[dict[str, Any]], left_out: npt.NDArray[np.int64] | None = None
+) -> list[Part]:
+    """The parts that hold rows, in the order of the manifest, which is the order of the index's rows.
+
+    left_out: rows that are not taken, ascending, counted through all parts.
+    """
     parts: list[Part] = []
-    start = 0
+    start = first = 0
     for uri, record in zip(uris, records, strict=True):
-        if not record["rows"]:
-            continue
-        parts.append(Part(uri, int(record["bytes"]), str(record["sha256"]), int(record["rows"]), start))
-        start += parts[-1].rows
+        stop = first + int(record["rows"])
+        gone = _between(left_out, first, stop)
+        if stop - first > len(gone):
+            parts.append(Part(uri, int(record["bytes"]), str(record["sha256"]), stop - first - len(gone), start, gone))
+            start = parts[-1].stop
+        first = stop
     return parts
+
+
+def _between(rows: npt.NDArray[np.int64] | None, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """Those of ascending rows in [start, stop), counted from start."""
+    if rows is None:
+        return np.empty(0, np.int64)
+    low, high = np.searchsorted(rows, [start, stop])
+    return rows[low:high] - start
 
 
 def check_part(part: Part) -> None:
     """Raise VerificationError when a part's size, checksum or number of rows is not what the manifest says."""
     storage.check_file(part.uri, bytes_=part.bytes, sha256=part.sha256)
     with _open(part.uri) as file:
-        if file.metadata.num_rows != part.rows:
+        rows = part.rows + len(part.left_out)
+        if file.metadata.num_rows != rows:
             raise VerificationError(
-                f"{part.uri} holds {file.metadata.num_rows} rows where its manifest says {part.rows}; embed again"
+                f"{part.uri} holds {file.metadata.num_rows} rows where its manifest says {rows}; embed again"
             )
 
 
@@ -83,13 +103,26 @@ def read_slice(piece: Slice, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
     with _open(piece.part.uri) as file:
         there = set(file.schema_arrow.names)
         columns = [name for name in columns if name in there]
-        start = 0
+        start = first = 0  # start counts the rows taken, first all rows of the file
         for group in range(file.metadata.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
+            gone = _between(piece.part.left_out, first, first + file.metadata.row_group(group).num_rows)
+            first += file.metadata.row_group(group).num_rows
+            stop = start + file.metadata.row_group(group).num_rows - len(gone)
             if start < piece.stop and piece.start < stop:
                 low, high = max(piece.start, start) - start, min(piece.stop, stop) - start
-                yield from _within(file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns), low, high)
+                batches = file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+                yield from _within(_taken(batches, gone) if len(gone) else batches, low, high)
             start = stop
+
+
+def _taken(batches: Iterator[pa.RecordBatch], left_out: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+    """The batches of a row group without some of its rows."""
+    start = 0
+    for batch in batches:
+        taken = np.ones(batch.num_rows, np.bool_)
+        taken[_between(left_out, start, start + batch.num_rows)] = False
+        yield batch.filter(pa.array(taken))
+        start += batch.num_rows
 
 
 def _within(batches: Iterator[pa.RecordBatch], low: int, high: int) -> Iterator[pa.RecordBatch]:
@@ -106,6 +139,12 @@ def _within(batches: Iterator[pa.RecordBatch], low: int, high: int) -> Iterator[
 def _open(uri: str) -> pq.ParquetFile:
     fs, path = storage.filesystem(uri)
     return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+
+
+def runs(parts: Sequence[Part], rows: npt.NDArray[np.int64]) -> list[Slice]:
+    """The slices that hold exactly these ascending rows: for few rows in long runs, since each run is read apart."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [piece for run in np.split(rows, cuts) if len(run) for piece in slices(parts, int(run[0]), int(run[-1]) + 1)]
 
 
 def read_vectors(pieces: Sequence[Slice], dim: int, *, normalize: bool) -> Iterator[Vectors]:

@@ -2,8 +2,10 @@
 
     output/
       CURRENT               the name of the live version, replaced atomically and last
+      HISTORY               the versions that have been live, a line each: a finished one that never was is what a kill
+                            just before the swap left, and the next writer removes it
       versions/v1/          a finished version: immutable; `manifest.json` holds the size and SHA-256 of every other
-                            file, and a seal of its own
+                            file, and a seal of its own. Files that it shares with the version before are hard links
       versions/.v2.….tmp    a build at work, or one that was killed: the next build removes it
 
 Knows folders, checksums and names. Knows no FAISS, no vectors. A local (or mounted) folder only: object stores cannot
@@ -18,20 +20,25 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rayvec import storage
 from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
+from rayvec.faults import failpoint
 from rayvec.storage import JsonObject
 
-FORMAT = "rayvec.index/1"
+FORMAT = "rayvec.index/2"
 CURRENT = "CURRENT"
+HISTORY = "HISTORY"
 VERSIONS = "versions"
 MANIFEST = "manifest.json"
 SEAL = "sha256"
+#: What a commit writes itself.
+WRITTEN = ("format", "version", "parent", "made", "files", SEAL)
 NAME = re.compile(r"v[1-9][0-9]*")
 
 
@@ -91,6 +98,11 @@ def read_manifest(folder: Path) -> JsonObject:
     return manifest
 
 
+def facts_of(manifest: Mapping[str, Any]) -> JsonObject:
+    """What a manifest says beside what every commit writes itself: what a version made after it may take over."""
+    return {key: value for key, value in manifest.items() if key not in WRITTEN}
+
+
 def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise VerificationError, naming the file, unless every file has the size and checksum that the manifest gives."""
     for name, facts in manifest["files"].items():
@@ -98,18 +110,31 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def rollback(output: str | Path, version: str | None = None) -> str:
-    """Make another version the live one: the one given, or the one before the live. It is verified first."""
+    """Make another version the live one: the one given, or the one that the live was made after. It is verified first.
+
+    Raises UserError when there is no such version, VerificationError when it is damaged: the live one then stays.
+    """
     folder = local_folder(output)
     with writing(folder):
-        if version is None:
-            older = [name for name in list_versions(folder) if _number(name) < _number(current(folder))]
-            if not older:
-                raise UserError(f"{folder} has no version before {current(folder)} to go back to")
-            version = older[-1]
-        chosen = version_folder(folder, version)
+        chosen = version_folder(folder, version or _before(folder))
+        version = chosen.name
         verify(chosen, read_manifest(chosen))
         _point_to(folder, version)
     return version
+
+
+def _before(folder: Path) -> str:
+    """The version that was live when the live one was made; where that is gone, the newest older one."""
+    live = current(folder)
+    there = list_versions(folder)
+    try:
+        parent = read_manifest(version_folder(folder, live)).get("parent")
+    except VerificationError:  # a damaged version is the best reason to go back
+        parent = None
+    older = [name for name in there if _number(name) < _number(live)]
+    if not older:
+        raise UserError(f"{folder} has no version before {live} to go back to")
+    return str(parent) if parent in there else older[-1]
 
 
 def prune(output: str | Path, keep: int = 2) -> list[str]:
@@ -121,11 +146,19 @@ def prune(output: str | Path, keep: int = 2) -> list[str]:
         live = current(folder)
         gone = [name for name in list_versions(folder)[:-keep] if name != live]
         for name in gone:
-            # Renamed first, so that a reader finds the whole version or none of it.
-            trash = folder / VERSIONS / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-            (folder / VERSIONS / name).rename(trash)
-            shutil.rmtree(trash)
+            _remove(folder, name)
     return gone
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Renamed first, so that a reader finds the whole version or none of it. Files shared with others stay there."""
+    trash = _temporary(folder, name)
+    (folder / VERSIONS / name).rename(trash)
+    shutil.rmtree(trash)
+
+
+def _temporary(folder: Path, name: str) -> Path:
+    return folder / VERSIONS / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 @contextlib.contextmanager
@@ -143,9 +176,45 @@ def writing(output: str | Path) -> Iterator[Path]:
             raise ConcurrentWriterError(
                 f"another process is writing {folder}; wait for it, or choose another"
             ) from None
-        for leftover in (folder / VERSIONS).glob(".v*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _sweep(folder)
         yield folder
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left: drafts, and a finished version that its writer did not live to make the live."""
+    for leftover in (folder / VERSIONS).glob(".v*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    there = list_versions(folder)
+    if not (folder / HISTORY).exists():  # a new index, or a copy without its history: nothing is taken to be left over
+        _record(folder, *there)
+    lived, live = _lived(folder), _live_name(folder)
+    _record(folder, *(name for name in live if name not in lived))
+    newest = max(map(_number, [*lived, *live]), default=0)
+    for name in there:
+        if _number(name) > newest:
+            _remove(folder, name)
+
+
+def _lived(folder: Path) -> list[str]:
+    return [name for name in (folder / HISTORY).read_text(errors="replace").split() if NAME.fullmatch(name)]
+
+
+def _live_name(folder: Path) -> list[str]:
+    try:
+        return [current(folder)]
+    except UserError:
+        return []
+    except VerificationError:  # which of them was live is unknown: all may have been
+        return list_versions(folder)
+
+
+def _record(folder: Path, *names: str) -> None:
+    if not names and (folder / HISTORY).exists():
+        return
+    with (folder / HISTORY).open("a") as stream:
+        stream.writelines(f"{name}\n" for name in names)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @dataclass(frozen=True)
@@ -155,21 +224,53 @@ class Draft:
     output: Path
     name: str
     folder: Path
+    #: Files taken over from another version: where they lie there, and their facts in its manifest.
+    _taken: dict[str, tuple[Path, JsonObject]] = field(default_factory=dict)
+
+    def take(self, source: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Take files over from a version as they are: by hard link, or as copies where links are not possible."""
+        for name in names:
+            old, new = source / name, self.folder / name
+            new.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                new.hardlink_to(old)
+            except FileNotFoundError:
+                raise VerificationError(f"{old} is missing; roll back, or build the index again") from None
+            except OSError:  # another device, a file system without links, or too many of them
+                shutil.copyfile(old, new)
+            self._taken[name] = (old, dict(manifest["files"][name]))
 
     def commit(self, facts: Mapping[str, Any]) -> JsonObject:
         """Seal the manifest over every file in the folder, rename the folder, and make it the live version."""
-        files = {str(path.relative_to(self.folder)): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
-        for path in files.values():
-            _sync(path)
-        sums = {
-            name: {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)} for name, path in files.items()
-        }
-        manifest = _sealed({"format": FORMAT, "version": self.name, **facts, "files": sums})
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        failpoint("before_seal")
+        sums = {name: self._sum(name, path) for path in paths for name in [str(path.relative_to(self.folder))]}
+        head = {"format": FORMAT, "version": self.name, "parent": _parent(self.output), "made": _now()}
+        manifest = _sealed({**head, **facts, "files": sums})
         storage.write_json(self.folder / MANIFEST, manifest)
+        failpoint("before_rename")
         self.folder.rename(self.output / VERSIONS / self.name)
         storage.sync_folder(self.output / VERSIONS)
+        failpoint("before_current")
         _point_to(self.output, self.name)
+        failpoint("after_current")
         return manifest
+
+    def _sum(self, name: str, path: Path) -> JsonObject:
+        """Size and checksum of a file.
+
+        A link is the very file (device and inode) whose checksum is in a sealed manifest, so that is taken over and the
+        file is not read: an update costs what is new. Were the file damaged since, its checksum would be wrong in both
+        versions, and opening either says so. A copy is read, and must come out the same.
+        """
+        old, facts = self._taken.get(name, (path, {}))
+        if facts and path.samefile(old) and path.stat().st_size == facts["bytes"]:
+            return facts
+        _sync(path)
+        found = {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
+        if facts and facts != found:
+            raise VerificationError(f"{old} does not match its checksum; roll back, or build the index again")
+        return found
 
 
 @contextlib.contextmanager
@@ -177,7 +278,7 @@ def new_version(output: str | Path) -> Iterator[Draft]:
     """A draft of the next version; what is not committed when the block ends is removed. Names are never used twice."""
     with writing(output) as folder:
         name = f"v{max((_number(name) for name in list_versions(folder)), default=0) + 1}"
-        temporary = folder / VERSIONS / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = _temporary(folder, name)
         temporary.mkdir()
         try:
             yield Draft(folder, name, temporary)
@@ -187,6 +288,17 @@ def new_version(output: str | Path) -> Iterator[Draft]:
 
 def _point_to(output: Path, version: str) -> None:
     storage.write_bytes(output / CURRENT, f"{version}\n".encode())
+    _record(output, version)
+
+
+def _parent(output: Path) -> str | None:
+    """The live version, which the next one follows."""
+    live = _live_name(output)
+    return live[0] if len(live) == 1 else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _sealed(body: Mapping[str, Any]) -> JsonObject:

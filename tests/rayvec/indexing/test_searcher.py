@@ -14,6 +14,7 @@ import pytest
 from rayvec.errors import UserError, VerificationError
 from rayvec.indexing import versions
 from rayvec.indexing.searcher import Index
+from rayvec.indexing.segments import Segment
 from rayvec.indexing.vectors import unit
 from tests.artifacts import fingerprint, random_vectors, texts_for, write_index
 
@@ -284,5 +285,5 @@ def manifest_of(vectors: np.ndarray) -> dict[str, object]:
     return {
         "count": len(vectors), "dim": DIM, "dim_index": DIM, "normalize": True, "transform": None, "search": {},
         "shards": [{"file": "shard-00000.faiss", "start": 0, "rows": len(vectors)}], "lexical": None,
-        "fingerprint": fingerprint(DIM).model_dump(),
+        "segments": [Segment("", 0, len(vectors), ()).to_json()], "fingerprint": fingerprint(DIM).model_dump(),
     }  # fmt: skip

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-NAMES = ("after_part", "before_record", "after_record", "before_replace", "before_manifest", "after_manifest")
+NAMES = (
+    *("after_part", "before_record", "after_record", "before_replace", "before_manifest", "after_manifest"),  # embed
+    *("after_segment", "after_links", "before_seal", "before_rename", "before_current", "after_current"),  # index
+)
 _passed: dict[str, int] = {}
 
 

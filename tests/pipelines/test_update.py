@@ -1,0 +1,392 @@
+"""Updating and compacting an index on a real, small Ray: what is found is what a fresh build would find."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.compact import CompactConfig, compact
+from pipelines.index import IndexConfig, index
+from pipelines.update import UpdateConfig, update
+from rayvec import storage
+from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
+from rayvec.indexing import versions
+from rayvec.indexing.lexical import Lexical, average_length, bag
+from rayvec.indexing.searcher import LEXICAL, Index
+from rayvec.indexing.vectors import Vectors
+from tests.artifacts import TEXTS, random_vectors, texts_for, write_embeddings
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+COUNT, DIM = 400, 16
+VECTORS = random_vectors(COUNT, DIM)
+QUERIES = random_vectors(25, DIM, seed=3)
+WORDS = ["path join", "sort the list", "network socket address", "json string", "number77", "fresh text", "title"]
+
+
+class Model:
+    """What an index should hold: vector and text by id, in the order in which they came. Writes batches and updates."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.folder, self.generator = folder, np.random.default_rng(seed)
+        self.live: dict[str, tuple[np.ndarray, str]] = {}
+        self.batches = 0
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index"
+
+    def batch(self, ids: list[str], vectors: Vectors, texts: list[str], **settings: Any) -> Path:
+        """Embeddings of these documents; the model takes them in."""
+        for id_, vector, text in zip(ids, vectors, texts, strict=True):
+            self.live.pop(id_, None)
+            self.live[id_] = (vector, text)
+        self.batches += 1
+        return write_embeddings(self.folder / f"batch-{self.batches}", vectors, texts, ids=ids, **settings)
+
+    def build(self, **settings: Any) -> None:
+        ids = [f"doc-{i}" for i in range(COUNT)]
+        folder = self.batch(ids, VECTORS, texts_for(COUNT))
+        index(
+            IndexConfig(embeddings=str(folder), output=str(self.index), lexical_columns=("text",)).replace(**settings)
+        )
+
+    def upsert(self, ids: list[str], delete: list[str] = [], **settings: Any) -> dict[str, Any]:  # noqa: B006
+        """Random vectors and texts for these ids, in one update with the deletes; its report."""
+        for id_ in delete:
+            self.live.pop(id_, None)
+        seed = int(self.generator.integers(1 << 30))
+        texts = [f"{TEXTS[seed % 4]} fresh text{seed + i}, " + "again " * (i % 7) for i in range(len(ids))]
+        folder = str(self.batch(ids, random_vectors(len(ids), DIM, seed), texts, parts=2, **settings)) if ids else ""
+        return update(UpdateConfig(index=str(self.index), embeddings=folder, delete=tuple(delete)))
+
+    def delete(self, ids: list[str]) -> dict[str, Any]:
+        return self.upsert([], ids)
+
+    def some(self, count: int) -> list[str]:
+        """Some of the ids that are live."""
+        return [str(id_) for id_ in self.generator.choice(sorted(self.live), count, replace=False)]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    """A model with a flat index of COUNT documents."""
+    made = Model(tmp_path)
+    made.build()
+    return made
+
+
+def dense_ids(opened: Index, k: int) -> tuple[list[list[str]], np.ndarray]:
+    found = opened.dense(QUERIES, k)
+    return [[row["id"] for row in opened.documents(rows, ["id"])] for rows in found.rows], found.scores
+
+
+def check_dense(model: Model, k: int = 20) -> None:
+    """Every answer is what comparing with every live vector gives."""
+    opened = Index.open(model.index, threads=1)
+    names, vectors = list(model.live), np.stack([vector for vector, _ in model.live.values()])
+    assert opened.count == len(names)
+    scores = QUERIES @ vectors.T
+    order = np.argsort(-scores, axis=1)[:, :k]
+    found, values = dense_ids(opened, k)
+    np.testing.assert_allclose(values, np.take_along_axis(scores, order, axis=1), atol=1e-5)
+    assert found == [[names[row] for row in rows] for rows in order]
+
+
+def lexical_scores(opened: Index, query: str) -> dict[str, float]:
+    hits = opened.lexical([query], opened.count).hits(0)
+    ids = opened.documents([row for row, _ in hits], ["id"])
+    return {found["id"]: score for found, (_, score) in zip(ids, hits, strict=True)}
+
+
+def check_lexical(model: Model) -> None:
+    """Scores are those of a fresh build over the live texts with the base's mean length, and within what is told of one
+    with their own."""
+    opened = Index.open(model.index, threads=1)
+    bags = [bag(text for _, text in model.live.values())]
+    base = average_length(versions.version_folder(model.index) / LEXICAL)
+    for fresh, tolerance in (
+        (Lexical.from_bags(bags, average=base), 1e-5),
+        (Lexical.from_bags(bags), opened.lexical_drift() + 1e-5),
+    ):
+        for query in WORDS:
+            names = list(model.live)
+            expected = {names[row]: score for row, score in fresh.search([query], len(names)).hits(0)}
+            assert lexical_scores(opened, query) == pytest.approx(expected, rel=tolerance), query
+
+
+def check(model: Model) -> None:
+    check_dense(model)
+    check_lexical(model)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("RAYVEC_UPDATES", "2"))))
+def test_after_any_updates_and_deletes_the_answers_are_those_of_a_fresh_build(tmp_path: Path, seed: int) -> None:
+    model = Model(tmp_path, seed)
+    model.build()
+    for step in range(6):
+        old = model.some(int(model.generator.integers(0, 40)))
+        new = [f"new-{step}-{i}" for i in range(int(model.generator.integers(0, 40)))]
+        gone = [id_ for id_ in model.some(int(model.generator.integers(1, 40))) if id_ not in old]
+        model.upsert([str(id_) for id_ in model.generator.permutation(old + new)], gone)
+        check(model)
+        if step == 3:
+            assert compact(CompactConfig(index=str(model.index)))["documents"] == len(model.live)
+            check(model)
+    before = dense_ids(Index.open(model.index, threads=1), 20)
+    report = compact(CompactConfig(index=str(model.index)))
+    assert (report["documents"], report["recall@10"]) == (len(model.live), 1.0)
+    opened = Index.open(model.index, threads=1)
+    assert (len(opened.segments), len(opened.dropped), opened.lexical_drift()) == (1, 0, pytest.approx(0, abs=1e-6))
+    assert dense_ids(opened, 20)[0] == before[0]
+    check(model)
+
+
+def test_the_report_counts_what_happened(model: Model) -> None:
+    report = model.upsert(["doc-1", "doc-2", "new-1"], ["doc-3", "nowhere"])
+    told = {key: report[key] for key in ("added", "replaced", "deleted", "unknown_ids", "documents", "segments")}
+    assert told == {"added": 1, "replaced": 2, "deleted": 1, "unknown_ids": 1, "documents": COUNT, "segments": 2}
+    assert (report["version"], report["dropped_rows"], report["unchanged"]) == ("v2", 3, False)
+    check(model)
+
+
+def test_ids_to_delete_come_from_a_file(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "gone.txt").write_text("doc-5\r\n\ndoc-6\nthere is no such\ndoc-5\n", encoding="utf-8")
+    report = update(UpdateConfig(index=str(model.index), delete=str(tmp_path / "gone.txt")))
+    assert (report["deleted"], report["unknown_ids"], report["segments"]) == (2, 1, 1)
+    del model.live["doc-5"], model.live["doc-6"]
+    check(model)
+
+
+def test_what_is_deleted_and_embedded_in_one_update_stays_in(model: Model) -> None:
+    report = model.upsert(["doc-7"], ["doc-7"])
+    assert (report["documents"], report["replaced"]) == (COUNT, 1)
+    check(model)
+
+
+def test_the_same_update_again_changes_nothing_and_says_so(model: Model) -> None:
+    model.upsert(["doc-1", "new-1"], ["doc-9"])
+    again = update(UpdateConfig(index=str(model.index), embeddings=str(model.folder / "batch-2"), delete=("doc-9",)))
+    assert again["unchanged"] and again["why"] == "this very update is in the live version"
+    assert versions.list_versions(model.index) == ["v1", "v2"]
+    compact(CompactConfig(index=str(model.index)))
+    assert update(UpdateConfig(index=str(model.index), embeddings=again["output"][:-5] + "batch-2", delete=("doc-9",)))["unchanged"]  # fmt: skip  # noqa: E501
+
+
+def test_an_update_with_what_the_index_was_built_from_changes_nothing(model: Model) -> None:
+    assert update(UpdateConfig(index=str(model.index), embeddings=str(model.folder / "batch-1")))["unchanged"]
+    assert versions.list_versions(model.index) == ["v1"]
+
+
+def test_deletes_of_nothing_make_no_version(model: Model) -> None:
+    report = model.delete(["nobody"])
+    assert report["unchanged"] and report["unknown_ids"] == 1
+    assert versions.list_versions(model.index) == ["v1"]
+
+
+def test_a_delete_of_everything_is_refused(model: Model) -> None:
+    with pytest.raises(UserError, match="every document"):
+        update(UpdateConfig(index=str(model.index), delete=tuple(model.live)))
+    check(model)
+
+
+def test_ids_that_stand_in_several_rows_are_all_replaced(tmp_path: Path) -> None:
+    model = Model(tmp_path)
+    ids = [f"doc-{i // 2}" for i in range(COUNT)]  # each of them twice
+    folder = write_embeddings(tmp_path / "twice", VECTORS, texts_for(COUNT), ids=ids)
+    index(IndexConfig(embeddings=str(folder), output=str(model.index), lexical_columns=("text",)))
+    report = model.upsert(["doc-0"], ["doc-1"])
+    assert (report["replaced"], report["deleted"], report["dropped_rows"]) == (1, 1, 4)
+    assert report["documents"] == COUNT - 4 + 1
+
+
+def test_of_an_id_that_comes_twice_in_an_update_the_last_row_counts(model: Model) -> None:
+    report = model.upsert(["new-1", "new-2", "new-1"])
+    assert (report["added"], report["documents"], report["dropped_rows"]) == (2, COUNT + 2, 1)
+    check_dense(model)
+
+
+def test_windows_of_an_old_text_do_not_stay_beside_those_of_the_new(tmp_path: Path) -> None:
+    model = Model(tmp_path)
+    parents = [f"doc-{i // 4}" for i in range(COUNT)]
+    ids = [f"{parent}#{i % 4}" for i, parent in enumerate(parents)]
+    old = write_embeddings(tmp_path / "old", VECTORS, texts_for(COUNT), ids=ids, parents=parents)
+    index(IndexConfig(embeddings=str(old), output=str(model.index)))
+    new = write_embeddings(tmp_path / "new", QUERIES[:2], ["a", "b"], ids=["doc-3#0", "doc-3#1"], parents=["doc-3"] * 2)
+    report = update(UpdateConfig(index=str(model.index), embeddings=str(new), delete=("doc-5",)))
+    assert (report["replaced"], report["deleted"], report["documents"]) == (1, 1, COUNT - 4 + 2 - 4)
+    opened = Index.open(model.index, threads=1)
+    found = [row["id"] for row in opened.documents(opened.dense(QUERIES[:1], opened.count).rows[0], ["id"])]
+    assert sorted(id_ for id_ in found if id_.startswith(("doc-3#", "doc-5#"))) == ["doc-3#0", "doc-3#1"]
+
+
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", "HNSW8", "SQ8"])
+def test_every_kind_of_base_finds_what_is_live(tmp_path: Path, factory: str) -> None:
+    model = Model(tmp_path)
+    model.build(factory=factory, recall_target=0.9, shards=2)
+    model.upsert([*model.some(30), "new-1", "new-2"], model.some(5))
+    report = model.delete(model.some(50))
+    assert report["recall@10"] >= 0.9
+    opened = Index.open(model.index, threads=1)
+    ids, scores = dense_ids(opened, len(model.live))
+    assert all(sorted(row) == sorted(model.live) for row in ids)
+    expected = np.stack([[QUERIES[q] @ model.live[id_][0] for id_ in row] for q, row in enumerate(ids)])
+    np.testing.assert_allclose(scores, expected, atol=0.05 if "SQ8" in factory else 1e-5)
+
+
+def test_the_search_is_made_wider_when_an_update_makes_it_miss(tmp_path: Path) -> None:
+    model = Model(tmp_path)
+    model.build(factory="IVF32,Flat", recall_target=0.8, lexical=False)
+    before = Index.open(model.index).manifest["search"]["nprobe"]
+    # All that is near the centroids of a direction goes, so that what is left lies in lists further away.
+    direction = VECTORS @ VECTORS[0]
+    report = model.delete([f"doc-{row}" for row in np.argsort(-np.abs(direction))[:300]])
+    assert report["recall@10"] >= 0.8 and report["search"]["nprobe"] >= before
+    proof = Index.open(model.index).manifest["proof"]
+    assert proof["queries"] > 20 and proof["recall"] == report["recall@10"]
+
+
+def test_a_reduced_index_takes_new_vectors_through_the_same_projection(tmp_path: Path) -> None:
+    model = Model(tmp_path)
+    model.build(dimensions=8, lexical=False)
+    model.upsert(["new-1", "doc-2"])
+    opened = Index.open(model.index, threads=1)
+    projected = opened.prepared(np.stack([vector for vector, _ in model.live.values()]))
+    expected = np.argsort(-(opened.prepared(QUERIES) @ projected.T), axis=1)[:, :10]
+    assert dense_ids(opened, 10)[0] == [[list(model.live)[row] for row in rows] for rows in expected]
+
+
+def test_unchanged_files_are_linked_and_outlive_their_first_version(model: Model) -> None:
+    model.upsert(["new-1"], ["doc-0"])
+    old, new = (model.index / "versions" / name for name in ("v1", "v2"))
+    assert (new / "documents.parquet").samefile(old / "documents.parquet")
+    assert not (new / "manifest.json").samefile(old / "manifest.json")
+    assert (Index.open(model.index, "v1").count, Index.open(model.index).count) == (COUNT, COUNT)
+    versions.prune(model.index, keep=1)
+    assert versions.list_versions(model.index) == ["v2"]
+    check(model)
+
+
+def test_where_links_are_not_possible_files_are_copied(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("this file system has no links")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    model.upsert(["new-1"], ["doc-0"])
+    assert not (model.index / "versions/v2/documents.parquet").samefile(model.index / "versions/v1/documents.parquet")
+    check(model)
+
+
+def test_damage_to_a_file_that_versions_share_is_told_by_both(model: Model) -> None:
+    path = model.index / "versions" / "v1" / "shard-00000.faiss"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+    model.upsert(["new-1"])
+    for version in ("v1", "v2"):
+        with pytest.raises(VerificationError, match=r"shard-00000\.faiss"):
+            Index.open(model.index, version)
+
+
+def test_embeddings_of_another_encoder_are_refused_by_the_field(model: Model) -> None:
+    with pytest.raises(MismatchError, match=r"weights \(the index: test, the embeddings: other\)"):
+        model.upsert(["new-1"], weights="other")
+    assert versions.list_versions(model.index) == ["v1"]
+
+
+def test_binary_embeddings_are_not_put_beside_floats(model: Model) -> None:
+    with pytest.raises(MismatchError, match="differ in dtype"):
+        model.upsert(["new-1"], dtype="binary")
+
+
+@pytest.mark.parametrize(("changes", "says"), [({"drop": "line"}, "'line'"), ({"drop": "title"}, "'title'")])
+def test_a_missing_column_is_refused_by_name(model: Model, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=f"a column {says}, and the new embeddings have none"):
+        model.upsert(["new-1"], **changes)
+
+
+def test_a_damaged_part_is_refused_and_nothing_is_left(model: Model, tmp_path: Path) -> None:
+    folder = write_embeddings(tmp_path / "bad", VECTORS[:20], texts_for(20), parts=1)
+    part = next((folder / "data").iterdir())
+    part.write_bytes(part.read_bytes()[:-300] + bytes(300))
+    with pytest.raises(VerificationError, match=part.name):
+        update(UpdateConfig(index=str(model.index), embeddings=str(folder)))
+    assert storage.list_names(model.index / "versions") == ["v1"]
+    check(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"index": ""}, "index is required"),
+        ({"embeddings": ""}, "nothing to do"),
+        ({"embeddings": "nowhere"}, "no finished embeddings"),
+        ({"delete": "nowhere.txt"}, "no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_cure(model: Model, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        update(UpdateConfig(index=str(model.index), embeddings=str(model.folder / "batch-1")).replace(**changes))
+
+
+def test_a_folder_that_is_no_index_is_not_made_one(tmp_path: Path) -> None:
+    for run in (
+        lambda: update(UpdateConfig(index=str(tmp_path / "typo"), delete=("a",))),
+        lambda: compact(CompactConfig(index=str(tmp_path / "typo"))),
+    ):
+        with pytest.raises(UserError, match="holds no index"):
+            run()
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_second_writer_is_refused(model: Model) -> None:
+    with versions.writing(model.index), pytest.raises(ConcurrentWriterError):
+        model.delete(["doc-1"])
+
+
+def test_compacting_is_advised_when_a_tenth_is_new_or_gone(model: Model) -> None:
+    assert model.delete(model.some(30))["advice"] is None
+    report = model.delete(model.some(30))
+    assert report["advice"].startswith("compact:") and "hash.compact" not in report["next"]
+    assert f"jobs.index --recipe tiny.compact --set index={model.index}" in report["next"]
+
+
+def test_there_is_nothing_to_compact_in_one_whole_segment(model: Model) -> None:
+    assert compact(CompactConfig(index=str(model.index)))["unchanged"]
+    assert versions.list_versions(model.index) == ["v1"]
+
+
+def test_embeddings_that_are_gone_are_named_when_compacting(model: Model) -> None:
+    model.upsert(["new-1"])
+    shutil.rmtree(model.folder / "batch-2")
+    with pytest.raises(UserError, match=r"batch-2 \(v1\), and they are gone"):
+        compact(CompactConfig(index=str(model.index)))
+    check(model)
+
+
+def test_other_embeddings_in_their_place_are_refused(model: Model) -> None:
+    model.upsert(["new-1"])
+    write_embeddings(model.folder / "batch-2", VECTORS[:3], texts_for(3))
+    with pytest.raises(MismatchError, match="manifest_sha256"):
+        compact(CompactConfig(index=str(model.index)))
+
+
+def test_embeddings_of_which_nothing_lives_are_not_asked_for(model: Model) -> None:
+    model.upsert(["doc-1", "doc-2"])
+    model.upsert(["doc-1", "doc-2"])
+    shutil.rmtree(model.folder / "batch-2")
+    compact(CompactConfig(index=str(model.index)))
+    check(model)
+
+
+def test_an_index_after_an_update_is_built_anew_when_asked_for(model: Model) -> None:
+    model.delete(["doc-1"])
+    report = index(
+        IndexConfig(embeddings=str(model.folder / "batch-1"), output=str(model.index), lexical_columns=("text",))
+    )
+    assert (report["reused"], report["documents"]) == (False, COUNT)
