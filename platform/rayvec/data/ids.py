@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -85,3 +85,8 @@ def _append(folder: Path, part: int, hashes: Hashes, count: int) -> None:
         if start < end:
             with (folder / f"{number:04}").open("ab") as file:
                 file.write(words[order[start:end]].tobytes())
+
+
+def concatenate(parts: Sequence[Hashes]) -> Hashes:
+    """Hashes of several tables as one, also of none."""
+    return np.concatenate([np.empty((0, 2), WORDS), *parts])
