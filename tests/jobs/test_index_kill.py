@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ VERBS = ("build", "update", "delete", "compact")
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """A Ray that the jobs of this module join, so that a kill takes the driver alone; its workers import our sources."""
+    """A Ray that the jobs of this module join, so that a kill takes the driver alone; its workers import from here."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -102,21 +102,17 @@ Answers = list[list[tuple[str, float]]]
 
 
 def answers(index: Path) -> Answers:
-    """What the live version finds, by id, dense and lexical, once it has been verified whole."""
+    """What the live version finds, dense and then lexical, once it has been verified whole: ids and scores."""
     opened = Index.open(index, threads=1)
-    found = []
-    for ranking in (opened.dense(QUERIES, 10), opened.lexical(["path join", "document number25", "socket"], 10)):
-        for query in range(len(ranking)):
-            hits = ranking.hits(query)
-            ids = opened.documents([row for row, _ in hits], ["id"])
-            found.append([(row["id"], round(score, 4)) for row, (_, score) in zip(ids, hits, strict=True)])
-    return found
+    rankings = opened.dense(QUERIES, 10), opened.lexical([f"number{row}" for row in range(0, 40, 5)], 10)
+    hits = [ranking.hits(query) for ranking in rankings for query in range(len(ranking))]
+    return [[(opened.documents([row], ["id"])[0]["id"], score) for row, score in found] for found in hits]
 
 
 @pytest.fixture(scope="module")
 def after(place: Place, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answers]:
     """What each verb's result answers: that of the next verb's beginning, but for the last."""
-    found = {verb: answers(place.before(following)) for verb, following in zip(VERBS, VERBS[1:], strict=False)}
+    found = {verb: answers(place.before(following)) for verb, following in pairwise(VERBS)}
     return found | {"compact": found["delete"]}  # a compaction changes no answer
 
 
@@ -131,7 +127,6 @@ def check_clean(index: Path, before: list[str]) -> None:
     [
         ("build", "before_current"),
         ("update", "after_segment"),
-        ("update", "before_current"),
         ("delete", "after_links"),
         ("delete", "before_seal"),
         ("delete", "before_rename"),
@@ -139,7 +134,7 @@ def check_clean(index: Path, before: list[str]) -> None:
         ("delete", "after_current"),
         ("compact", "before_current"),
         *[pytest.param("build", fault, marks=LATER) for fault in ("before_seal", "before_rename", "after_current")],
-        *[pytest.param("update", fault, marks=LATER) for fault in ("after_links", "before_rename", "after_current")],
+        *[pytest.param("update", fault, marks=LATER) for fault in ("after_links", "before_current", "after_current")],
         *[pytest.param("compact", fault, marks=LATER) for fault in ("before_seal", "before_rename", "after_current")],
     ],
 )
@@ -151,13 +146,13 @@ def test_a_kill_at_a_failpoint(
     command = place.arguments(verb, index)
     killed = run(command, environment, fault)
     assert killed.returncode in KILLED, killed.stderr
-    assert answers(index) == (after[verb] if fault == "after_current" else old)
+    assert_equal(answers(index), after[verb] if fault == "after_current" else old)
     done(command, environment)
     check_clean(index, before)
     assert_equal(answers(index), after[verb])
 
 
-@pytest.mark.parametrize("verb", ["build", "update", "compact"])
+@pytest.mark.parametrize("verb", ["update", *(pytest.param(verb, marks=LATER) for verb in ("build", "compact"))])
 def test_kills_at_random_moments(
     verb: str, place: Place, after: dict[str, Answers], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -175,19 +170,18 @@ def test_kills_at_random_moments(
         time.sleep(generator.uniform(0, 2.5))
         process.kill()
         process.wait()
-        assert_either(answers(index), old, after[verb])
+        assert ids_of(answers(index)) in (ids_of(old), ids_of(after[verb]))
     done(command, environment)
     check_clean(index, before)
     assert_equal(answers(index), after[verb])
 
 
+def ids_of(found: Answers) -> list[list[str]]:
+    return [[id_ for id_, _ in row] for row in found]
+
+
 def assert_equal(found: Answers, expected: Answers) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        assert [id_ for id_, _ in mine] == [id_ for id_, _ in theirs]
-        np.testing.assert_allclose([score for _, score in mine], [score for _, score in theirs], rtol=0.02)
-
-
-def assert_either(found: Answers, *expected: Any) -> None:
-    assert any(
-        [[id_ for id_, _ in row] for row in found] == [[id_ for id_, _ in row] for row in each] for each in expected
-    )
+    """The same documents; scores may differ by as much as the mean length of a text does after an update."""
+    assert ids_of(found) == ids_of(expected)
+    mine, theirs = ([score for row in each for _, score in row] for each in (found, expected))
+    np.testing.assert_allclose(mine, theirs, rtol=0.02)
