@@ -220,29 +220,45 @@ def _hash_documents(config: MineConfig, task: Task, staged: _Staged) -> Positive
     """Hash every document of the index, and find the positives among them; both go to the working folder."""
     import numpy as np
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
     import ray
 
     from rayvec.indexing import tasks
     from rayvec.indexing.mining import Keys, Positives, scan_documents
     from rayvec.indexing.ranking import NO_ROW
-    from rayvec.indexing.searcher import DOCUMENTS
+    from rayvec.indexing.segments import load_dropped
 
     wanted = staged.ids.drop_null().unique()
-    shared, path = ray.put(wanted), task.index / DOCUMENTS
-    groups = pq.read_metadata(path, memory_map=True).num_row_groups
-    ranges = [(start, min(start + GROUPS_A_TASK, groups)) for start in range(0, groups, GROUPS_A_TASK)]
-    found = list(tasks.each(scan_documents, [(path, *range_, config.title, shared) for range_ in ranges]))
+    shared = ray.put(wanted)
+    ranges = _document_ranges(task)
+    found = list(tasks.each(scan_documents, [(*range_, config.title, shared) for _, range_ in ranges]))
+    dropped = load_dropped(task.index, task.manifest)
     Keys.concatenate([keys for keys, _, _ in found]).save(task.folder / "keys")
     # One more place, at the end, stands for pairs without an id.
     row_of = np.full(len(wanted) + 1, NO_ROW, np.int64)
-    for _, places, rows in found:
-        row_of[places] = rows
+    for (start, _), (_, places, rows) in zip(ranges, found, strict=True):
+        live = ~np.isin(rows + start, dropped)
+        row_of[places[live]] = rows[live] + start
     rows = row_of[pc.index_in(staged.ids, value_set=wanted, skip_nulls=True).fill_null(len(wanted)).to_numpy()]
     _check_positives(config, staged, (staged.texts == 0) & (rows == NO_ROW))
     positives = Positives.group(staged.queries, staged.texts, rows)
     positives.save(task.folder / "positives")
     return positives
+
+
+def _document_ranges(task: Task) -> list[tuple[int, tuple[Path, int, int]]]:
+    """The row groups of all segments' documents, so many a task, each with the row where its segment starts."""
+    import pyarrow.parquet as pq
+
+    from rayvec.indexing.searcher import DOCUMENTS
+    from rayvec.indexing.segments import segments_of
+
+    files = [(segment.start, segment.file(task.index, DOCUMENTS)) for segment in segments_of(task.manifest)]
+    counts = [pq.read_metadata(path, memory_map=True).num_row_groups for _, path in files]
+    return [
+        (row, (path, start, min(start + GROUPS_A_TASK, count)))
+        for (row, path), count in zip(files, counts, strict=True)
+        for start in range(0, count, GROUPS_A_TASK)
+    ]
 
 
 def _check_positives(config: MineConfig, staged: _Staged, missing: npt.NDArray[np.bool_]) -> None:

@@ -77,17 +77,19 @@ def write_embeddings(
     ids: Sequence[str] | None = None,
     parents: Sequence[str] | None = None,
     drop: str = "",
+    first_row: int = 0,
+    made_by: Fingerprint | None = None,
 ) -> Path:
     """An embeddings folder in the layout of rayvec.data.embeddings; ids are doc-0, doc-1, … unless they are given.
 
-    parents: the documents that the rows are windows of; drop: a column to leave out.
+    parents: the documents that the rows are windows of; drop: a column to leave out; first_row: what titles count from.
     """
     bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
     entries = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
         buffer = io.BytesIO()
         named = None if ids is None else ids[start:stop]
-        table = table_of(vectors[start:stop], texts[start:stop], int(start), dtype, named)
+        table = table_of(vectors[start:stop], texts[start:stop], first_row + int(start), dtype, named)
         if parents is not None:
             table = table.append_column(PARENT_ID, pa.array(parents[start:stop], pa.string()))
         if drop:
@@ -100,9 +102,10 @@ def write_embeddings(
         storage.write_bytes(storage.join(folder, name), buffer.getvalue())
         entries.append({"unit": f"{number:05d}", "file": name, "rows": int(stop - start), "bytes": buffer.tell(), "sha256": digest})  # fmt: skip  # noqa: E501
     payload = [name for name in ("line", PARENT_ID) if name != drop and (name == "line" or parents is not None)]
+    made_by = made_by or fingerprint(int(vectors.shape[1]), weights)
     manifest = {
         "format": "rayvec.embeddings/1", "version": 1, "count": len(vectors), "dim": int(vectors.shape[1]),
-        "dtype": dtype, "fingerprint": fingerprint(int(vectors.shape[1]), weights).model_dump(), "encoder": "test",
+        "dtype": dtype, "fingerprint": made_by.model_dump(), "encoder": "test",
         "payload": payload, "plan_sha256": "0" * 64, "parts": entries, "totals": {"rows": len(vectors)},
     }  # fmt: skip
     storage.write_json(folder / "manifests" / "v1.json", manifest)
@@ -120,13 +123,14 @@ def write_index(
     search: dict[str, int] | None = None,
     made_by: Fingerprint | None = None,
     encoder: str = "test",
+    ids: Sequence[str] | None = None,
 ) -> JsonObject:
     """Publish a version built by the same functions as the pipeline's, in this process."""
     projection = pca.fit(pca.moments([vectors]), dimensions, normalize=True) if dimensions else None
     indexed = projection(vectors) if projection else vectors
     bounds = np.linspace(0, len(vectors), pieces + 1).astype(int).tolist()
     trained = shards.train(spec.choose(factory, len(vectors), indexed.shape[1]), indexed.shape[1], indexed, seed=0)
-    table = table_of(vectors, texts).select(["id", "title", "text", "line"])
+    table = table_of(vectors, texts, ids=ids).select(["id", "title", "text", "line"])
     with versions.new_version(output) as draft:
         entries = []
         for number, (start, stop) in enumerate(pairwise(bounds)):

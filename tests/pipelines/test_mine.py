@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.mine import MineConfig, mine
+from pipelines.update import UpdateConfig, update
 from rayvec import storage
 from rayvec.data.pairs import is_held_out
 from rayvec.encoding.lease import sole_writer
@@ -21,7 +22,7 @@ from rayvec.indexing.searcher import DOCUMENTS
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.training.examples import iter_pairs
 from rayvec.training.stages import PairSet
-from tests.artifacts import table_of, write_index
+from tests.artifacts import table_of, write_embeddings, write_index
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -274,3 +275,23 @@ def test_an_index_without_texts_is_refused_with_the_cure(index: Path, pairs: Pat
         draft.commit({name: value for name, value in facts.items() if name not in ("version", "files", "sha256")})
     with pytest.raises(UserError, match="keep_text=true"):
         mine(config(tmp_path / "i", pairs, tmp_path))
+
+
+def test_an_updated_index_is_mined_as_one_built_whole(index: Path, pairs: Path, tmp_path: Path) -> None:
+    updated, gone = tmp_path / "updated", 10  # documents that were there and are deleted, each beside its double
+    first = write_index(
+        updated, np.concatenate([VECTORS[:250], VECTORS[:gone]]), [*TEXTS[:250], *TEXTS[:gone]],
+        made_by=ENCODER.fingerprint, encoder="hash:64",
+    )  # fmt: skip
+    assert first["count"] == 260
+    rest = write_embeddings(
+        tmp_path / "rest", VECTORS[250:], TEXTS[250:], ids=[f"doc-{i}" for i in range(250, COUNT)], first_row=250,
+        made_by=ENCODER.fingerprint,
+    )  # fmt: skip
+    report = update(UpdateConfig(index=str(updated), embeddings=str(rest), delete=()))
+    # The new rows have the ids doc-250…259 of the doubles, which they replace.
+    assert (report["replaced"], report["documents"]) == (gone, COUNT)
+    for name, folder in (("of-whole", index), ("of-updated", updated)):
+        (tmp_path / name).mkdir()
+        mine(config(folder, pairs, tmp_path / name, **STRICT))
+    assert lines(tmp_path / "of-updated") == lines(tmp_path / "of-whole")

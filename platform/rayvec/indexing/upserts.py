@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rayvec import storage
 from rayvec.data.ids import Hashes, concatenate, hash_ids
 from rayvec.errors import UserError
-from rayvec.indexing.ranking import Rows
+from rayvec.indexing.ranking import NO_ROW, Rows
 from rayvec.indexing.searcher import DOCUMENTS
 from rayvec.indexing.segments import load_dropped, local, segments_of
 from rayvec.indexing.vectors import Part, read_slice, slices
@@ -60,6 +60,16 @@ def match(folder: Path, manifest: Mapping[str, Any], wanted: pa.Array) -> Matche
         found[places[hit]] = True
         rows.append(np.flatnonzero(hit) + start)
     return Matches(np.concatenate(rows), found)
+
+
+def rows_with(folder: Path, manifest: Mapping[str, Any], ids: pa.Array) -> Rows:
+    """The live row of each of these ids, -1 where there is none; of rows with the same id the last."""
+    rows = np.full(len(ids), NO_ROW, np.int64)
+    for start, there, live in live_columns(folder, manifest, ID):
+        places = pc.index_in(there, value_set=ids).fill_null(-1).to_numpy().astype(np.int64)
+        hit = (places >= 0) & live
+        rows[places[hit]] = np.flatnonzero(hit) + start
+    return rows
 
 
 def live_columns(

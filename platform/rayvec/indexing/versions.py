@@ -177,13 +177,15 @@ def writing(output: str | Path) -> Iterator[Path]:
                 f"another process is writing {folder}; wait for it, or choose another"
             ) from None
         _sweep(folder)
-        yield folder
+        try:
+            yield folder
+        finally:
+            _remove_drafts(folder)  # and what workers of a killed writer wrote while they were still at it
 
 
 def _sweep(folder: Path) -> None:
     """Remove what killed writers left: drafts, and a finished version that its writer did not live to make the live."""
-    for leftover in (folder / VERSIONS).glob(".v*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_drafts(folder)
     there = list_versions(folder)
     if not (folder / HISTORY).exists():  # a new index, or a copy without its history: nothing is taken to be left over
         _record(folder, *there)
@@ -193,6 +195,11 @@ def _sweep(folder: Path) -> None:
     for name in there:
         if _number(name) > newest:
             _remove(folder, name)
+
+
+def _remove_drafts(folder: Path) -> None:
+    for leftover in (folder / VERSIONS).glob(".v*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _lived(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import VerificationError
-from rayvec.indexing.vectors import Part, check_part, parts_of, read_rows, read_vectors, sample_rows, slices
+from rayvec.indexing.vectors import Part, check_part, parts_of, read_rows, read_vectors, runs, sample_rows, slices
 from tests.artifacts import random_vectors, texts_for, write_embeddings
 
 COUNT, DIM = 730, 8
@@ -93,3 +93,42 @@ def test_vectors_of_any_type_are_read_as_floats_of_the_same_direction(tmp_path: 
     assert stored.dtype == np.float32
     cosines = (stored * VECTORS).sum(axis=1) / np.linalg.norm(stored, axis=1)
     assert floor < cosines.min() < 1
+
+
+def without(parts: Path, gone: np.ndarray) -> list[Part]:
+    dataset = EmbeddingsDataset.open(str(parts))
+    return parts_of(dataset.part_uris, dataset.parts, gone)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.95])
+def test_rows_that_are_left_out_leave_no_gap(tmp_path: Path, share: float) -> None:
+    folder = write_embeddings(tmp_path, VECTORS, texts_for(COUNT), parts=3)
+    generator = np.random.default_rng(0)
+    gone = np.sort(generator.choice(COUNT, int(share * COUNT), replace=False))
+    kept = np.delete(VECTORS, gone, axis=0)
+    parts = without(folder, gone)
+    for part in parts:
+        check_part(part)
+    assert parts[-1].stop == len(kept)
+    for _ in range(20):
+        start, stop = sorted(generator.integers(0, len(kept) + 1, 2).tolist())
+        assert np.array_equal(read(parts, start, stop), kept[start:stop])
+    rows = np.sort(generator.choice(len(kept), min(20, len(kept)), replace=False))
+    found = [read_rows(part, rows, DIM, normalize=False) for part in parts]
+    assert np.array_equal(np.concatenate(found), kept[rows])
+
+
+def test_a_part_of_which_every_row_is_left_out_is_not_read(tmp_path: Path) -> None:
+    folder = write_embeddings(tmp_path, VECTORS, texts_for(COUNT), parts=2)
+    parts = without(folder, np.arange(365))
+    assert [(part.start, part.rows) for part in parts] == [(0, 365)]
+    assert np.array_equal(read(parts, 0, 365), VECTORS[365:])
+
+
+def test_runs_of_rows_are_read_and_nothing_between(parts: list[Part]) -> None:
+    rows = np.array([3, 4, 5, 242, 243, 244, 700])
+    pieces = runs(parts, rows)
+    assert sum(piece.stop - piece.start for piece in pieces) == len(rows)
+    found = np.concatenate(list(read_vectors(pieces, DIM, normalize=False)))
+    assert np.array_equal(found, VECTORS[rows])
+    assert runs(parts, rows[:0]) == []

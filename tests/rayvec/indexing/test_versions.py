@@ -89,6 +89,83 @@ def test_after_a_rollback_no_name_is_used_twice(tmp_path: Path) -> None:
     assert publish(tmp_path, "three") == "v3"
 
 
+def take_all(output: Path, source: Path) -> None:
+    """A version that takes over every file of another."""
+    manifest = versions.read_manifest(source)
+    with versions.new_version(output) as draft:
+        draft.take(source, manifest, manifest["files"])
+        draft.commit({"content": manifest["content"]})
+
+
+def test_files_that_are_taken_over_are_links_with_their_checksums(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    first = versions.version_folder(tmp_path)
+    take_all(tmp_path, first)
+    second = versions.version_folder(tmp_path)
+    assert (second / "deep" / "data").samefile(first / "deep" / "data")
+    assert versions.read_manifest(second)["files"] == versions.read_manifest(first)["files"]
+    versions.prune(tmp_path, keep=1)
+    assert content_of(tmp_path) == "one" and not first.exists()
+
+
+def test_a_link_of_another_size_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    first = versions.version_folder(tmp_path)
+    (first / "data").write_text("four")
+    with pytest.raises(VerificationError, match="v1/data does not match"):
+        take_all(tmp_path, first)
+    assert storage.list_names(tmp_path / "versions") == ["v1"]
+
+
+def test_a_damaged_file_is_told_when_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, "one")
+    first = versions.version_folder(tmp_path)
+    (first / "data").write_text("oen")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with pytest.raises(VerificationError, match="v1/data does not match"):
+        take_all(tmp_path, first)
+
+
+def refuse(self: Path, target: Path) -> None:
+    raise OSError("no links here")
+
+
+def test_going_back_leads_to_the_version_that_was_live_before(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    versions.rollback(tmp_path)
+    publish(tmp_path, "three")  # made after v1: v2 was rejected
+    assert versions.read_manifest(versions.version_folder(tmp_path))["parent"] == "v1"
+    assert versions.rollback(tmp_path) == "v1"
+
+
+def test_one_goes_back_from_a_damaged_version_too(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    (tmp_path / "versions" / "v2" / "manifest.json").write_text("{}")
+    assert versions.rollback(tmp_path) == "v1"
+
+
+def test_a_version_that_never_was_live_is_removed_by_the_next_writer(tmp_path: Path) -> None:
+    publish(tmp_path, "one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(versions, "_point_to", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish(tmp_path, "two")
+    assert versions.list_versions(tmp_path) == ["v1", "v2"] and content_of(tmp_path) == "one"
+    assert publish(tmp_path, "three") == "v2"
+    assert content_of(tmp_path) == "three"
+
+
+def test_without_a_history_nothing_is_taken_to_be_left_over(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        publish(tmp_path, text)
+    versions.rollback(tmp_path)
+    (tmp_path / "HISTORY").unlink()
+    publish(tmp_path, "three")
+    assert versions.list_versions(tmp_path) == ["v1", "v2", "v3"]
+
+
 def test_prune_keeps_the_newest_and_the_live(tmp_path: Path) -> None:
     for number in range(5):
         publish(tmp_path, str(number))
