@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.advise import AdviseConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.train import TrainConfig
@@ -64,6 +65,7 @@ E5_SETS: tuple[tuple[str, tuple[str, ...], bool, float], ...] = (
 
 
 Train = Callable[[], TrainConfig]
+Recipes = tuple[Train, Train, Train, Callable[[], EmbedConfig], Callable[[], IndexConfig], Callable[[], AdviseConfig]]
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Family:
     #: What PCA reduces vectors to in the index; None keeps them all.
     dimensions: int | None = 1024
 
-    def recipes(self) -> tuple[Train, Train, Train, Callable[[], EmbedConfig], Callable[[], IndexConfig]]:
-        """mntp, simcse, supervised, embed, index: for the names of a recipe module."""
-        return self.mntp, self.simcse, self.supervised, self.embed, self.index
+    def recipes(self) -> Recipes:
+        """mntp, simcse, supervised, embed, index, advise: for the names of a recipe module."""
+        return self.mntp, self.simcse, self.supervised, self.embed, self.index, self.advise
 
     def mntp(self) -> TrainConfig:
         """MNTP on WikiText-103: set data.source.path and output."""
@@ -147,3 +149,7 @@ class Family:
     def index(self) -> IndexConfig:
         """Index what embed made, reduced by PCA where vectors are long: set embeddings and output."""
         return IndexConfig(dimensions=self.dimensions)
+
+    def advise(self) -> AdviseConfig:
+        """Which dimensions and index suit what embed made, measured: set embeddings and output."""
+        return AdviseConfig()

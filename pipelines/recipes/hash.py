@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.advise import AdviseConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
@@ -16,6 +17,11 @@ def embed() -> EmbedConfig:
 def index() -> IndexConfig:
     """Index whatever the HashEncoder embedded: set embeddings and output."""
     return IndexConfig()
+
+
+def advise() -> AdviseConfig:
+    """Which dimensions and index suit what the HashEncoder embedded: set embeddings and output."""
+    return AdviseConfig()
 
 
 def serve() -> ServeConfig:

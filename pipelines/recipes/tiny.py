@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.advise import AdviseConfig
 from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
@@ -84,6 +85,11 @@ def embed() -> EmbedConfig:
 def index() -> IndexConfig:
     """Index what embed made: set embeddings and output."""
     return IndexConfig()
+
+
+def advise() -> AdviseConfig:
+    """Which dimensions and index suit what embed made: set embeddings and output."""
+    return AdviseConfig()
 
 
 def mine() -> MineConfig:
