@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -26,7 +26,8 @@ def job(
 ) -> click.Command:
     """The command of a verb: resolve the configuration, call the pipeline, print the report.
 
-    others: further things that the verb does, each with its own type of configuration; `_meant` says which is chosen.
+    others: further things that the verb does, each with its own type of configuration; `_meant` says which is chosen,
+    and each has a flag of its kind's name.
     plan: lines that --dry-run adds, as YAML comments, on what a configuration of the first type would need.
     """
     runs: dict[type[Config], Callable[[Any], Report]] = dict([(config_type, run), *others])
@@ -41,9 +42,11 @@ def job(
     @click.option("--config", "file", metavar="FILE", help="Lay a YAML file over it: a saved configuration, or a part.")
     @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one value, as in --set a.b=3.")
     @click.option("--dry-run", is_flag=True, help="Print the whole resolved configuration and exit.")
-    def command(recipe: str | None, file: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
-        meant = _meant(tuple(runs), recipe, file, overrides)
-        config = resolve(meant, recipe, file, overrides)
+    def command(
+        recipe: str | None, file: str | None, overrides: tuple[str, ...], dry_run: bool, kind: str | None = None
+    ) -> None:
+        meant = _kinds(runs)[kind] if kind else _meant(tuple(runs), recipe, file, overrides)
+        config = resolve(meant, recipe, file, overrides, tuple(runs))
         if dry_run:
             click.echo(config.to_yaml(), nl=False)
             if plan is not None and isinstance(config, config_type):
@@ -53,7 +56,14 @@ def job(
         click.echo(f"{verb}: done")
         click.echo(summary(report))
 
+    for kind, other in _kinds(runs).items():
+        command.params.append(click.Option([f"--{kind}", "kind"], flag_value=kind, help=_first_line(runs[other])))
     return command
+
+
+def _kinds(types: Iterable[type[Config]]) -> dict[str, type[Config]]:
+    """The types that have a kind, by its name: all but the first."""
+    return {str(found.model_fields["kind"].default): found for found in list(types)[1:]}
 
 
 def _first_line(function: Callable[..., object]) -> str:
@@ -68,17 +78,29 @@ def _meant(
         config = get_recipe(recipe, *types)
         return next(found for found in types if isinstance(config, found))
     kind = merged(read_yaml(file) if file else {}, parse_overrides(overrides)).get("kind")
-    kinds = {found.model_fields["kind"].default: found for found in types[1:]}
-    return kinds.get(str(kind), types[0])
+    return _kinds(types).get(str(kind), types[0])
 
 
-def resolve(config_type: type[C], recipe: str | None, file: str | None, overrides: tuple[str, ...]) -> C:
-    """Recipe, then file, then overrides, the last one winning. Raises UserError."""
+def resolve(
+    config_type: type[C],
+    recipe: str | None,
+    file: str | None,
+    overrides: tuple[str, ...],
+    types: tuple[type[Config], ...] = (),
+) -> C:
+    """Recipe, then file, then overrides, the last one winning. Raises UserError.
+
+    types: all that the verb takes. A recipe of another of them gives what both have: its embeddings, its seed.
+    """
     layers = [read_yaml(file)] if file else []
     layers.append(parse_overrides(overrides))
-    if recipe:
-        return get_recipe(recipe, config_type).updated(*layers)
-    return config_type.parse(merged(*layers))
+    if not recipe:
+        return config_type.parse(merged(*layers))
+    start = get_recipe(recipe, config_type, *types)
+    if isinstance(start, config_type):
+        return start.updated(*layers)
+    shared = config_type.model_fields.keys() - {"kind"}
+    return config_type.parse(merged(start.model_dump(mode="json", include=set(shared)), *layers))
 
 
 def main(command: click.Command) -> None:

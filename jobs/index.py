@@ -1,7 +1,8 @@
 """Build a search index: python -m jobs.index --recipe hash.index --set embeddings=DIR --set output=DIR.
 
-Change it: --recipe hash.update --set index=DIR --set embeddings=NEW --set delete=FILE; --recipe hash.compact --set
-index=DIR. Look after it: --list, --verify, --compare, --rollback, --prune.
+Which one, measured before: --advise --recipe hash.index --set embeddings=DIR --set output=DIR. Change it: --recipe
+hash.update --set index=DIR --set embeddings=NEW --set delete=FILE; --recipe hash.compact --set index=DIR. Look after
+it: --list, --verify, --compare, --rollback, --prune.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import job, main
 from pipelines import versions
+from pipelines.advise import AdviseConfig, advise, render
 from pipelines.compact import CompactConfig, compact
 from pipelines.index import IndexConfig, index
-from pipelines.report import summary
+from pipelines.report import Report, summary
 from pipelines.update import UpdateConfig, update
 
 
@@ -74,7 +76,14 @@ def _verify(folder: str, _: click.Context) -> str:
     return f"verified\n{summary(versions.verify_index(folder))}"
 
 
-command = job("index", IndexConfig, index, (UpdateConfig, update), (CompactConfig, compact))
+def run_advise(config: AdviseConfig) -> Report:
+    """Advise on dimensions and index: measure a grid of both on a sample, and recommend the cheapest that is good."""
+    report = advise(config)
+    click.echo(render(report) + "\n")
+    return {name: report[name] for name in ("vectors", "sample", "seconds", "output", "next")}
+
+
+command = job("index", IndexConfig, index, (UpdateConfig, update), (CompactConfig, compact), (AdviseConfig, run_advise))
 _instead("--list", "DIR", _list, "List the versions of an index; * is the live one.")
 _instead(
     "--verify",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from pipelines._ray import ray_session
 from pipelines.report import Report, recipe_family
@@ -23,6 +23,7 @@ from rayvec.storage import JsonObject
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing.build import Corpus
+    from rayvec.indexing.pca import Axes
     from rayvec.indexing.segments import Source
     from rayvec.indexing.versions import Draft
 
@@ -42,8 +43,12 @@ class IndexConfig(Config):
     output: str = ""
     #: "auto", or a FAISS factory string such as "Flat", "IVF1024,SQ8" or "HNSW32".
     factory: str = AUTO
-    #: Dimensions to keep by PCA; all of them when null.
+    #: Dimensions to keep; all of them when null.
     dimensions: PositiveInt | None = None
+    #: Which: those of most variance by PCA, or the first, of an encoder trained for that (Matryoshka).
+    reduce: Literal["pca", "truncate"] = "pca"
+    #: Whether PCA brings all dimensions that it keeps to equal variance.
+    whiten: bool = False
     #: recall@10 against exact search that the index must reach; a build that cannot publishes nothing.
     recall_target: float = Field(default=0.95, gt=0, le=1)
     #: Whether to build BM25 over the same documents, for hybrid search; over which columns, and which Snowball stemmer.
@@ -61,6 +66,12 @@ class IndexConfig(Config):
     @classmethod
     def _known_factory(cls, factory: str) -> str:
         return spec.check_factory(factory)
+
+    @model_validator(mode="after")
+    def _whitening_needs_axes(self) -> IndexConfig:
+        if self.whiten and (self.dimensions is None or self.reduce != "pca"):
+            raise UserError("whiten = true is a part of PCA: set dimensions=N and reduce=pca, or whiten=false")
+        return self
 
 
 def index(config: IndexConfig) -> Report:
@@ -102,9 +113,11 @@ def build_version(
     spec.choose(config.factory, corpus.count, corpus.dim)
     with timed(seconds, "check"):
         build.check(corpus)
+    axes = None
     if config.dimensions is not None:
-        with timed(seconds, "pca"):
-            corpus = build.reduce(corpus, config.dimensions)
+        with timed(seconds, config.reduce):
+            axes = build.axes(corpus, config.seed) if config.reduce == "pca" else None
+            corpus = build.reduce(corpus, config.dimensions, method=config.reduce, whiten=config.whiten, found=axes)
     if corpus.projection:
         pca.save(corpus.projection, draft.folder / TRANSFORM)
     chosen = spec.choose(config.factory, corpus.count, corpus.dim_index)
@@ -120,16 +133,16 @@ def build_version(
             lexical = build.write_lexical(corpus, config.lexical_columns, config.stemmer, draft.folder / LEXICAL)
     with timed(seconds, "prove"):
         proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed)
-    explained = corpus.projection.explained[-1] if corpus.projection else None
+    if corpus.projection:
+        with timed(seconds, "dimensions"):
+            proof["fewer_dimensions"] = _fewer_dimensions(config, corpus, axes)
     return {
         "count": corpus.count,
         "dim": corpus.dim,
         "dim_index": corpus.dim_index,
         "metric": "inner_product",
         "normalize": corpus.normalize,
-        "transform": {"kind": "pca", "normalize": corpus.normalize, "explained_variance": explained}
-        if corpus.projection
-        else None,
+        "transform": _transform(config, corpus, axes),
         "factory": chosen.factory,
         "why": chosen.why,
         "trained_on": len(sample),
@@ -147,6 +160,31 @@ def one_segment(facts: JsonObject, sources: Sequence[Source], left_out: int = 0)
 
     segment = Segment("", 0, facts["count"], tuple(sources), left_out, facts["lexical"] is not None)
     return {"segments": [segment.to_json()], "dropped": 0, "update": None}
+
+
+def _transform(config: IndexConfig, corpus: Corpus, axes: Axes | None) -> JsonObject | None:
+    """What the manifest says of the projection: `normalize` is for its reader, the rest for people."""
+    if corpus.projection is None:
+        return None
+    facts: JsonObject = {"kind": config.reduce, "normalize": corpus.normalize}
+    if axes is not None:
+        facts |= {"whiten": config.whiten, "fitted_on": axes.count}
+        facts["explained_variance"] = corpus.projection.explained[-1]
+    return facts
+
+
+def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None) -> list[JsonObject]:
+    """Exact search in fewer dimensions on a sample, each way, as a table and a picture beside the report."""
+    from rayvec.evaluation.trade_offs import draw_dimensions
+    from rayvec.indexing import build
+
+    kept, explained = build.compare_dimensions(corpus, axes, config.seed)
+    recalls: dict[str, dict[int, float]] = {}
+    for row in kept:
+        if row.way:
+            recalls.setdefault(row.way, {})[row.dimensions] = row.recall
+    draw_dimensions(explained, recalls, storage.join(config.output, "dimensions.png"))
+    return [{"way": row.way, "dimensions": row.dimensions, "recall@10": round(row.recall, 4)} for row in kept]
 
 
 def _recipe(config: IndexConfig, dataset: EmbeddingsDataset) -> JsonObject:
@@ -194,7 +232,8 @@ def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float]
         "why": manifest["why"],
         "search": manifest["search"],
         "recall@10": proof["recall"],
-        "recall@10_of_pca": proof.get("recall_of_pca"),
+        "recall@10_of_reduction": proof.get("recall_of_reduction"),
+        "recall@10_in_dimensions": _in_dimensions(proof),
         "latency_ms": proof["latency_ms"],
         "bytes": bytes_by_use(manifest),
         "seconds": seconds,
@@ -211,6 +250,15 @@ def bytes_by_use(manifest: JsonObject) -> dict[str, int]:
         for use, prefix in FILES.items():
             sizes[use] += int(facts["bytes"]) if inside.startswith(prefix) else 0
     return sizes
+
+
+def _in_dimensions(proof: JsonObject) -> dict[str, dict[str, float]]:
+    """recall@10 of exact search on a sample, by way and number of dimensions."""
+    found: dict[str, dict[str, float]] = {}
+    for row in proof.get("fewer_dimensions", ()):
+        if row["way"]:
+            found.setdefault(row["way"], {})[str(row["dimensions"])] = row["recall@10"]
+    return found
 
 
 @contextmanager

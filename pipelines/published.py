@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.advise import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
@@ -74,6 +75,7 @@ Recipes = tuple[
     Callable[[], IndexConfig],
     Callable[[], UpdateConfig],
     Callable[[], CompactConfig],
+    Callable[[], AdviseConfig],
 ]
 
 
@@ -92,8 +94,9 @@ class Family:
     dimensions: int | None = 1024
 
     def recipes(self) -> Recipes:
-        """mntp, simcse, supervised, embed, index, update, compact: for the names of a recipe module."""
-        return self.mntp, self.simcse, self.supervised, self.embed, self.index, self.update, self.compact
+        """mntp, simcse, supervised, embed, index, update, compact, advise: for the names of a recipe module."""
+        line = (self.mntp, self.simcse, self.supervised, self.embed, self.index)
+        return (*line, self.update, self.compact, self.advise)
 
     def mntp(self) -> TrainConfig:
         """MNTP on WikiText-103: set data.source.path and output."""
@@ -166,3 +169,7 @@ class Family:
     def compact(self) -> CompactConfig:
         """Build an updated index anew as one segment: set index."""
         return CompactConfig()
+
+    def advise(self) -> AdviseConfig:
+        """Which dimensions and index suit what embed made, measured: set embeddings and output."""
+        return AdviseConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,21 +102,18 @@ def verify_index(uri: str) -> Report:
 
     Raises VerificationError with the first fault found.
     """
-    from rayvec.data.ids import concatenate, in_partition, partitions, repeats
+    from rayvec.data.ids import count_distinct
     from rayvec.indexing.searcher import Index
     from rayvec.indexing.upserts import live_hashes
 
     opened = Index.open(uri)
     folder = versions.version_folder(uri, opened.version)
-    number = partitions(opened.count)
-    for part in range(number):
-        some = [hashes[in_partition(hashes, part, number)] for hashes in live_hashes(folder, opened.manifest)]
-        later, _ = repeats(concatenate(some))
-        if len(later):
-            raise VerificationError(
-                f"{folder} holds {len(later)} documents whose id another live one has; embed unique ids, and update "
-                "with them: an update replaces all documents of an id"
-            )
+    again = opened.count - count_distinct(live_hashes(folder, opened.manifest), opened.count)
+    if again:
+        raise VerificationError(
+            f"{folder} holds {again} documents whose id another live one has; embed unique ids, and update with them: "
+            "an update replaces all documents of an id"
+        )
     return {
         "version": opened.version,
         "files": len(opened.manifest["files"]),
@@ -239,25 +237,14 @@ def _shared_sample(a: _Side, b: _Side, seed: int) -> tuple[tuple[Rows, Rows], li
 
 def _only(a: _Side, b: _Side) -> JsonObject:
     """How many documents are in one only, and in both; by hashes, so many at a time as fit the memory."""
-    from rayvec.data.ids import concatenate, partitions, repeats
+    from itertools import chain
 
-    number = partitions(a.index.count + b.index.count)
-    told = {"only_in_a": 0, "only_in_b": 0, "in_both": 0}
-    for part in range(number):
-        mine, theirs = (_distinct(side, part, number) for side in (a, b))
-        both = len(repeats(concatenate([mine, theirs]))[0])
-        told["only_in_a"] += len(mine) - both
-        told["only_in_b"] += len(theirs) - both
-        told["in_both"] += both
-    return told
-
-
-def _distinct(side: _Side, part: int, number: int) -> Hashes:
-    import numpy as np
-
-    from rayvec.data.ids import concatenate, in_partition, repeats
+    from rayvec.data.ids import count_distinct
     from rayvec.indexing.upserts import live_hashes
 
-    some = [hashes[in_partition(hashes, part, number)] for hashes in live_hashes(side.folder, side.manifest)]
-    hashes = concatenate(some)
-    return np.delete(hashes, repeats(hashes)[0], axis=0)
+    def hashes(side: _Side) -> Iterator[Hashes]:
+        return live_hashes(side.folder, side.manifest)
+
+    of_a, of_b = (count_distinct(hashes(side), side.index.count) for side in (a, b))
+    of_either = count_distinct(chain(hashes(a), hashes(b)), a.index.count + b.index.count)
+    return {"only_in_a": of_either - of_b, "only_in_b": of_either - of_a, "in_both": of_a + of_b - of_either}

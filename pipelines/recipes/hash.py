@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.advise import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
@@ -28,6 +29,11 @@ def update() -> UpdateConfig:
 def compact() -> CompactConfig:
     """Build an updated index anew as one segment: set index."""
     return CompactConfig()
+
+
+def advise() -> AdviseConfig:
+    """Which dimensions and index suit what the HashEncoder embedded: set embeddings and output."""
+    return AdviseConfig()
 
 
 def serve() -> ServeConfig:

@@ -11,8 +11,9 @@ import pytest
 
 from pipelines.index import IndexConfig, index
 from rayvec import storage
+from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
-from rayvec.indexing import versions
+from rayvec.indexing import build, versions
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.vectors import unit
 from rayvec.storage import Fingerprint
@@ -77,8 +78,40 @@ def test_pca_is_fitted_over_all_parts_and_proved_against_the_full_vectors(embedd
     centred = VECTORS - VECTORS.mean(axis=0)
     singular = np.linalg.svd(centred, compute_uv=False)
     assert report["explained_variance"] == pytest.approx((singular[:16] ** 2).sum() / (singular**2).sum(), rel=1e-4)
-    assert report["recall@10"] == 1.0 and 0.3 < report["recall@10_of_pca"] < 1.0
+    assert report["recall@10"] == 1.0 and 0.3 < report["recall@10_of_reduction"] < 1.0
     assert opened.dense(VECTORS[::100], k=1).rows[:, 0].tolist() == list(range(0, COUNT, 100))
+
+
+def test_whitening_and_truncation_are_projections_like_pca(embeddings: Path, tmp_path: Path) -> None:
+    index(config(embeddings, tmp_path / "white", dimensions=16, whiten=True, lexical=False))
+    index(config(embeddings, tmp_path / "cut", dimensions=16, reduce="truncate", lexical=False))
+    white, cut = Index.open(tmp_path / "white", threads=1), Index.open(tmp_path / "cut", threads=1)
+    assert white.prepared(VECTORS).std(axis=0) == pytest.approx(np.full(16, 0.25), rel=0.25)  # about 1 / √16 each
+    assert np.array_equal(cut.prepared(VECTORS), unit(VECTORS[:, :16]))
+    for opened in (white, cut):
+        assert opened.dense(VECTORS[::100], k=1).rows[:, 0].tolist() == list(range(0, COUNT, 100))
+    assert white.manifest["transform"]["whiten"] and cut.manifest["transform"]["kind"] == "truncate"
+
+
+def test_a_reduced_build_tells_what_other_numbers_of_dimensions_would_keep(tmp_path: Path) -> None:
+    vectors = random_vectors(600, 96, clusters=40)
+    write_embeddings(tmp_path / "in", vectors, texts_for(600))
+    report = index(config(tmp_path / "in", tmp_path / "out", dimensions=64, lexical=False))
+    recalls = report["recall@10_in_dimensions"]
+    assert set(recalls) == {"pca", "pca+whiten", "truncate"} and set(recalls["pca"]) == {"64"}
+    assert recalls["pca"]["64"] == pytest.approx(report["recall@10_of_reduction"], abs=0.03)
+    assert (tmp_path / "out" / "dimensions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_axes_of_a_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch, embeddings: Path) -> None:
+    dataset = EmbeddingsDataset.open(str(embeddings))
+    corpus = build.Corpus.of(dataset)
+    whole = build.axes(corpus)
+    monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", 20)
+    some = build.axes(corpus)
+    assert (whole.count, some.count) == (COUNT, 20 * DIM)
+    assert some.explained[:16] == pytest.approx(whole.explained[:16], abs=0.05)
+    assert build.axes(corpus).variances == pytest.approx(some.variances, rel=1e-12)  # the same sample again
 
 
 def test_float16_parts_are_read(tmp_path: Path) -> None:
@@ -159,6 +192,9 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     [
         ({"factory": "IVF4096,Flat"}, "needs at least 4096 vectors"),
         ({"dimensions": 64}, "the vectors have 32"),
+        ({"dimensions": 64, "reduce": "truncate"}, "the vectors have 32"),
+        ({"whiten": True}, "set dimensions=N"),
+        ({"whiten": True, "dimensions": 8, "reduce": "truncate"}, "is a part of PCA"),
         ({"lexical_columns": ["body"]}, "set lexical=false"),
         ({"output": "s3://bucket/index"}, "mounted folder"),
         ({"output": ""}, "output is required"),

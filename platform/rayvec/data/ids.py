@@ -75,6 +75,20 @@ def repeated_places(parts: Iterable[Hashes], total: int) -> Iterator[tuple[Place
                 yield places[later], places[first]
 
 
+def count_distinct(parts: Iterable[Hashes], total: int) -> int:
+    """How many different hashes the parts hold. total: about how many in all; memory stays as in `repeated_places`."""
+    seen = 0
+
+    def counted() -> Iterator[Hashes]:
+        nonlocal seen
+        for part in parts:
+            seen += len(part)
+            yield part
+
+    again = sum(len(later) for later, _ in repeated_places(counted(), total))
+    return seen - again
+
+
 def _append(folder: Path, part: int, hashes: Hashes, count: int) -> None:
     """Each hash with its place at the end of the file that all equal ones come to."""
     words = np.column_stack([hashes, np.full(len(hashes), part, WORDS), np.arange(len(hashes), dtype=WORDS)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from rayvec.errors import RayvecError
@@ -20,17 +20,41 @@ def each(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, cp
 
     An error of ours comes back as itself, without Ray's wrapping.
     """
+    for outcome in outcomes(function, arguments, cpus=cpus):
+        if isinstance(outcome, Exception):
+            raise outcome from None
+        yield outcome
+
+
+def outcomes(
+    function: Callable[..., T],
+    arguments: Iterable[tuple[Any, ...]],
+    *,
+    cpus: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[T | Exception]:
+    """As `each`, but a task that fails gives its error in its place, and the others go on.
+
+    environment: variables of the processes that run them, beside those of the cluster.
+    """
     import ray
 
-    remote = ray.remote(function).options(num_cpus=cpus)
+    remote = ray.remote(function).options(num_cpus=cpus, **_runtime_env(environment))
     window = 2 * max(1, cluster_cpus() // cpus)
     waiting: deque[Any] = deque()
     for values in arguments:
         if len(waiting) >= window:
-            yield _result(waiting.popleft())
+            yield _outcome(waiting.popleft())
         waiting.append(remote.remote(*values))
     while waiting:
-        yield _result(waiting.popleft())
+        yield _outcome(waiting.popleft())
+
+
+def start(function: Callable[..., Any], *values: Any, cpus: int = 1) -> Any:
+    """Run function(*values) as a task and leave its result in the object store: a reference for other tasks."""
+    import ray
+
+    return ray.remote(function).options(num_cpus=cpus).remote(*values)
 
 
 def one(function: Callable[..., T], *values: Any, cpus: int = 1) -> T:
@@ -65,12 +89,16 @@ def threads(cpus: int) -> int:
     return max(1, min(cpus, os.cpu_count() or 1))
 
 
-def _result(reference: Any) -> Any:
+def _outcome(reference: Any) -> Any:
     import ray
 
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayvecError):
-            raise error.cause from None
-        raise
+        return error.cause if isinstance(error.cause, RayvecError) else error
+    except ray.exceptions.RayError as error:
+        return error
+
+
+def _runtime_env(environment: Mapping[str, str] | None) -> dict[str, Any]:
+    return {"runtime_env": {"env_vars": dict(environment)}} if environment else {}

@@ -153,20 +153,46 @@ def read_vectors(pieces: Sequence[Slice], dim: int, *, normalize: bool) -> Itera
     Raises VerificationError when one is of another dimension, not finite, or, where they are normalised, zero.
     """
     for piece in pieces:
-        for batch in read_slice(piece, [EMBEDDING, SCALE_FIELD.name]):
-            scales = batch.column(SCALE_FIELD.name) if SCALE_FIELD.name in batch.schema.names else None
-            vectors = as_array(batch.column(EMBEDDING), scales)
-            if vectors.shape[1] != dim:
-                raise VerificationError(f"{piece.part.uri} holds vectors of {vectors.shape[1]} dimensions, not {dim}")
-            if not np.isfinite(vectors).all():
-                raise VerificationError(f"{piece.part.uri} holds vectors that are not finite; embed that part again")
-            if normalize:
-                vectors = unit(vectors)
-                if not vectors.any(axis=1).all():
-                    raise VerificationError(
-                        f"{piece.part.uri} holds zero vectors, which have no direction; embed again"
-                    )
-            yield vectors
+        for batch in _vector_batches(piece):
+            yield _checked(batch, piece.part.uri, dim, normalize=normalize)
+
+
+def read_sampled(
+    pieces: Sequence[Slice], rows: npt.NDArray[np.int64], dim: int, *, normalize: bool
+) -> Iterator[Vectors]:
+    """Those vectors of the slices whose rows (numbered as in the index, ascending) are wanted; others are not checked.
+
+    Raises as read_vectors does.
+    """
+    for piece in pieces:
+        start = piece.part.start + piece.start
+        for batch in _vector_batches(piece):
+            low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+            if low < high:
+                # Most often all of them are wanted, or few: a batch that is wanted whole is not copied.
+                whole = high - low == batch.num_rows
+                wanted = batch if whole else batch.take(pa.array(rows[low:high] - start))
+                yield _checked(wanted, piece.part.uri, dim, normalize=normalize)
+            start += batch.num_rows
+
+
+def _vector_batches(piece: Slice) -> Iterator[pa.RecordBatch]:
+    return read_slice(piece, [EMBEDDING, SCALE_FIELD.name])
+
+
+def _checked(batch: pa.RecordBatch, uri: str, dim: int, *, normalize: bool) -> Vectors:
+    scales = batch.column(SCALE_FIELD.name) if SCALE_FIELD.name in batch.schema.names else None
+    vectors = as_array(batch.column(EMBEDDING), scales)
+    if vectors.shape[1] != dim:
+        raise VerificationError(f"{uri} holds vectors of {vectors.shape[1]} dimensions, not {dim}")
+    if not np.isfinite(vectors).all():
+        raise VerificationError(f"{uri} holds vectors that are not finite; embed that part again")
+    if not normalize:
+        return vectors
+    vectors = unit(vectors)
+    if not np.einsum("nd,nd->n", vectors, vectors).all():
+        raise VerificationError(f"{uri} holds zero vectors, which have no direction; embed again")
+    return vectors
 
 
 def as_array(column: pa.Array, scales: pa.Array | None = None) -> Vectors:
@@ -179,6 +205,8 @@ def as_array(column: pa.Array, scales: pa.Array | None = None) -> Vectors:
 def unit(vectors_ND: Vectors) -> Vectors:
     """Each vector at length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    if lengths.all():
+        return np.divide(vectors_ND, lengths, dtype=vectors_ND.dtype)
     return np.divide(vectors_ND, lengths, out=np.zeros_like(vectors_ND), where=lengths > 0)
 
 
@@ -197,11 +225,5 @@ def sample_rows(count: int, size: int, seed: int, avoid: npt.NDArray[np.int64] |
 
 def read_rows(part: Part, rows: npt.NDArray[np.int64], dim: int, *, normalize: bool) -> Vectors:
     """Some rows of one part, numbered as in the index and ascending; float32 [len(rows), dim]."""
-    wanted = rows[(rows >= part.start) & (rows < part.stop)] - part.start
-    found: list[Vectors] = []
-    start = 0
-    for vectors in read_vectors([Slice(part, 0, part.rows)], dim, normalize=normalize):
-        here = wanted[(wanted >= start) & (wanted < start + len(vectors))] - start
-        found.append(vectors[here])
-        start += len(vectors)
+    found = list(read_sampled([Slice(part, 0, part.rows)], rows, dim, normalize=normalize))
     return np.concatenate(found) if found else np.empty((0, dim), np.float32)

@@ -38,19 +38,33 @@ def test_explained_variance_is_the_share_of_the_squared_singular_values() -> Non
     assert projection.explained == pytest.approx(shares[:6], rel=1e-4)
 
 
-@pytest.mark.parametrize("cuts", [[1], [350], [1, 2, 3, 699], list(range(7, 700, 7))])
-def test_moments_in_pieces_equal_those_of_one_pass(cuts: list[int]) -> None:
-    whole = Moments.of(VECTORS)
-    pieces = reduce(Moments.__add__, [Moments.of(piece) for piece in np.split(VECTORS, cuts)])
-    assert pieces.count == whole.count
-    assert pieces.mean == pytest.approx(whole.mean, rel=1e-13)
-    assert pieces.scatter == pytest.approx(whole.scatter, rel=1e-11, abs=1e-11)
+def scatter_of(vectors: np.ndarray) -> np.ndarray:
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    return centred.T @ centred
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [350], [1, 2, 3, 699], list(range(7, 700, 7))])
+def test_moments_in_pieces_are_those_of_all_in_float64(cuts: list[int]) -> None:
+    together = reduce(Moments.__add__, [pca.moments([piece]) for piece in np.split(VECTORS, cuts)])
+    batches = pca.moments(np.split(VECTORS, cuts))
+    scatter = scatter_of(VECTORS)
+    for found in (together, batches):
+        assert found.count == len(VECTORS)
+        assert found.mean == pytest.approx(VECTORS.mean(axis=0, dtype=np.float64), abs=1e-6)
+        assert np.abs(found.scatter - scatter).max() < 1e-6 * scatter.max()
+        assert found.scatter == pytest.approx(found.scatter.T, rel=1e-12, abs=1e-12)
+
+
+def test_float32_products_are_carried_into_float64_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pca, "BLOCK_ROWS", 64)
+    scatter = scatter_of(VECTORS)
+    assert np.abs(pca.moments([VECTORS]).scatter - scatter).max() < 1e-6 * scatter.max()
 
 
 def test_moments_do_not_lose_a_small_spread_about_a_large_mean() -> None:
     far = (VECTORS.astype(np.float64) + 1e3).astype(np.float32)
-    scatter = pca.moments(np.array_split(far, 9)).scatter
-    assert scatter == pytest.approx(np.cov(far.astype(np.float64).T) * (len(far) - 1), rel=1e-9, abs=1e-9)
+    scatter = scatter_of(far)
+    assert np.abs(pca.moments(np.array_split(far, 9)).scatter - scatter).max() < 1e-6 * scatter.max()
 
 
 def test_normalised_vectors_come_out_at_length_one() -> None:
@@ -92,3 +106,47 @@ def test_more_dimensions_than_there_are_is_refused(dimensions: int, says: str) -
 def test_more_dimensions_than_vectors_is_refused() -> None:
     with pytest.raises(UserError, match="only 5 vectors"):
         pca.fit(pca.moments([VECTORS[:5]]), 10, normalize=True)
+
+
+def test_whitened_directions_count_alike() -> None:
+    projection = pca.fit(pca.moments([VECTORS]), 6, normalize=False, whiten=True)
+    assert projection(VECTORS).std(axis=0) == pytest.approx(np.ones(6), rel=1e-3)
+    plain = pca.fit(pca.moments([VECTORS]), 6, normalize=False)
+    assert np.ptp(plain(VECTORS).std(axis=0)) > 0.01  # without whitening they do not
+    assert projection.explained == plain.explained
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_constant_vectors_give_finite_vectors(whiten: bool) -> None:
+    same = np.ones((50, 8), np.float32)
+    projection = pca.fit(pca.moments([same]), 3, normalize=True, whiten=whiten)
+    assert np.isfinite(projection(same)).all() and projection.explained == (0.0, 0.0, 0.0)
+
+
+def test_whitening_fewer_vectors_than_dimensions_does_not_blow_up_rounding_errors() -> None:
+    few = VECTORS[:6]  # they span five directions; the sixth is rounding error alone
+    projection = pca.fit(pca.moments([few]), 6, normalize=False, whiten=True)
+    assert np.abs(projection(few)).max() < 10
+    assert np.abs(projection(few)[:, 5]).max() < 0.01
+
+
+def test_truncation_keeps_the_first_dimensions_at_length_one() -> None:
+    projection = pca.truncation(24, 5, normalize=True)
+    assert np.array_equal(projection(VECTORS), unit(VECTORS[:, :5]))
+    with pytest.raises(UserError, match="choose 1 to 24"):
+        pca.truncation(24, 25, normalize=True)
+
+
+def test_a_truncation_is_a_faiss_transform_like_any_other(tmp_path: Path) -> None:
+    import faiss
+
+    projection = pca.truncation(24, 5, normalize=True)
+    pca.save(projection, tmp_path / "transform.faiss")
+    again = pca.load(tmp_path / "transform.faiss", normalize=True)
+    assert again.cuts and np.array_equal(again(VECTORS), projection(VECTORS))
+    transform = faiss.read_VectorTransform(str(tmp_path / "transform.faiss"))
+    assert np.array_equal(transform.apply(VECTORS), VECTORS[:, :5])
+
+
+def test_a_pca_is_no_truncation() -> None:
+    assert not pca.fit(pca.moments([VECTORS]), 6, normalize=True).cuts

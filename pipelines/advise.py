@@ -1,0 +1,420 @@
+"""Advise: which dimensions and which index for these embeddings, measured on a sample before anything is built.
+
+Each point of the grid (dimensions × index) is a Ray task that builds, tunes and times it; one that fails is reported
+and the others go on. The sample lies once in the object store, and beside it the sample in one number of dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from pipelines import _advice
+from pipelines._advice import Point
+from pipelines._ray import ray_session
+from pipelines.report import Report
+from rayvec import storage
+from rayvec.config import Config
+from rayvec.errors import MismatchError, RayvecError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from rayvec.data.embeddings import EmbeddingsDataset
+    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.pca import Axes, Projection
+    from rayvec.indexing.reductions import Kept
+    from rayvec.indexing.samples import Sample
+    from rayvec.indexing.trials import Trial
+
+Way = Literal["pca", "pca+whiten", "truncate"]
+#: Dimensions that are tried beside all of them, as far as the vectors have more.
+DIMENSIONS = (512, 256, 128)
+#: Queries taken out of the sample, for recall and for speed.
+HELD_OUT = 256
+#: Results that are judged; of windows more are asked for, since several may be of one document.
+DEPTH, DEPTH_OF_WINDOWS = 10, 50
+JSON, PAGE, PICTURE, CURVE = "advice.json", "advice.md", "advice.png", "dimensions.png"
+#: BLAS in one thread, as a served query has it; FAISS is told its threads call by call.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+
+
+class AdviseConfig(Config):
+    """Of which embeddings, on how large a sample, over which grid, and how good the answer must be."""
+
+    kind: Literal["advise"] = "advise"
+    #: The output of the embed job.
+    embeddings: str = ""
+    #: A folder for advice.json, advice.md and the pictures.
+    output: str = ""
+    #: Vectors that are tried, drawn uniformly; judged documents come on top.
+    sample: PositiveInt = 50_000
+    #: Numbers of dimensions beside all of them; 512, 256 and 128 by default, as far as the vectors have more.
+    dims: tuple[PositiveInt, ...] = ()
+    #: How dimensions become fewer. Truncation is for encoders trained for it (Matryoshka).
+    ways: tuple[Way, ...] = ("pca", "truncate")
+    #: FAISS factory strings; {centroids} stands for the usual number of lists. A grid of all kinds by default.
+    factories: tuple[str, ...] = ()
+    #: Queries with known answers: a folder that jobs.embed made of them, with the same encoder (their instruction with
+    #: --set instruction=…), and a BEIR file of query-id, corpus-id and score.
+    queries: str = ""
+    qrels: str = ""
+    #: Of these, at most so many, drawn at random.
+    max_queries: PositiveInt = 1000
+    #: recall@10 against exact search over the whole vectors that the recommended index must reach.
+    recall_target: float = Field(default=0.95, gt=0, le=1)
+    seed: NonNegativeInt = 0
+
+    @field_validator("factories")
+    @classmethod
+    def _known_factories(cls, factories: tuple[str, ...]) -> tuple[str, ...]:
+        from rayvec.indexing import spec
+        from rayvec.indexing.trials import CENTROIDS
+
+        for factory in factories:
+            if factory == spec.AUTO:
+                raise UserError(f"factories: {spec.AUTO!r} is a choice by size; name the forms to choose among")
+            spec.check_factory(factory.replace(CENTROIDS, "64"))
+        return factories
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries with known answers: ids, vectors [A, D], and the judged documents of each."""
+
+    ids: list[str]
+    vectors: npt.NDArray[np.float32]
+    qrels: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trials share: the sample's place in the object store, its rows' names for the judges, and the totals."""
+
+    config: AdviseConfig
+    dim: int
+    count: int
+    sampled: int
+    depth: int
+    sample: Any
+    axes: Any
+    questions: Questions | None
+    names: list[str]
+
+
+def advise(config: AdviseConfig) -> Report:
+    """Advise on dimensions and index: measure a grid of both on a sample, and recommend the cheapest that is good.
+
+    Raises UserError, MismatchError (queries of another encoder), VerificationError (a damaged part) or StorageError.
+    """
+    from rayvec.data.embeddings import EmbeddingsDataset
+
+    started = time.monotonic()
+    _require(config)
+    dataset = EmbeddingsDataset.open(config.embeddings)
+    if not dataset.count:
+        raise UserError(f"{config.embeddings} holds 0 rows; embed some documents first")
+    dims = _dims(config, dataset.dim)
+    questions = _questions(config, dataset) if config.qrels else None
+    with ray_session():
+        setting = _setting(config, dataset, questions)
+        kept, explained = _compare_dimensions(setting, dims)
+        points, failed = _measure(setting, dims)
+    report = _report(setting, dataset, kept, _advice.marked(points), failed, time.monotonic() - started)
+    _write(setting, report, points, kept, explained)
+    return report
+
+
+def _require(config: AdviseConfig) -> None:
+    for key in ("embeddings", "output"):
+        if not getattr(config, key):
+            raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
+    for key, other in (("queries", "qrels"), ("qrels", "queries")):
+        if getattr(config, key) and not getattr(config, other):
+            raise UserError(f"{key} = {getattr(config, key)} needs {other} too; give it with --set {other}=…")
+
+
+def _dims(config: AdviseConfig, dim: int) -> list[int]:
+    """The numbers of dimensions to try beside all, from large to small."""
+    too_many = [number for number in config.dims if number >= dim]
+    if too_many:
+        raise UserError(f"dims = {too_many[0]}: the vectors have {dim}; give numbers below that (all are always tried)")
+    return sorted({number for number in config.dims or DIMENSIONS if number < dim}, reverse=True)
+
+
+def _questions(config: AdviseConfig, dataset: EmbeddingsDataset) -> Questions:
+    """The judged queries whose vectors are there."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from rayvec.data.embeddings import EmbeddingsDataset, vectors
+    from rayvec.evaluation.beir import read_qrels
+    from rayvec.indexing.vectors import unit
+    from rayvec.schema import ID
+
+    asked = EmbeddingsDataset.open(config.queries)
+    dataset.fingerprint.require(asked.fingerprint, mine="the embeddings", theirs="the queries")
+    if asked.dim != dataset.dim:
+        raise MismatchError(f"the queries have {asked.dim} dimensions and the embeddings {dataset.dim}; embed alike")
+    qrels = read_qrels(config.qrels)
+    chosen = pa.array(_drawn(sorted(qrels), config.max_queries, config.seed), pa.string())
+    ids: list[str] = []
+    found = [np.empty((0, asked.dim), np.float32)]
+    for table in asked.iter_tables():
+        wanted = table.filter(pc.is_in(table[ID], value_set=chosen)).combine_chunks()
+        ids += wanted[ID].to_pylist()
+        found.append(vectors(wanted) if wanted.num_rows else found[0])
+    if not ids:
+        raise UserError(f"no query of {config.qrels} is in {config.queries}; check that the ids are the same")
+    return Questions(ids, unit(np.concatenate(found)), {name: qrels[name] for name in ids})
+
+
+def _drawn(names: list[str], most: int, seed: int) -> list[str]:
+    import numpy as np
+
+    if len(names) <= most:
+        return names
+    return [names[i] for i in np.random.default_rng(seed).choice(len(names), most, replace=False)]
+
+
+def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questions | None) -> Setting:
+    """Draw the sample, put it into the object store, and find its true neighbours and axes."""
+    import numpy as np
+    import ray
+
+    from rayvec.indexing import build, reductions, samples, tasks
+    from rayvec.indexing.vectors import sample_rows
+    from rayvec.schema import WINDOW
+
+    corpus = build.Corpus.of(dataset)
+    drawn = sample_rows(corpus.count, config.sample, config.seed)
+    judged, questions = _judged(corpus, questions)
+    rows = np.union1d(drawn, np.array(sorted(judged), np.int64))
+    held_out = drawn[sample_rows(len(drawn), min(HELD_OUT, max(1, len(drawn) // 4)), config.seed + 1)]
+    _say(f"sampling {len(rows):,} of {corpus.count:,} vectors")
+    vectors_ND = ray.put(build.take(corpus, rows))
+    own = np.searchsorted(rows, held_out)
+    asked = questions.vectors if questions else None
+    sample = tasks.start(samples.sample_of, vectors_ND, own, asked, cpus=tasks.node_cpus())
+    return Setting(
+        config=config,
+        dim=dataset.dim,
+        count=corpus.count,
+        sampled=len(rows),
+        depth=DEPTH_OF_WINDOWS if build.columns(corpus, [WINDOW]) else DEPTH,
+        sample=sample,
+        axes=tasks.start(reductions.axes_of, sample, cpus=tasks.node_cpus()),
+        questions=questions,
+        names=[judged.get(int(row), f"row {row}") for row in rows],
+    )
+
+
+def _judged(corpus: Corpus, questions: Questions | None) -> tuple[dict[int, str], Questions | None]:
+    """The rows of the judged documents, and the queries of which one that is relevant is there."""
+    from rayvec.indexing.judged import rows_of
+
+    if questions is None:
+        return {}, None
+    rows = rows_of(corpus.parts, frozenset(name for judged in questions.qrels.values() for name in judged))
+    there = set(rows.values())
+    answered = [
+        any(score > 0 and name in there for name, score in questions.qrels[query].items()) for query in questions.ids
+    ]
+    if not any(answered):
+        raise UserError(
+            "no document that the qrels call relevant is in the embeddings; check that the ids are the same"
+        )
+    ids = [query for query, flag in zip(questions.ids, answered, strict=True) if flag]
+    return rows, Questions(ids, questions.vectors[answered], {query: questions.qrels[query] for query in ids})
+
+
+def _compare_dimensions(setting: Setting, dims: Sequence[int]) -> tuple[list[dict[str, Any]], list[float]]:
+    """Exact search in fewer dimensions, each way; and the curve of explained variance."""
+    from rayvec.indexing import reductions, tasks
+
+    begin = time.perf_counter()
+    numbers = sorted({*dims, *reductions.DIMENSIONS}, reverse=True)
+    tried = reductions.smaller(setting.dim, setting.sampled - HELD_OUT, numbers)
+    kept, explained = tasks.one(_compared, setting.sample, setting.axes, tried, setting.depth, cpus=tasks.node_cpus())
+    _say(f"{len(tried)} smaller numbers of dimensions compared in {time.perf_counter() - begin:.1f} s")
+    rows = [{"way": k.way, "dimensions": k.dimensions, "recall@10": round(k.recall, 4)} for k in kept]
+    if setting.questions is not None:
+        rows = [{**row, "ndcg@10": round(_ndcg(setting, k.found), 4)} for row, k in zip(rows, kept, strict=True)]
+    return rows, explained
+
+
+def _compared(sample: Sample, axes: Axes, dims: list[int], depth: int) -> tuple[list[Kept], list[float]]:
+    from rayvec.indexing import reductions
+
+    return reductions.compare(sample, axes, dims, reductions.WAYS, depth), axes.explained.tolist()
+
+
+def _ndcg(setting: Setting, found: npt.NDArray[np.int64]) -> float:
+    from rayvec.evaluation.retrieval import evaluate
+
+    assert setting.questions is not None
+    once = _documents_once(found, setting.names)
+    per_query = evaluate(once, setting.names, setting.questions.ids, setting.questions.qrels)
+    return float(per_query["ndcg@10"].mean())
+
+
+def _documents_once(found: npt.NDArray[np.int64], names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Rows of a document that stands higher already are taken out: its best window counts."""
+    import numpy as np
+
+    once = np.full_like(found, -1)
+    for i, rows in enumerate(found.tolist()):
+        # Later rows go in first, and are replaced by those that stand higher.
+        best = {names[row]: row for row in reversed(rows) if row >= 0}
+        kept = sorted(best.values(), key=rows.index)
+        once[i, : len(kept)] = kept
+    return once
+
+
+def _measure(setting: Setting, dims: Sequence[int]) -> tuple[list[Point], list[dict[str, str]]]:
+    """Every point of the grid: those that could be measured, and why the others could not."""
+    from rayvec.indexing import trials
+
+    config = setting.config
+    templates = config.factories or tuple(filter(trials.known, trials.FACTORIES))
+    points: list[Point] = []
+    failed: list[dict[str, str]] = []
+    for way, number in [("", setting.dim), *((way, number) for way in config.ways for number in dims)]:
+        begin = time.perf_counter()
+        for template, outcome in _trials(setting, way, number, templates):
+            if isinstance(outcome, Exception):
+                failed.append({"point": f"{number} {way} {template}", "error": _one_line(outcome)})
+            else:
+                points.append(_point(setting, way, number, template, outcome))
+        _say(f"{number} dimensions {way}: {len(templates)} indices tried in {time.perf_counter() - begin:.1f} s")
+    return points, failed
+
+
+def _trials(
+    setting: Setting, way: str, number: int, templates: Sequence[str]
+) -> Iterator[tuple[str, Trial | Exception]]:
+    """One task a point, a node's cores each, so that what is timed runs alone on its node."""
+    from rayvec.indexing import tasks
+
+    cpus = tasks.node_cpus()
+    reduced = tasks.start(_reduced, setting.sample, setting.axes, way, number, cpus=cpus)
+    config = setting.config
+    work = [
+        (setting.sample, reduced, template, setting.count, config.recall_target, setting.depth, config.seed, cpus)
+        for template in templates
+    ]
+    yield from zip(templates, tasks.outcomes(_trial, work, cpus=cpus, environment=ONE_THREAD), strict=True)
+
+
+def _reduced(sample: Sample, axes: Axes, way: str, number: int) -> tuple[Projection | None, Any]:
+    from rayvec.indexing import reductions
+
+    if not way:
+        return None, sample.vectors
+    projection = reductions.project(way, number, sample, axes)
+    return projection, projection(sample.vectors)
+
+
+def _trial(
+    sample: Sample, reduced: tuple[Projection | None, Any], template: str, count: int, target: float, depth: int,
+    seed: int, cpus: int,
+) -> Trial:  # fmt: skip
+    from rayvec.indexing import tasks, trials
+
+    projection, vectors_NR = reduced
+    return trials.run(sample, vectors_NR, projection, template, count, target, depth, seed, threads=tasks.threads(cpus))
+
+
+def _point(setting: Setting, way: str, number: int, template: str, trial: Trial) -> Point:
+    from rayvec.indexing import trials
+
+    slower = trials.slowdown(trial.kind, setting.sampled, setting.count)
+    return Point(
+        way=way,
+        dimensions=number,
+        template=template,
+        factory=trials.named(template, setting.count),
+        bytes_per_vector=round(trial.bytes / setting.count, 2),
+        recall=round(trial.recall, 4),
+        ndcg=round(_ndcg(setting, trial.found), 4) if setting.questions is not None else None,
+        queries_per_second=round(trial.queries_per_second, 1),
+        queries_per_second_of_all=round(trial.queries_per_second / slower, 1),
+        build_seconds=round(trial.build_seconds, 2),
+        search=trial.search,
+        fidelity=round(trial.fidelity, 4),
+    )
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, RayvecError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+
+
+def _report(
+    setting: Setting, dataset: EmbeddingsDataset, kept: list[dict[str, Any]], points: list[Point],
+    failed: list[dict[str, str]], seconds: float,
+) -> Report:  # fmt: skip
+    config = setting.config
+    if not points:
+        raise UserError(f"no point of the grid could be measured; the first failed so: {failed[0]['error']}")
+    best = _advice.recommended(points, config.recall_target)
+    chosen = best or max(points, key=lambda point: point.recall)
+    return {
+        "vectors": setting.count,
+        "dimensions": setting.dim,
+        "sample": setting.sampled,
+        "queries": min(HELD_OUT, setting.sampled),
+        "judged_queries": len(setting.questions.ids) if setting.questions else 0,
+        "recall_target": config.recall_target,
+        "reached": best is not None,
+        "recommended": chosen.to_json(),
+        "bytes": round(chosen.bytes_per_vector * setting.count),
+        "cores": os.cpu_count(),
+        "points": [point.to_json() for point in points],
+        "failed": failed,
+        "fewer_dimensions": kept,
+        "seconds": round(seconds, 1),
+        "output": config.output,
+        "next": _advice.command(config, str(dataset.manifest["encoder"]), chosen),
+    }
+
+
+def _write(
+    setting: Setting, report: Report, points: list[Point], kept: list[dict[str, Any]], explained: list[float]
+) -> None:
+    from rayvec.evaluation import trade_offs
+
+    config = setting.config
+    place = partial(storage.join, config.output)
+    storage.write_json(place(JSON), report)
+    storage.write_bytes(place(PAGE), _advice.page(report).encode())
+    marked = _advice.marked(points)
+    best = next((i for i, point in enumerate(marked) if point.to_json() == report["recommended"]), None)
+    title = f"{setting.count:,} vectors of {setting.dim} dimensions, measured on {setting.sampled:,}"
+    trade_offs.draw_choices(
+        _advice.choices(marked), config.recall_target, best, "recall@10 against exact search", title, place(PICTURE)
+    )
+    recalls: dict[str, dict[int, float]] = {}
+    for row in kept:
+        if row["way"]:
+            recalls.setdefault(row["way"], {})[row["dimensions"]] = row["recall@10"]
+    trade_offs.draw_dimensions(explained, recalls, place(CURVE))
+
+
+def render(report: Report) -> str:
+    """What the shell shows: the points worth having, and the recommendation."""
+    return _advice.summary(report)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"advise: {line}\n")
