@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, field_validator
 
 from pipelines._ray import ray_session
 from pipelines.index import DELTA, bytes_by_use, timed
@@ -51,6 +51,14 @@ class UpdateConfig(Config):
     delete: str | tuple[str, ...] = ""
     #: Of the sample for the proof.
     seed: NonNegativeInt = 0
+
+    @field_validator("delete", mode="before")
+    @classmethod
+    def _numbers_are_ids_too(cls, value: Any) -> Any:
+        """YAML reads 12 as a number; in a list of ids it is one."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(str(id_) if type(id_) is int else id_ for id_ in value)
 
 
 @dataclass(frozen=True)

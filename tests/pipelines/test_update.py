@@ -69,6 +69,12 @@ def test_ids_to_delete_come_from_a_file(model: Model, tmp_path: Path) -> None:
     check(model)
 
 
+def test_numbers_in_a_list_of_ids_are_ids() -> None:
+    assert UpdateConfig.parse({"delete": [12, "a"]}).delete == ("12", "a")
+    with pytest.raises(UserError, match="delete"):
+        UpdateConfig.parse({"delete": [1.5]})
+
+
 def test_what_is_deleted_and_embedded_in_one_update_stays_in(model: Model) -> None:
     report = model.upsert(["doc-7"], ["doc-7"])
     assert (report["documents"], report["replaced"]) == (COUNT, 1)
