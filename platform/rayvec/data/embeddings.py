@@ -180,17 +180,26 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a part. Raises VerificationError when it is missing, or a page does not match its checksum."""
     fs, path = storage.filesystem(uri)
     try:
-        return pq.read_table(
-            path, filesystem=fs, columns=columns, page_checksum_verification=True, partitioning=None, use_threads=False
-        )
+        with fs.open_input_file(path) as file:
+            return _read(file, columns, ahead=not storage.is_local(uri))
     except FileNotFoundError:
         raise VerificationError(f"{uri} is missing; restore it or build it again") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, KeyError, pa.ArrowException) as error:
         if storage.is_storage_fault(error):
             with storage.storage_errors(uri, "reading"):
                 raise
         detail = " ".join(str(error).split())
         raise VerificationError(f"{uri} cannot be read ({detail}); restore it or build it again") from None
+
+
+def _read(file: pa.NativeFile, columns: Sequence[str] | None, *, ahead: bool) -> pa.Table:
+    """Without the dataset layer of `pq.read_table`, which costs a tenth more for a part of usual size.
+
+    ahead: fetch all that will be read before it is needed, in few requests: for a bucket.
+    """
+    with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=ahead) as part:
+        table = part.read(columns=columns, use_threads=False)
+    return table if columns is None else table.select(list(columns))
 
 
 def vectors(table: pa.Table) -> vector_types.Floats:

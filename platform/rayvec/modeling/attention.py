@@ -121,7 +121,7 @@ def _gqa_option() -> dict[str, Any]:
 
 def _by_length(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, form: Form) -> Tensor:
     """The texts of each length together, without padding: one batched call a length."""
-    parts, order = [], []
+    parts = []
     for group in batch.groups:
         here = slice(group.start, group.start + group.count * group.length)
 
@@ -132,16 +132,10 @@ def _by_length(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, 
         mask_LL = form.allows(group.length)
         out_nHLD = _attend_batch(cut(q_THD), cut(k_TKD), cut(v_TKD), mask_LL, form)
         parts.append(out_nHLD.transpose(1, 2).flatten(0, 1))
-        order.append(torch.arange(here.start, here.stop) if group.index is None else group.index)
     if len(parts) == 1:
         return parts[0]
-    return torch.cat(parts)[_inverse(torch.cat(order))]
-
-
-def _inverse(order: Tensor) -> Tensor:
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    return inverse
+    out_THD = torch.cat(parts)
+    return out_THD if batch.grouped_index_T is None else out_THD[batch.grouped_index_T]
 
 
 def _padded(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, batch: PackedBatch, form: Form) -> Tensor:

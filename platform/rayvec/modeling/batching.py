@@ -74,7 +74,10 @@ class PackedBatch:
     @cached_property
     @torch.inference_mode(False)
     def groups(self) -> tuple[LengthGroup, ...]:
-        """The texts by length, for batched attention without padding; made once a pack, used in every layer."""
+        """The texts by length, for batched attention without padding; made once a pack, used in every layer.
+
+        In the order of their first tokens: in a pack that is sorted by length, that is the order of the pack.
+        """
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         groups = []
         for length in np.unique(self.lengths):
@@ -85,7 +88,17 @@ class PackedBatch:
                 flat = (starts[rows][:, None] + np.arange(length)).reshape(-1)
                 index = torch.from_numpy(flat).to(self.device)
             groups.append(LengthGroup(int(length), int(starts[rows[0]]), len(rows), index))
-        return tuple(groups)
+        return tuple(sorted(groups, key=lambda group: group.start))
+
+    @cached_property
+    @torch.inference_mode(False)
+    def grouped_index_T(self) -> Tensor | None:
+        """Where each token of the pack lies when the groups stand end to end, int64 [T]; None when it is the same."""
+        if all(group.index is None for group in self.groups):
+            return None
+        spans = ((group, torch.arange(group.start, group.start + group.count * group.length)) for group in self.groups)
+        order_T = torch.cat([span.to(self.device) if group.index is None else group.index for group, span in spans])
+        return torch.argsort(order_T)
 
     @cached_property
     @torch.inference_mode(False)

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from rayvec.modeling.backbone import Backbone
 
-# Tokens of one forward pass: enough to keep the matrix products busy, little enough for an 8B model's activations.
 #: The poolings under which a part of a text has a vector of its own.
 LATE_POOLINGS = ("mean", "weighted_mean")
-TOKEN_BUDGETS = {"cpu": 4096, "cuda": 16384}
+#: Tokens of one forward pass: enough to keep the matrix products busy. On a CPU, so few that what lies between two
+#: products stays in its caches, and its memory in the process; on a GPU an 8B model's activations must fit.
+TOKEN_BUDGETS = {"cpu": 1024, "cuda": 16384}
 
 
 @runtime_checkable
@@ -204,6 +205,7 @@ class TextEncoder(TokenizerOnly):
     def _of(cls, folder: EncoderFolder, device: str, dtype: str, token_budget: int | None) -> Self:
         from rayvec.modeling import adapters
         from rayvec.modeling.backbone import Backbone, choose_device, choose_dtype
+        from rayvec.modeling.blocked import block_weights
         from rayvec.modeling.int8 import quantize
 
         place = choose_device(device)
@@ -219,6 +221,8 @@ class TextEncoder(TokenizerOnly):
         adapters.load_merged(backbone, folder.adapters)
         if dtype == "int8":
             quantize(backbone, str(folder.weights))
+        elif place == "cpu":
+            block_weights(backbone)
         return cls(folder, backbone.eval(), token_budget)
 
     def save(self, path: str | Path, merged: bool = False) -> None:
