@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayvec.errors import UserError, VerificationError
-from rayvec.indexing import pca, shards, versions
+from rayvec.indexing import pca, shards, trial, versions
 from rayvec.indexing.documents import Documents
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.ranking import Ranking, Rows, check_k
@@ -63,6 +63,7 @@ class Index:
         folder = versions.version_folder(uri, version)
         manifest = versions.read_manifest(folder)
         versions.verify(folder, manifest)
+        trial.run(trial.candidates(folder, manifest, TRANSFORM))
         return cls(folder, manifest, threads)
 
     @property

@@ -49,7 +49,7 @@ def test_an_explicit_string_is_taken_apart(factory: str, kind: str, codec: str, 
 @pytest.mark.parametrize(
     ("factory", "names"),
     [
-        ("IVF64,PQ16", "choose one of auto"),
+        ("IVF64,PQ16x5", "choose one of auto"),
         ("flat", "choose one of auto"),
         ("", "choose one of auto"),
         ("PCA64,Flat", "set dimensions=N"),
