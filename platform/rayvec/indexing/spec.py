@@ -42,9 +42,9 @@ class Rule:
 
 #: In order: the first that fits the size, the budget, the latency and the recall is taken.
 #:
-#: Measured on one core (AVX-512): recall@10 at the most effort | bytes | ms a query where recall is .95, or at its most.
-#: 60,000 × 256 in 400 clusters: Flat 1.000 | 61 MB | 3.4; IVF512,Flat 1.000 | 62 MB | .04; IVF512_HNSW32,SQ8 .987 |
-#: 16.5 MB | .05; HNSW32 1.000 | 78 MB | .09 and three times the build; RR256,IVF512,RaBitQ4 .908 | 10 MB | .07, where
+#: Measured on one core (AVX-512): recall@10 at the most effort | bytes | ms a query where recall is .95, or its most.
+#: 60,000 × 256 in 400 clusters: Flat 1.000 | 61 MB | 3.4; IVF512,Flat 1.000 | 62 MB | .04; IVF512_HNSW32,SQ8 .987
+#: | 16.5 MB | .05; HNSW32 1.000 | 78 MB | .09 and three times the build; RR256,IVF512,RaBitQ4 .908 | 10 MB | .07, where
 #: SQ4 has .764. RaBitQ of one bit has .526 alone, and refined by SQ8 .974 | 3.7 MB + 15 MB mapped | .05; PQ64x4fs has
 #: .315 alone, and refined by whole vectors .967 | 3.3 MB + 61 MB mapped | .06; OPQ32 gains it nothing for 84 s of
 #: training. So RaBitQ, which learns nothing, comes before PQ and OPQ; its bits are what the budget gives, and it is

@@ -1,4 +1,4 @@
-"""Every kind of index: its size is foretold, dropped rows stay away, pieces make the same index, strangers are refused."""
+"""Every kind of index: size foretold, dropped rows stay away, pieces make the same index, strangers are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VECTORS = random_vectors(COUNT, DIM)
 QUERIES = random_vectors(6, DIM, seed=5)
 KINDS = (
     "Flat", "SQ8", "SQ6", "SQ4", "SQfp16", "SQbf16", "RaBitQ", "RaBitQ4", "RR32,RaBitQ2", "SQ4,RFlat",
-    "IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16_HNSW8,SQ8", "IVF16,PQ8", "IVF16_HNSW8,PQ8x4fs",
+    "IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16_HNSW8,SQ8", "IVF16,PQ4", "IVF16_HNSW8,PQ8x4fs",
     "IVF16,PQ16x4fsr", "IVF16,PQ16x4fs,RFlat", "OPQ8_16,IVF16,PQ8x4fs,Refine(SQ8)", "IVF16,SQ8,Refine(SQfp16)",
     "IVF16,RaBitQ", "IVF16_HNSW8,RaBitQ5", "IVF16,RaBitQfs", "IVF16,RaBitQfs4", "RR32,IVF16,RaBitQ,Refine(SQ8)",
     "RR32,IVF16_HNSW8,RaBitQfs2,Refine(SQfp16)", "HNSW16", "HNSW8,SQ8", "HNSW8,SQ4,RFlat",
@@ -118,7 +118,7 @@ def test_pieces_merged_in_order_find_what_one_piece_finds(factory: str, folder: 
         assert np.mean(x.rows == y.rows) > 0.99  # what ties with another may change places
 
 
-@pytest.mark.parametrize("factory", ["IVF16_HNSW8,SQ8", "RR32,IVF16_HNSW8,RaBitQ2", "OPQ8,IVF16,PQ8x4fs", "HNSW16"])
+@pytest.mark.parametrize("factory", ["IVF16_HNSW8,SQ8", "RR32,IVF16_HNSW8,RaBitQ2", "IVF16,PQ8x4fs"])
 def test_training_gives_the_same_bytes_on_any_number_of_threads(factory: str) -> None:
     chosen = spec.choose(factory, COUNT, DIM)
     found = []
@@ -142,22 +142,28 @@ def test_vectors_whose_lists_were_found_beforehand_make_the_same_index(factory: 
 
 
 def foreign(path: Path, factory: str) -> None:
-    index = layers.faiss.index_factory(DIM, factory, layers.faiss.METRIC_INNER_PRODUCT)
+    """A file of an index that FAISS builds and we do not; LSH has no inner product, so it is wrapped by hand."""
+    faiss = layers.faiss
+    if "LSH" in factory:
+        base = faiss.IndexLSH(DIM, 16)
+        index = base if factory == "LSH" else faiss.IndexRefineFlat(base)
+    else:
+        index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
     index.train(VECTORS)
     index.add(VECTORS)
-    layers.faiss.write_index(index, str(path))
+    faiss.write_index(index, str(path))
 
 
 @pytest.mark.parametrize(
     ("factory", "names"),
     [
         ("LSH", "of a kind"),
-        ("PQ8", "of a kind"),
-        ("OPQ8,PQ8", "holds IndexPQ"),
+        ("PQ4x4fs", "of a kind"),
+        ("RR32,PQ4x4fs", "holds IndexPQFastScan"),
         ("PCA16,Flat", "holds PCAMatrix"),
-        ("PQ8,RFlat", "holds IndexPQ"),
-        ("IVF16,SQ8,Refine(PQ8)", "holds IndexPQ"),
-        ("RR32,LSH,RFlat", "holds IndexLSH"),
+        ("RR32,RR32,SQ8", "2 transforms"),
+        ("SQ8,Refine(RaBitQ)", "holds IndexRaBitQ"),
+        ("LSH,RFlat", "holds IndexLSH"),
         ("IVF16(IVF4,Flat),Flat", "holds IndexIVFFlat"),
     ],
 )
