@@ -346,5 +346,5 @@ def _prove(entries: list[JsonObject], folder: Path, dim: int, probes: list[proof
         return [Shard.read(folder / e["file"], start=e["start"], rows=e["rows"], dim=dim) for e in entries]
 
     found = proof.prove(read(), probes, target)
-    resident = proof.resident(read, probes[-1].queries, found["search"])
+    resident = proof.resident(read, [folder / e["file"] for e in entries], probes[-1].queries, found["search"])
     return {"k": proof.K, "queries": len(probes[0].own), "target": target, **found, "resident": resident}

@@ -10,7 +10,6 @@ Shapes: Q queries, W places of the wide exact ranking, D dimensions.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,17 +156,27 @@ def latency(parts: list[Shard], queries_QD: Vectors, effort: Effort, k: int) -> 
     return {"p50": round(float(np.median(times)), 4), "p95": round(float(np.quantile(times, 0.95)), 4)}
 
 
-def resident(read: Callable[[], list[Shard]], queries_QD: Vectors, search: dict[str, int]) -> int:
-    """Bytes of memory that the shards take, once they are read and these queries were searched.
+def resident(
+    read: Callable[[], list[Shard]], files: Sequence[Path], queries_QD: Vectors, search: dict[str, int]
+) -> int:
+    """Bytes of memory that the shards in these files take, once they are read and these queries were searched.
 
     Pages of mapped files count as soon as they are touched; the system may take them back.
     """
-    before = _resident_bytes()
+    names = {str(path) for path in files}
+    before = _resident_bytes(names)
     parts = read()
     shards.search(parts, queries_QD, min(K, sum(shard.count for shard in parts)), Effort(**search))
-    return max(0, _resident_bytes() - before)
+    return max(0, _resident_bytes(names) - before)
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def _resident_bytes(names: set[str]) -> int:
+    """Bytes in memory: this process's own, and those it maps of the files of these names."""
+    total, wanted = 0, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split(maxsplit=5)
+        if not words[0].endswith(":"):
+            wanted = "Rss:" if len(words) == 6 and words[5] in names else "Anonymous:"
+        elif words[0] == wanted:
+            total += int(words[1]) * 1024
+    return total

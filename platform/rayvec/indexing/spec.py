@@ -53,20 +53,20 @@ class Rule:
 AUTO_TABLE: tuple[Rule, ...] = (
     Rule(64e6, "Flat", 1.0, "{size} of vectors are searched exactly in about {scan} ms a query on one core"),
     Rule(4e9, "IVF{lists},Flat", 1.0, "{size} of vectors are too many to scan for each query; {lists} ≈ 4·√n lists"),
-    Rule(math.inf, "IVF{lists}{graph},SQfp16", 0.999, "{size} of vectors: 16-bit codes take half of the memory"),
+    Rule(math.inf, "IVF{lists}{graph},SQfp16", 1.0, "{size} of vectors: 16-bit codes take half of the memory"),
     Rule(math.inf, "IVF{lists}{graph},SQ8", 0.97, "{size} of vectors: 8-bit codes take a quarter of the memory"),
     *(
         Rule(
             math.inf,
             f"RR{{dim}},IVF{{lists}}{{graph}},RaBitQ{bits},Refine({{stored}})",
-            0.999,
+            1.0,
             f"{{size}} of vectors: {bits or 1}-bit RaBitQ codes stay in memory, and their best are compared again with "
             "{stored} vectors on disk",
         )
         for bits in ("4", "2", "")
     ),
 )
-#: Without a budget 16-bit codes are for recall that 8-bit ones do not reach.
+#: Targets above this want 16-bit codes.
 SQ8_REACHES = 0.97
 SCAN_BYTES_A_MS = 25e6
 #: The share of the lists that is probed for recall .95 (measured: 1 % to 5 %, and more for few vectors).
@@ -99,7 +99,7 @@ def choose(
         raise UserError("there are no vectors to index: the embeddings hold 0 rows; embed some documents first")
     if factory != AUTO:
         return _explicit(factory, count, dim, memory_budget)
-    found = [spec for _, spec in _candidates(count, dim, recall_target)]
+    found = list(_candidates(count, dim, recall_target, memory_budget, latency_ms))
     fitting = [spec for spec in found if _resident(spec, count, dim) <= (memory_budget or math.inf)]
     if not fitting:
         _refuse_budget(found, count, dim, memory_budget or 0)
@@ -110,8 +110,6 @@ def choose(
             f"latency_ms = {latency_ms}: the fastest index here, {best.factory}, is expected to take "
             f"{expected_ms(best, count, dim):.2g} ms a query on one core; raise latency_ms, or set dimensions=N for PCA"
         )
-    if memory_budget is None and latency_ms is None:
-        return _by_size(count, dim, recall_target)
     return _with_limits(quick[0], count, dim, memory_budget, latency_ms)
 
 
@@ -132,32 +130,35 @@ def expected_ms(spec: Spec, count: int, dim: int) -> float:
     return (PROBED * codes + 4 * dim * centroids) / SCAN_BYTES_A_MS + (REFINE_MS if spec.refine else 0)
 
 
-def _candidates(count: int, dim: int, recall_target: float) -> Iterator[tuple[Rule, Spec]]:
-    """The rows of the table that can reach the recall, as indices for so many vectors."""
+def _candidates(
+    count: int, dim: int, recall_target: float, memory_budget: int | None, latency_ms: float | None
+) -> Iterator[Spec]:
+    """The rows of the table that can reach the recall and are meant for so many vectors, in order."""
     lists = usual_centroids(count)
     size = count * dim * 4
     words = {
         "size": human_bytes(size), "scan": f"{size / SCAN_BYTES_A_MS:.1f}", "lists": lists, "dim": dim,
         "graph": "_HNSW32" if lists >= CENTROIDS_FOR_A_GRAPH else "",
-        "stored": "SQ8" if recall_target <= SQ8_REACHES - 0.01 else "SQfp16",
+        "stored": "SQ8" if recall_target < SQ8_REACHES else "SQfp16",
     }  # fmt: skip
     for rule in AUTO_TABLE:
-        if rule.reaches >= recall_target:
-            yield rule, parse(rule.template.format(**words), rule.why.format(**words))
+        spec = parse(rule.template.format(**words), rule.why.format(**words))
+        # A latency says how long a scan may take, and a budget how much memory lists may: the table's own limits go.
+        limited = latency_ms is None if spec.kind == "flat" else memory_budget is None
+        meant = rule.reaches >= recall_target and not (limited and size > rule.up_to_bytes)
+        if meant and (memory_budget is not None or _is_usual(spec, recall_target)):
+            yield spec
 
 
-def _by_size(count: int, dim: int, recall_target: float) -> Spec:
-    size = count * dim * 4
-    usual = [(rule, spec) for rule, spec in _candidates(count, dim, recall_target) if not spec.refine]
-    # Where 8-bit codes reach the target they come before 16-bit ones, which take twice the memory.
-    if recall_target <= SQ8_REACHES:
-        usual = [(rule, spec) for rule, spec in usual if spec.codec != "SQfp16"]
-    fitting = [spec for rule, spec in usual if size <= rule.up_to_bytes]
-    return fitting[0] if fitting else usual[-1][1]
+def _is_usual(spec: Spec, recall_target: float) -> bool:
+    """Whether an index is taken without a budget: not one that lies on disk in part, nor one larger than it need be."""
+    return not spec.refine and (spec.codec != "SQfp16" or recall_target > SQ8_REACHES)
 
 
 def _with_limits(spec: Spec, count: int, dim: int, memory_budget: int | None, latency_ms: float | None) -> Spec:
     said = []
+    if memory_budget is None and latency_ms is None:
+        return spec
     if memory_budget is not None:
         said.append(f"{human_bytes(_resident(spec, count, dim))} of a budget of {human_bytes(memory_budget)}")
     if latency_ms is not None:

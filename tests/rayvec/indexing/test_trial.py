@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
+import itertools
+import os
 import random
 import shutil
 import subprocess
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import VerificationError
-from rayvec.indexing import pca, shards, spec, trial
+from rayvec.indexing import pca, shards, spec, trial, versions
 from rayvec.indexing.layers import faiss
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.trial import Candidate
@@ -42,13 +45,6 @@ def candidate(path: Path, rows: int = COUNT, dim: int = DIM, sha256: str = "") -
     return Candidate(path, rows, dim, sha256 or path.read_bytes().hex()[:64])
 
 
-def links(path: Path) -> tuple[int, int]:
-    """Where the graph's links lie in a file, and how many bytes they take."""
-    index = faiss.read_index(str(path))
-    neighbors = faiss.vector_to_array(index.hnsw.neighbors).tobytes()
-    return path.read_bytes().index(neighbors), len(neighbors)
-
-
 def test_a_good_file_passes_and_is_tried_once(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial.run([candidate(good)])
     monkeypatch.setattr(sys, "executable", "/nowhere")
@@ -57,39 +53,53 @@ def test_a_good_file_passes_and_is_tried_once(good: Path, monkeypatch: pytest.Mo
         trial.run([candidate(good, sha256="another")])
 
 
-def test_links_out_of_range_crash_faiss_and_not_us(graph: Path, tmp_path: Path) -> None:
-    start, size = links(graph)
-    data = bytearray(graph.read_bytes())
-    data[start : start + size] = b"\x77\x77\x77\x77" * (size // 4)
-    bad = tmp_path / "bad.faiss"
-    bad.write_bytes(data)
-    with pytest.raises(VerificationError, match=r"bad\.faiss"):
-        trial.run([candidate(bad)])
+@pytest.fixture(scope="module")
+def deadly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with one byte of its header changed, which ends plain FAISS with a signal.
+
+    Found by changing bytes at random: FAISS checks most numbers, but not how many bits a RaBitQ code has.
+    """
+    folder = tmp_path_factory.mktemp("deadly")
+    chosen = spec.choose("RaBitQ4", COUNT, DIM)
+    shards.fill(shards.train(chosen, DIM, VECTORS, seed=0), [VECTORS], folder / "whole")
+    data = (folder / "whole").read_bytes()
+    bad = folder / "bad.faiss"
+    for position, value in itertools.product(range(40, 60), (255, 127, 1)):
+        bad.write_bytes(data[:position] + bytes([value]) + data[position + 1 :])
+        if _plain_faiss(bad) < 0:
+            return bad
+    raise AssertionError("FAISS survives every one of these files; find others")
 
 
-def test_the_file_that_crashes_is_named_and_not_those_before_it(good: Path, graph: Path, tmp_path: Path) -> None:
-    start, size = links(graph)
-    data = bytearray(graph.read_bytes())
-    data[start : start + size] = b"\x77\x77\x77\x77" * (size // 4)
-    bad = tmp_path / "bad.faiss"
-    bad.write_bytes(data)
-    with pytest.raises(VerificationError, match=r"bad\.faiss"):
-        trial.run([candidate(good, sha256="again"), candidate(bad), candidate(graph)])
+def _plain_faiss(path: Path) -> int:
+    """The status of a process that reads and searches a file; a fork, so that sixty of them take no time."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            index.search(VECTORS[:1], 10)
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-PLAIN = """
-import sys, faiss, numpy as np
-from pathlib import Path
-index = faiss.read_index(sys.argv[1], faiss.IO_FLAG_MMAP_IFC)
-index.search(np.ones((1, index.d), np.float32), 10)
-"""
+def test_a_file_that_kills_plain_faiss_is_refused_by_name(deadly: Path) -> None:
+    with pytest.raises(VerificationError, match=r"bad\.faiss ends the process that loads it \(SIG"):
+        trial.run([candidate(deadly)])
+
+
+def test_the_file_that_crashes_is_named_and_not_those_before_it(good: Path, deadly: Path, graph: Path) -> None:
+    with pytest.raises(VerificationError, match=r"bad\.faiss ends the process"):
+        trial.run([candidate(good, sha256="again"), candidate(deadly, sha256="again"), candidate(graph)])
 
 
 def test_flipped_bytes_of_headers_never_end_this_process(good: Path, graph: Path, tmp_path: Path) -> None:
     """Random damage: what is refused is refused by name, what FAISS cannot tell from data still answers."""
     generator = random.Random(3)
     refused = 0
-    for number in range(12):
+    for number in range(8):
         source = (good, graph)[number % 2]
         data = bytearray(source.read_bytes())
         for _ in range(4):
@@ -101,22 +111,7 @@ def test_flipped_bytes_of_headers_never_end_this_process(good: Path, graph: Path
         except VerificationError as error:
             refused += 1
             assert bad.name in str(error)
-    assert refused >= 6
-
-
-def test_a_file_that_kills_plain_faiss_is_refused_by_name(graph: Path, tmp_path: Path) -> None:
-    start, size = links(graph)
-    data = bytearray(graph.read_bytes())
-    bad = tmp_path / "bad.faiss"
-    for fill in (b"\x77\x77\x77\x77", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80"):
-        data[start : start + size] = fill * (size // 4)
-        bad.write_bytes(data)
-        plain = subprocess.run([sys.executable, "-c", PLAIN, str(bad)], capture_output=True, check=False)
-        if plain.returncode < 0:
-            break
-    assert plain.returncode < 0  # a signal: FAISS did not come back
-    with pytest.raises(VerificationError, match=r"bad\.faiss ends the process that loads it \(SIG"):
-        trial.run([candidate(bad)])
+    assert refused >= 4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -148,24 +143,16 @@ def test_a_rotation_of_other_dimensions_is_refused(tmp_path: Path) -> None:
         trial.run([candidate(tmp_path / "transform.faiss", rows=0, dim=8, sha256="other")])
 
 
-def test_an_index_with_a_crashing_file_of_a_right_checksum_does_not_open(tmp_path: Path) -> None:
-    from rayvec import storage
-    from rayvec.indexing import versions
-
-    write_index(tmp_path, VECTORS, texts_for(COUNT), factory="HNSW4", search={"ef_search": 16})
-    path = tmp_path / "versions" / "v1" / "shard-00000.faiss"
-    manifest = versions.read_manifest(path.parent)
-    start, size = links(path)
-    data = bytearray(path.read_bytes())
-    data[start : start + size] = b"\x77\x77\x77\x77" * (size // 4)
-    path.write_bytes(data)
-    manifest["files"][path.name]["sha256"] = storage.sha256_file(path)
-    body = {key: value for key, value in manifest.items() if key != versions.SEAL}
-    (path.parent / versions.MANIFEST).unlink()
+def test_an_index_with_a_crashing_file_of_a_right_checksum_does_not_open(deadly: Path, tmp_path: Path) -> None:
+    write_index(tmp_path, VECTORS, texts_for(COUNT), factory="RaBitQ4")
     with versions.new_version(tmp_path) as draft:
-        shutil.copytree(path.parent, draft.folder, dirs_exist_ok=True)
-        draft.commit({key: value for key, value in body.items() if key not in ("format", "version", "files")})
-    with pytest.raises(VerificationError, match=r"shard-00000\.faiss"):
+        facts = versions.read_manifest(tmp_path / "versions" / "v1")
+        shutil.copytree(tmp_path / "versions" / "v1", draft.folder, dirs_exist_ok=True)
+        (draft.folder / versions.MANIFEST).unlink()
+        shutil.copy(deadly, draft.folder / "shard-00000.faiss")
+        kept = {key: value for key, value in facts.items() if key not in ("format", "version", "files", versions.SEAL)}
+        draft.commit(kept)
+    with pytest.raises(VerificationError, match=r"shard-00000\.faiss ends the process"):
         Index.open(tmp_path)
 
 
