@@ -114,7 +114,7 @@ def build_ours(parts: str, factory: str, folder: Path) -> dict[str, Any]:
     queries = np.concatenate([build._take(part, own, corpus.dim, True) for part in build._holding(corpus, own)])
     truth = build._truth(corpus, queries, 0, corpus.count)
     shard = shards.Shard.read(folder / "shard.faiss", start=0, rows=corpus.count, dim=corpus.dim)
-    proved = proof.prove([shard], queries, truth, own, 0.95)
+    proved = proof.prove([shard], [proof.Probe(queries, truth, own)], 0.95)
     return {"factory": chosen.factory, "rows": corpus.count, "search": proved["search"]}
 
 

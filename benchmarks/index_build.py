@@ -92,7 +92,7 @@ def prove(corpus: build.Corpus, vectors: np.ndarray[Any, Any], path: Path) -> di
     own = sample_rows(corpus.count, proof.QUERIES, 1)
     truth = shards.exact([(0, vectors)], vectors[own], proof.WIDE)
     shard = shards.Shard.read(path, start=0, rows=corpus.count, dim=corpus.dim)
-    return proof.prove([shard], vectors[own], truth, own, 0.95)
+    return proof.prove([shard], [proof.Probe(vectors[own], truth, own)], 0.95)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ from pipelines._ray import ray_session
 from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.errors import UserError, VerificationError
+from rayvec.errors import MismatchError, UserError, VerificationError
 from rayvec.indexing import spec, versions
-from rayvec.indexing.spec import AUTO
+from rayvec.indexing.spec import AUTO, Spec
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing.build import Corpus
+    from rayvec.indexing.estimate import Estimate
     from rayvec.indexing.pca import Axes
     from rayvec.indexing.segments import Source
     from rayvec.indexing.versions import Draft
@@ -41,8 +42,12 @@ class IndexConfig(Config):
     embeddings: str = ""
     #: Where the versions of the index go: a local or mounted folder.
     output: str = ""
-    #: "auto", or a FAISS factory string such as "Flat", "IVF1024,SQ8" or "HNSW32".
+    #: "auto", or a FAISS factory string such as "Flat", "IVF1024,SQ8", "HNSW32" or "RR768,IVF4096,RaBitQ,Refine(SQ8)".
     factory: str = AUTO
+    #: Memory that searching may keep, such as "4GB"; vectors for refinement are mapped from disk and do not count.
+    memory_budget: int | str | None = None
+    #: Milliseconds that a query may take on one core, as estimated; "auto" chooses by it.
+    latency_ms: float | None = Field(default=None, gt=0)
     #: Dimensions to keep; all of them when null.
     dimensions: PositiveInt | None = None
     #: Which: those of most variance by PCA, or the first, of an encoder trained for that (Matryoshka).
@@ -51,6 +56,8 @@ class IndexConfig(Config):
     whiten: bool = False
     #: recall@10 against exact search that the index must reach; a build that cannot publishes nothing.
     recall_target: float = Field(default=0.95, gt=0, le=1)
+    #: Embeddings of queries by the same encoder; recall is proved for them too, and both must reach the target.
+    queries: str = ""
     #: Whether to build BM25 over the same documents, for hybrid search; over which columns, and which Snowball stemmer.
     lexical: bool = True
     lexical_columns: tuple[str, ...] = Field(default=(ID, TITLE, TEXT), min_length=1)
@@ -66,6 +73,11 @@ class IndexConfig(Config):
     @classmethod
     def _known_factory(cls, factory: str) -> str:
         return spec.check_factory(factory)
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _bytes(cls, budget: int | str | None) -> int | None:
+        return None if budget is None else spec.parse_bytes(budget)
 
     @model_validator(mode="after")
     def _whitening_needs_axes(self) -> IndexConfig:
@@ -88,14 +100,16 @@ def index(config: IndexConfig) -> Report:
         if not getattr(config, key):
             raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
     dataset = EmbeddingsDataset.open(config.embeddings)
+    queries = _queries(config, dataset)
     versions.local_folder(config.output)
-    recipe, source = _recipe(config, dataset), Source.of(dataset)
+    recipe, source = _recipe(config, dataset, queries), Source.of(dataset)
     live = None if config.rebuild else _live(config.output, recipe, source)
     if live is not None:
         return _report(config, live, {}, reused=True)
     seconds: dict[str, float] = {}
     with versions.new_version(config.output) as draft, ray_session():
-        facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds)
+        asked = Corpus.of(queries) if queries else None
+        facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds, asked)
         manifest = draft.commit({**recipe, **facts, **one_segment(facts, [source])})
     report = _report(config, manifest, seconds, reused=False)
     storage.write_bytes(storage.join(config.output, "config.yaml"), config.to_yaml().encode())
@@ -103,16 +117,51 @@ def index(config: IndexConfig) -> Report:
     return report
 
 
+def _queries(config: IndexConfig, dataset: EmbeddingsDataset) -> EmbeddingsDataset | None:
+    """The embeddings of queries, if any are given. Raises MismatchError unless the same encoder made them."""
+    from rayvec.data.embeddings import EmbeddingsDataset
+
+    if not config.queries:
+        return None
+    found = EmbeddingsDataset.open(config.queries)
+    dataset.fingerprint.require(found.fingerprint, mine=dataset.uri, theirs=found.uri)
+    if found.dim != dataset.dim:
+        raise MismatchError(f"{found.uri} holds vectors of {found.dim} dimensions, and {dataset.uri} of {dataset.dim}")
+    if not found.count:
+        raise UserError(f"queries = {config.queries!r} holds no vectors; embed some queries first, or leave it out")
+    return found
+
+
+def _choose(config: IndexConfig, count: int, dim: int) -> Spec:
+    return spec.choose(
+        config.factory,
+        count,
+        dim,
+        memory_budget=int(config.memory_budget) if config.memory_budget is not None else None,
+        latency_ms=config.latency_ms,
+        recall_target=config.recall_target,
+    )
+
+
 def build_version(
-    config: IndexConfig, corpus: Corpus, payload: list[str], draft: Draft, seconds: dict[str, float]
+    config: IndexConfig,
+    corpus: Corpus,
+    payload: list[str],
+    draft: Draft,
+    seconds: dict[str, float],
+    asked: Corpus | None = None,
 ) -> JsonObject:
-    """Fill the draft's folder. Returns what the manifest says of it, but for the segment."""
+    """Fill the draft's folder. Returns what the manifest says of it, but for the segment. asked: vectors of queries."""
     from rayvec.indexing import build, pca
     from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
+    from rayvec.indexing.tasks import Clock
 
-    spec.choose(config.factory, corpus.count, corpus.dim)
+    # What cannot be is refused before hours of work; dimensions that PCA will cut are counted as cut.
+    _choose(config, corpus.count, min(config.dimensions or corpus.dim, corpus.dim))
     with timed(seconds, "check"):
         build.check(corpus)
+        if asked:
+            build.check(asked)
     axes = None
     if config.dimensions is not None:
         with timed(seconds, config.reduce):
@@ -120,11 +169,15 @@ def build_version(
             corpus = build.reduce(corpus, config.dimensions, method=config.reduce, whiten=config.whiten, found=axes)
     if corpus.projection:
         pca.save(corpus.projection, draft.folder / TRANSFORM)
-    chosen = spec.choose(config.factory, corpus.count, corpus.dim_index)
+    chosen = _choose(config, corpus.count, corpus.dim_index)
+    shards, clock = build.shard_count(corpus, chosen, config.shards), Clock()
+    expected = build.expect(corpus, chosen, shards)
+    _say(f"{chosen.factory}: {chosen.why}")
+    _say(f"expecting {_words(expected)}")
     with timed(seconds, "train"):
-        trained, sample = build.train(corpus, chosen, config.seed)
+        trained, sample = build.train(corpus, chosen, config.seed, clock)
     with timed(seconds, "fill"):
-        entries = build.fill(corpus, trained, build.shard_count(corpus, chosen, config.shards), draft.folder)
+        entries = build.fill(corpus, chosen, trained, shards, draft.folder, clock)
     with timed(seconds, "documents"):
         build.write_documents(corpus, payload, draft.folder / DOCUMENTS)
     lexical = None
@@ -132,7 +185,7 @@ def build_version(
         with timed(seconds, "lexical"):
             lexical = build.write_lexical(corpus, config.lexical_columns, config.stemmer, draft.folder / LEXICAL)
     with timed(seconds, "prove"):
-        proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed)
+        proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed, asked)
     if corpus.projection:
         with timed(seconds, "dimensions"):
             proof["fewer_dimensions"] = _fewer_dimensions(config, corpus, axes)
@@ -148,6 +201,14 @@ def build_version(
         "trained_on": len(sample),
         "shards": entries,
         "search": proof.pop("search"),
+        "cost": {
+            "estimated": expected.as_dict(),
+            "actual": {
+                "bytes": sum((draft.folder / entry["file"]).stat().st_size for entry in entries),
+                "resident": proof.pop("resident"),
+                "cpu_seconds": round(clock.seconds, 3),
+            },
+        },
         "proof": proof,
         "lexical": lexical,
         "seconds": seconds,
@@ -187,15 +248,16 @@ def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None) ->
     return [{"way": row.way, "dimensions": row.dimensions, "recall@10": round(row.recall, 4)} for row in kept]
 
 
-def _recipe(config: IndexConfig, dataset: EmbeddingsDataset) -> JsonObject:
-    """What decides the index beside the embeddings: the configuration, and what it says of them."""
-    settings = config.model_dump(mode="json", exclude={"embeddings", "output", "rebuild"})
+def _recipe(config: IndexConfig, dataset: EmbeddingsDataset, queries: EmbeddingsDataset | None) -> JsonObject:
+    """What decides the index beside the embeddings: the configuration, the queries, and what it says of them."""
+    settings = config.model_dump(mode="json", exclude={"embeddings", "output", "rebuild", "queries"})
     return {
         "encoder": dataset.manifest["encoder"],
         "fingerprint": dataset.fingerprint.model_dump(),
         "payload": dataset.payload,
         "dtype": dataset.manifest["dtype"],
         "config": settings,
+        "queries": storage.sha256_bytes(storage.to_json(queries.manifest)) if queries else None,
     }
 
 
@@ -232,9 +294,11 @@ def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float]
         "why": manifest["why"],
         "search": manifest["search"],
         "recall@10": proof["recall"],
+        "recall@10_of_queries": proof.get("recall_of_queries"),
         "recall@10_of_reduction": proof.get("recall_of_reduction"),
         "recall@10_in_dimensions": _in_dimensions(proof),
         "latency_ms": proof["latency_ms"],
+        "cost": manifest["cost"],
         "bytes": bytes_by_use(manifest),
         "seconds": seconds,
         "output": config.output,
@@ -261,10 +325,21 @@ def _in_dimensions(proof: JsonObject) -> dict[str, dict[str, float]]:
     return found
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(f"index: {line}\n")
+
+
+def _words(expected: Estimate) -> str:
+    return (
+        f"{spec.human_bytes(expected.bytes)} on disk, {spec.human_bytes(expected.resident)} in memory, "
+        f"about {expected.cpu_seconds:.0f} CPU-seconds to train and fill"
+    )
+
+
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Write down how long a stage takes, and tell it."""
     start = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - start, 3)
-    sys.stderr.write(f"index: {stage} done in {seconds[stage]:.1f} s\n")
+    _say(f"{stage} done in {seconds[stage]:.1f} s")

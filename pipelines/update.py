@@ -280,12 +280,15 @@ def _add_segment(
 
 def _fill(corpus: Corpus, place: Path) -> list[JsonObject]:
     from rayvec.indexing import build
+    from rayvec.indexing.estimate import estimate
+    from rayvec.indexing.tasks import Clock
 
     chosen = spec.choose("Flat", corpus.count, corpus.dim_index)
-    if chosen.bytes(corpus.count, corpus.dim_index) > FLAT_BYTES:
+    if estimate(chosen, corpus.count, corpus.dim_index).bytes > FLAT_BYTES:
         chosen = spec.choose("SQfp16", corpus.count, corpus.dim_index)
-    trained, _ = build.train(corpus, chosen, 0)
-    return build.fill(corpus, trained, build.shard_count(corpus, chosen, 0), place)
+    clock = Clock()
+    trained, _ = build.train(corpus, chosen, 0, clock)
+    return build.fill(corpus, chosen, trained, build.shard_count(corpus, chosen, 0), place, clock)
 
 
 def _write_lexical(folder: Path, manifest: JsonObject, corpus: Corpus, place: Path) -> bool:

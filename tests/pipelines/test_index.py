@@ -12,9 +12,10 @@ import pytest
 from pipelines.index import IndexConfig, index
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
-from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
-from rayvec.indexing import build, versions
+from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
+from rayvec.indexing import build, shards, spec, versions
 from rayvec.indexing.searcher import Index
+from rayvec.indexing.tasks import Clock
 from rayvec.indexing.vectors import unit
 from rayvec.storage import Fingerprint
 from tests.artifacts import fingerprint, random_vectors, texts_for, write_embeddings
@@ -112,6 +113,67 @@ def test_axes_of_a_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch,
     assert (whole.count, some.count) == (COUNT, 20 * DIM)
     assert some.explained[:16] == pytest.approx(whole.explained[:16], abs=0.05)
     assert build.axes(corpus).variances == pytest.approx(some.variances, rel=1e-12)  # the same sample again
+
+
+def test_codes_are_refined_with_stored_vectors_until_the_target_is_reached(embeddings: Path, tmp_path: Path) -> None:
+    report = index(config(embeddings, tmp_path, factory="RR32,IVF16,RaBitQ,RFlat", recall_target=0.97, lexical=False))
+    assert report["recall@10"] >= 0.97
+    assert set(report["search"]) == {"nprobe", "k_factor"} and report["search"]["k_factor"] > 1
+    opened = Index.open(tmp_path, threads=1)
+    assert opened.dense(VECTORS[::50], k=1).rows[:, 0].tolist() == list(range(0, COUNT, 50))
+    estimated, actual = report["cost"]["estimated"], report["cost"]["actual"]
+    assert estimated["bytes"] == pytest.approx(actual["bytes"], rel=0.1)
+    assert estimated["cpu_seconds"] > 0 and actual["cpu_seconds"] > 0 and actual["resident"] > 0, report["cost"]
+
+
+def test_codes_too_coarse_for_the_target_publish_nothing(embeddings: Path, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"under the target 0\.95: nothing was published.*refinement"):
+        index(config(embeddings, tmp_path, factory="IVF16,RaBitQ", lexical=False))
+
+
+def test_recall_is_proved_for_the_users_queries_too(embeddings: Path, tmp_path: Path) -> None:
+    queries = write_embeddings(tmp_path / "queries", random_vectors(40, DIM, seed=8), texts_for(40), parts=2)
+    report = index(config(embeddings, tmp_path / "out", factory="IVF64,Flat", queries=str(queries), lexical=False))
+    proof = Index.open(tmp_path / "out").manifest["proof"]
+    assert proof["recall"] >= 0.95 and proof["recall_of_queries"] >= 0.95
+    assert report["recall@10_of_queries"] == proof["recall_of_queries"]
+    # These are further from the data than its own vectors: they ask for more lists.
+    alone = index(config(embeddings, tmp_path / "alone", factory="IVF64,Flat", lexical=False))
+    assert report["search"]["nprobe"] > alone["search"]["nprobe"]
+
+
+def test_queries_of_another_encoder_are_refused(embeddings: Path, tmp_path: Path) -> None:
+    queries = write_embeddings(tmp_path / "queries", VECTORS[:9], texts_for(9), weights="other")
+    with pytest.raises(MismatchError, match="weights"):
+        index(config(embeddings, tmp_path / "out", queries=str(queries)))
+
+
+def test_a_memory_budget_chooses_the_codes(embeddings: Path, tmp_path: Path) -> None:
+    report = index(config(embeddings, tmp_path, memory_budget="45kB", lexical=False))
+    assert report["factory"].startswith("RR32,IVF38,RaBitQ") and "of a budget of 45 kB" in report["why"]
+    assert report["recall@10"] >= 0.95
+
+
+@pytest.mark.parametrize("factory", ["IVF16_HNSW8,SQ8,RFlat", "RR32,IVF16,RaBitQ2"])
+def test_pieces_filled_apart_make_the_same_shards_however_many_cpus(
+    factory: str, embeddings: Path, tmp_path: Path
+) -> None:
+    corpus = build.Corpus.of(EmbeddingsDataset.open(str(embeddings)))
+    chosen = spec.choose(factory, corpus.count, corpus.dim)
+    trained, sample = build.train(corpus, chosen, 0, Clock())
+    entries = build.fill(corpus, chosen, trained, 2, tmp_path, Clock(), piece_bytes=40_000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [entry["file"] for entry in entries]
+    assert [(entry["start"], entry["rows"]) for entry in entries] == [(0, 750), (750, 750)]
+    # One process, one thread, one piece after the other: what a single CPU would do.
+    alone = build._train(corpus, chosen, sample, 0, 1)
+    assert np.array_equal(alone, trained)
+    for entry in entries:
+        cuts = build._pieces(corpus, chosen, entry["start"], entry["start"] + entry["rows"], 40_000)
+        paths = [tmp_path / str(start) for start, _ in cuts]
+        for (start, stop), path in zip(cuts, paths, strict=True):
+            build._fill(corpus, alone, start, stop, path, 1)
+        assert len(paths) > 1 and shards.merge(paths, tmp_path / "alone") == entry["rows"]
+        assert (tmp_path / "alone").read_bytes() == (tmp_path / entry["file"]).read_bytes()
 
 
 def test_float16_parts_are_read(tmp_path: Path) -> None:

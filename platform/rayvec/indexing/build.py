@@ -1,7 +1,8 @@
 """Build an index on Ray: check the parts, reduce, sample, train, fill shards, write documents and BM25, prove.
 
 Each function here is one step, run as Ray tasks; `pipelines.index` puts them in order. Every step streams over the
-parts: a task holds a batch of vectors, the sample, or its own shard.
+parts: a task holds a batch of vectors, the sample, its own piece of a shard, or, to merge, one shard and one piece.
+What is cut where depends on the vectors and never on the cluster's size: results are the same on any number of CPUs.
 
 Shapes: N vectors, Q queries, D dimensions of the encoder, R dimensions indexed.
 """
@@ -24,12 +25,14 @@ from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import UserError
 from rayvec.indexing import documents, pca, proof, reductions, tasks
+from rayvec.indexing.estimate import Estimate, estimate, measure_rate
 from rayvec.indexing.lexical import Bag, Lexical, bag
 from rayvec.indexing.pca import Axes, Method, Moments, Projection
 from rayvec.indexing.ranking import Ranking, Rows, best
 from rayvec.indexing.reductions import Kept
 from rayvec.indexing.samples import sample_of
 from rayvec.indexing.spec import Spec
+from rayvec.indexing.tasks import Clock
 from rayvec.indexing.vectors import (
     Part,
     Vectors,
@@ -54,6 +57,10 @@ SAMPLES_A_DIMENSION = 64
 TEXTS_A_TASK = 10_000
 #: A shard larger than this is slow to load and to move.
 SHARD_BYTES = 2 << 30
+#: A graph is built by one thread, to be the same everywhere, so more vectors than this in one take too long.
+GRAPH_ROWS = 500_000
+#: float32 bytes of the vectors that one task adds; pieces of a shard are merged in order.
+PIECE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -178,11 +185,26 @@ def _holding(corpus: Corpus, rows: Rows) -> Iterator[Part]:
             yield part
 
 
-def train(corpus: Corpus, spec: Spec, seed: int) -> tuple[Any, Rows]:
-    """An empty trained index as bytes, and the rows of the uniform random sample it was trained on."""
+def expect(corpus: Corpus, spec: Spec, shards: int) -> Estimate:
+    """What the index will cost: sizes by arithmetic, time by a rate measured in a task of this cluster."""
+    return estimate(spec, corpus.count, corpus.dim_index, tasks.one(measure_rate), shards)
+
+
+def train(corpus: Corpus, spec: Spec, seed: int, clock: Clock) -> tuple[Any, Rows]:
+    """An empty trained index as bytes, and the rows of the uniform random sample it was trained on.
+
+    The task holds the sample (at most spec.MOST_SAMPLE_BYTES, but a vector for each centroid) and a rotated copy.
+    """
     rows = sample_rows(corpus.count, spec.samples(corpus.count, corpus.dim_index), seed)
-    cpus = tasks.node_cpus()
-    return tasks.one(_train, corpus, spec, rows, seed, cpus, cpus=cpus), rows
+    cpus, gpus = tasks.node_cpus(), _gpus() if spec.kind == "ivf" else 0
+    return clock.one(_train, corpus, spec, rows, seed, cpus, cpus=cpus, gpus=gpus), rows
+
+
+def _gpus() -> int:
+    """One where the cluster has any and this FAISS can use it."""
+    from rayvec.indexing import gpu
+
+    return min(1, tasks.cluster_gpus()) if gpu.is_supported() else 0
 
 
 def _train(corpus: Corpus, spec: Spec, rows: Rows, seed: int, cpus: int) -> Any:
@@ -195,21 +217,58 @@ def _train(corpus: Corpus, spec: Spec, rows: Rows, seed: int, cpus: int) -> Any:
 
 
 def shard_count(corpus: Corpus, spec: Spec, asked: int) -> int:
-    """How many shards: as asked, else so many that none passes SHARD_BYTES."""
-    needed = math.ceil(spec.bytes(corpus.count, corpus.dim_index) / SHARD_BYTES)
+    """How many shards: as asked, else so many that none passes SHARD_BYTES, nor a graph GRAPH_ROWS."""
+    needed = math.ceil(estimate(spec, corpus.count, corpus.dim_index).bytes / SHARD_BYTES)
+    if spec.kind == "hnsw":
+        needed = max(needed, math.ceil(corpus.count / GRAPH_ROWS))
     return min(asked or needed, corpus.count)
 
 
-def fill(corpus: Corpus, trained: Any, shards: int, folder: Path) -> list[JsonObject]:
-    """Write the shards, each by a task of its own. Returns their entries for the manifest."""
-    cpus = max(1, min(tasks.node_cpus(), tasks.cluster_cpus() // shards))
+def fill(
+    corpus: Corpus, spec: Spec, trained: Any, shards: int, folder: Path, clock: Clock, piece_bytes: int = PIECE_BYTES
+) -> list[JsonObject]:
+    """Write the shards: tasks fill pieces of each in parallel, which are merged in order. Returns their entries.
+
+    A task that fills holds the empty index, a batch and its piece; one that merges holds a shard and a piece. On disk
+    the pieces stand beside the shards until they are merged.
+    """
+    ranges = corpus.ranges(shards)
+    names = [f"shard-{number:05d}.faiss" for number in range(len(ranges))]
+    pieces = [_pieces(corpus, spec, start, stop, piece_bytes) for start, stop in ranges]
     vectors, index = tasks.shared(corpus), tasks.shared(trained)
-    names = [(f"shard-{number:05d}.faiss", rows) for number, rows in enumerate(corpus.ranges(shards))]
-    work = [(vectors, index, *rows, folder / name, cpus) for name, rows in names]
-    counts = list(tasks.each(_fill, work, cpus=cpus))
-    return [
-        {"file": name, "start": start, "rows": rows} for (name, (start, _)), rows in zip(names, counts, strict=True)
+    # A graph depends on the order in which threads come, so it has one; what others add does not.
+    cpus = 1 if spec.kind == "hnsw" else max(1, min(tasks.node_cpus(), tasks.cluster_cpus() // sum(map(len, pieces))))
+    gpus = _gpus() if spec.kind == "ivf" and not spec.fast_scan else 0
+    paths = [
+        [folder / (name if len(cuts) == 1 else f"{name}.piece-{i:05d}") for i in range(len(cuts))]
+        for name, cuts in zip(names, pieces, strict=True)
     ]
+    work = [
+        (vectors, index, *rows, path, cpus)
+        for cuts, files in zip(pieces, paths, strict=True)
+        for rows, path in zip(cuts, files, strict=True)
+    ]
+    filled = sum(clock.each(_fill, work, cpus=cpus, gpus=gpus))
+    several = [(files, folder / name) for name, files in zip(names, paths, strict=True) if len(files) > 1]
+    for _ in clock.each(_merge, several):
+        pass
+    assert filled == corpus.count, (filled, corpus.count)
+    return [
+        {"file": name, "start": start, "rows": stop - start} for name, (start, stop) in zip(names, ranges, strict=True)
+    ]
+
+
+def _pieces(corpus: Corpus, spec: Spec, start: int, stop: int, piece_bytes: int) -> list[tuple[int, int]]:
+    """Rows [start, stop) cut for tasks of their own; a graph cannot be merged and stays whole."""
+    size = (stop - start) * corpus.dim_index * 4
+    count = 1 if spec.kind == "hnsw" else max(1, min(math.ceil(size / piece_bytes), stop - start))
+    return list(pairwise(np.linspace(start, stop, count + 1).astype(int).tolist()))
+
+
+def _merge(pieces: list[Path], path: Path) -> int:
+    from rayvec.indexing import shards
+
+    return shards.merge(pieces, path)
 
 
 def _fill(corpus: Corpus, trained: Any, start: int, stop: int, path: Path, cpus: int) -> int:
@@ -318,28 +377,46 @@ def _numbered(corpus: Corpus, start: int, stop: int) -> Iterator[tuple[int, Vect
 
 
 def prove(
-    corpus: Corpus, entries: list[JsonObject], folder: Path, trained_on: Rows, target: float, seed: int
+    corpus: Corpus,
+    entries: list[JsonObject],
+    folder: Path,
+    trained_on: Rows,
+    target: float,
+    seed: int,
+    asked: Corpus | None = None,
 ) -> JsonObject:
     """Measure the written shards against exact search, in a process that has only read them from disk.
+
+    asked: vectors of queries, of the same encoder; QUERIES of them are drawn.
 
     Raises VerificationError when the recall target is not reached.
     """
     own = sample_rows(corpus.count, proof.QUERIES, seed + 1, avoid=trained_on)
     queries = take(corpus, own)
-    projected = corpus.projection(queries) if corpus.projection else queries
-    nearest = truth(corpus, projected)
-    result = tasks.one(_prove, entries, folder, corpus.dim_index, projected, nearest, own, target)
+    probes = [_probe(corpus, queries, own)]
+    if asked is not None:
+        given = take(asked, sample_rows(asked.count, proof.QUERIES, seed))
+        probes.append(_probe(corpus, given, np.full(len(given), -1)))
+    result = tasks.one(_prove, entries, folder, corpus.dim_index, probes, target)
     if corpus.projection:
         unreduced = truth(replace(corpus, projection=None), queries)
-        result["recall_of_reduction"] = proof.recall(nearest, unreduced, own)
+        result["recall_of_reduction"] = proof.recall(probes[0].truth, unreduced, own)
     return result
 
 
-def _prove(
-    entries: list[JsonObject], folder: Path, dim: int, queries: Vectors, nearest: Ranking, own: Rows, target: float
-) -> JsonObject:
+def _probe(corpus: Corpus, queries: Vectors, own: Rows) -> proof.Probe:
+    projected = corpus.projection(queries) if corpus.projection else queries
+    return proof.Probe(projected, truth(corpus, projected), own)
+
+
+def _prove(entries: list[JsonObject], folder: Path, dim: int, probes: list[proof.Probe], target: float) -> JsonObject:
     from rayvec.indexing.shards import Shard, use_threads
 
     use_threads(1)
-    parts = [Shard.read(folder / e["file"], start=e["start"], rows=e["rows"], dim=dim) for e in entries]
-    return {"k": proof.K, "queries": len(own), "target": target, **proof.prove(parts, queries, nearest, own, target)}
+
+    def read() -> list[Shard]:
+        return [Shard.read(folder / e["file"], start=e["start"], rows=e["rows"], dim=dim) for e in entries]
+
+    found = proof.prove(read(), probes, target)
+    resident = proof.resident(read, [folder / e["file"] for e in entries], probes[-1].queries, found["search"])
+    return {"k": proof.K, "queries": len(probes[0].own), "target": target, **found, "resident": resident}

@@ -1,6 +1,7 @@
 """Proof of an index: recall against exact search, the least effort that reaches the target, and the time a query takes.
 
-Queries are vectors of the data itself, which training did not see; a query's own row counts for nothing.
+Queries are vectors of the data itself, which training did not see (a query's own row counts for nothing), and beside
+them vectors that the user gives.
 
 Knows shards and rankings. Knows no parts and no Ray.
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +34,24 @@ UPDATE_QUERIES = 128
 UPDATE_VALUES = 2_000_000_000
 #: A graph searched wider than this is slower than reading everything.
 MOST_EF_SEARCH = 4096
+#: Answers refined a place asked for, at most: 640 stored vectors for ten answers.
+MOST_K_FACTOR = 64
 #: Scores this close are equal: float32 sums of the same products differ by as much from one order to another.
 TIE = 1e-5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Queries [Q, D], their true nearest [Q, W], and the row that each of them is of the data, -1 for none [Q]."""
+
+    queries: Vectors
+    truth: Ranking
+    own: Rows
+
+    def recall(self, parts: list[Shard], effort: Effort) -> float:
+        """Recall@K of a search of these shards with this effort."""
+        count = sum(shard.count for shard in parts)
+        return recall(shards.search(parts, self.queries, min(K + 1, count), effort), self.truth, self.own)
 
 
 def recall(found: Ranking, truth: Ranking, own: Rows, k: int = K) -> float:
@@ -54,20 +73,24 @@ def _one(found: list[tuple[int, float]], truth: list[tuple[int, float]], own: in
 
 
 def tune(measure: Callable[[int], float], most: int, target: float) -> tuple[int, float]:
-    """The least effort in 1…most whose recall reaches the target, by bisection, and that recall.
+    """The least effort in 1…most whose recall reaches the target, and that recall.
+
+    Doubles the effort until it is enough, then bisects: dear efforts are not tried where cheap ones do.
 
     Raises VerificationError when even the most effort does not reach it.
 
     >>> tune(lambda effort: effort / 100, most=128, target=0.42)
     (42, 0.42)
     """
-    highest = measure(most)
-    if highest < target:
-        raise VerificationError(
-            f"recall@{K} is {highest:.3f} at most, under the target {target}: nothing was published. Choose a finer "
-            "codec (Flat instead of SQ8), more links, or lower recall_target"
-        )
-    low, high, reached = 0, most, highest
+    low, high = 0, 1
+    while (reached := measure(high)) < target:
+        if high == most:
+            raise VerificationError(
+                f"recall@{K} is {reached:.3f} at most, under the target {target}: nothing was published. Choose a "
+                "finer codec (Flat instead of SQ8, RaBitQ4 instead of RaBitQ), refinement (,RFlat or ,Refine(SQfp16)), "
+                "more links, or lower recall_target"
+            )
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         value = measure(middle)
@@ -78,25 +101,51 @@ def tune(measure: Callable[[int], float], most: int, target: float) -> tuple[int
     return high, reached
 
 
-def prove(parts: Sequence[Shard], queries_QD: Vectors, truth: Ranking, own: Rows, target: float) -> dict[str, Any]:
-    """Tune the shards to the target and measure them: the chosen search parameters, recall, milliseconds a query.
+def tune_refinement(measure: Callable[[int], float], target: float, most: int = MOST_K_FACTOR) -> int:
+    """The least power of two of answers refined, a place asked for, that leaves room above the target.
+
+    measure gives the recall at the most effort of the first search. Half of what refining more could still win must be
+    there: else the first search had to be wider than reading a few more stored vectors costs.
+
+    Raises VerificationError when refining as many as we allow does not reach the target.
+    """
+    best = measure(most)
+    if best < target:
+        tune(lambda _: best, 1, target)
+    factor = 1
+    while factor < most and measure(factor) < (target + best) / 2:
+        factor *= 2
+    return factor
+
+
+def prove(parts: Sequence[Shard], probes: Sequence[Probe], target: float) -> dict[str, Any]:
+    """Tune the shards until every probe reaches the target, and measure them.
+
+    Returns the chosen search parameters, the recall of the first probe, `recall_of_queries` of the second if there is
+    one, and milliseconds a query. What is refined is tuned first, then the first search.
 
     Raises VerificationError when the target cannot be reached.
     """
     several = list(parts)
-    count = sum(shard.count for shard in several)
-
-    def measure(effort: int) -> float:
-        found = shards.search(several, queries_QD, min(K + 1, count), several[0].effort(effort))
-        return recall(found, truth, own)
-
-    most = max(shard.most_effort for shard in several)
-    if several[0].effort(1).ef_search:
+    first = several[0]
+    most = max(1, *(shard.most_effort for shard in several))
+    if first.effort(1).ef_search:
         most = min(most, MOST_EF_SEARCH)
-    value, reached = tune(measure, max(most, 1), target)
-    effort = several[0].effort(value)
-    search = {name: number for name, number in vars(effort).items() if number is not None}
-    return {"search": search, "recall": reached, "latency_ms": latency(several, queries_QD, effort, min(K, count))}
+
+    def measure(value: int, factor: int | None = None) -> float:
+        return min(probe.recall(several, first.effort(value, factor)) for probe in probes)
+
+    factor = tune_refinement(lambda factor: measure(most, factor), target) if first.is_refined else None
+    value, _ = tune(lambda value: measure(value, factor), most, target)
+    effort = first.effort(value, factor)
+    recalls = [probe.recall(several, effort) for probe in probes]
+    count = sum(shard.count for shard in several)
+    return {
+        "search": {name: number for name, number in vars(effort).items() if number is not None},
+        "recall": recalls[0],
+        "recall_of_queries": recalls[1] if len(recalls) > 1 else None,
+        "latency_ms": latency(several, probes[-1].queries, effort, min(K, count)),
+    }
 
 
 def prove_again(
@@ -120,18 +169,18 @@ def prove_again(
     queries, own = _stored_queries(pairs, seed)
     live = sum(shard.live(rows) for shard, rows in pairs)
     wide = [shard.exhaustive(queries, WIDE, rows) for shard, rows in pairs]
-    truth = shards.merge(wide, WIDE)
+    truth = shards.merge_rankings(wide, WIDE)
 
-    def measure(effort: int) -> float:
-        found = shards.search(chosen, queries, min(K + 1, live), inexact[0].effort(effort), gone)
-        return recall(found, truth, own)
+    def measure(value: int) -> float:
+        effort = inexact[0].effort(value, search.get("k_factor"))
+        return recall(shards.search(chosen, queries, min(K + 1, live), effort, gone), truth, own)
 
-    value = max(search.values(), default=1)
+    value = search.get("nprobe") or search.get("ef_search") or 1
     reached = measure(value)
     if reached < target:
         most = max(shard.most_effort for shard in inexact)
         value, reached = tune(measure, min(most, MOST_EF_SEARCH) if inexact[0].effort(1).ef_search else most, target)
-    effort = inexact[0].effort(value)
+    effort = inexact[0].effort(value, search.get("k_factor"))
     chosen_search = {name: number for name, number in vars(effort).items() if number is not None}
     times = latency(chosen, queries, effort, min(K, live), gone)
     return {"search": chosen_search, "recall": reached, "latency_ms": times, "queries": len(own)}
@@ -179,3 +228,29 @@ def latency(
         shards.search(parts, query[None], k, effort, dropped)
         times.append((time.perf_counter() - start) * 1e3)
     return {"p50": round(float(np.median(times)), 4), "p95": round(float(np.quantile(times, 0.95)), 4)}
+
+
+def resident(
+    read: Callable[[], list[Shard]], files: Sequence[Path], queries_QD: Vectors, search: dict[str, int]
+) -> int:
+    """Bytes of memory that the shards in these files take, once they are read and these queries were searched.
+
+    Pages of mapped files count as soon as they are touched; the system may take them back.
+    """
+    names = {str(path) for path in files}
+    before = _resident_bytes(names)
+    parts = read()
+    shards.search(parts, queries_QD, min(K, sum(shard.count for shard in parts)), Effort(**search))
+    return max(0, _resident_bytes(names) - before)
+
+
+def _resident_bytes(names: set[str]) -> int:
+    """Bytes in memory: this process's own, and those it maps of the files of these names."""
+    total, wanted = 0, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split(maxsplit=5)
+        if not words[0].endswith(":"):
+            wanted = "Rss:" if len(words) == 6 and words[5] in names else "Anonymous:"
+        elif words[0] == wanted:
+            total += int(words[1]) * 1024
+    return total

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayvec.errors import UserError, VerificationError
-from rayvec.indexing import pca, shards, versions
+from rayvec.indexing import pca, shards, trial, versions
 from rayvec.indexing.documents import Documents, SegmentDocuments
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.lexical_segments import LexicalSegments, Texts
@@ -74,6 +74,7 @@ class Index:
         folder = versions.version_folder(uri, version)
         manifest = versions.read_manifest(folder)
         versions.verify(folder, manifest)
+        trial.run(trial.candidates(folder, manifest, TRANSFORM))
         return cls(folder, manifest, threads)
 
     @property

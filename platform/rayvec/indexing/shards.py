@@ -1,6 +1,6 @@
-"""FAISS shards: train, fill, write, read back safely, search. The one file that knows FAISS's index classes.
+"""FAISS shards: train, fill, merge, write, read back safely, search.
 
-Reading is guarded: the caller has verified the checksum; here the type must be one that we build, and FAISS may not
+Reading is guarded: the caller has verified the checksum; here every layer must be one that we build, and FAISS may not
 allocate more than the file can hold. Knows no manifest, no documents, no Ray.
 
 Shapes: N vectors, Q queries, K results a query, D dimensions.
@@ -8,26 +8,30 @@ Shapes: N vectors, Q queries, K results a query, D dimensions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import faiss as _faiss
 import numpy as np
 
 from rayvec.errors import VerificationError
+from rayvec.indexing import gpu, layers
+from rayvec.indexing.effort import Effort, Selector, keep_all_but, parameters, selected
+from rayvec.indexing.layers import READABLE, faiss, inner, refinement
 from rayvec.indexing.ranking import NO_SCORE, Ranking, Rows, best
 from rayvec.indexing.spec import Spec
 from rayvec.indexing.vectors import Vectors
 
-#: FAISS without its own annotations, which know a part of it only.
-faiss: Any = _faiss
+__all__ = [
+    "READABLE", "Effort", "Shard", "exact", "fill", "merge", "merge_rankings", "search", "train", "use_threads",
+]  # fmt: skip
 
-#: The first four bytes of the kinds of file that we build; nothing else is handed to FAISS.
-READABLE = {b"IxFI": "Flat", b"IxSQ": "SQ", b"IwFl": "IVF,Flat", b"IwSq": "IVF,SQ", b"IHNf": "HNSW", b"IHNs": "HNSW,SQ"}
 #: efConstruction of HNSW graphs: FAISS's own 40 is low for thousands of dimensions; 100 costs twice the build.
 EF_CONSTRUCTION = 100
+#: How wide a graph over centroids is searched for the list of a vector that is added.
+EF_ASSIGN = 64
 QUERIES_AT_ONCE = 4096
 
 
@@ -37,34 +41,88 @@ def use_threads(threads: int) -> None:
 
 
 def train(spec: Spec, dim: int, sample_ND: Vectors, seed: int) -> Any:
-    """An empty index, trained if its kind asks for it, as bytes that `fill` starts from."""
-    index = faiss.index_factory(dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
+    """An empty index, trained if its kind asks for it, as bytes that `fill` starts from.
+
+    The same bytes whatever the number of threads: rotations and the centroids' graph are made by one, since products
+    round by their threads, and FAISS's graphs depend on the order in which threads come.
+    """
+    index = faiss.index_factory(dim, re.sub(r"_HNSW\d+,", ",", spec.factory), faiss.METRIC_INNER_PRODUCT)
+    kept = _prepare(index, spec, len(sample_ND), seed)
+    if spec.needs_training:
+        layers.train(index, np.ascontiguousarray(sample_ND))
+    if spec.kind == "ivf" and spec.links:
+        kept.append(_graph_of_centroids(inner(index), spec.links))
+    trained = faiss.serialize_index(index)
+    del kept
+    return trained
+
+
+def _prepare(index: Any, spec: Spec, samples: int, seed: int) -> list[Any]:
+    """Settings of the training. Returns what must live as long as it, since FAISS holds bare pointers."""
+    found = inner(index)
+    kept: list[Any] = []
     if spec.kind == "ivf":
         # The number of samples was chosen by spec.samples; FAISS would only print a warning about it.
-        index.cp.seed, index.cp.min_points_per_centroid = seed, 1
-        index.cp.max_points_per_centroid = max(1, len(sample_ND) // spec.centroids + 1)
+        found.cp.seed, found.cp.min_points_per_centroid = seed, 1
+        found.cp.max_points_per_centroid = max(1, samples // spec.centroids + 1)
+        kept.append(gpu.cluster_on_gpus(found))
     if spec.kind == "hnsw":
-        index.hnsw.efConstruction = EF_CONSTRUCTION
-    if not index.is_trained:
-        index.train(np.ascontiguousarray(sample_ND))
-    return faiss.serialize_index(index)
+        found.hnsw.efConstruction = EF_CONSTRUCTION
+    if spec.subquantizers:
+        _quiet(found.pq, seed)
+    if spec.rotation == "OPQ":
+        rotation: Any = layers.rotation(index)
+        kept.append(faiss.ProductQuantizer(rotation.d_out, spec.subquantizers, spec.bits))
+        _quiet(kept[-1], seed)
+        rotation.pq = kept[-1]
+    return kept
+
+
+def _quiet(quantizer: Any, seed: int) -> None:
+    quantizer.cp.min_points_per_centroid, quantizer.cp.seed = 1, seed
+
+
+def _graph_of_centroids(lists: Any, links: int) -> Any:
+    """Put a graph in the place of the exact index over the centroids, for both adding and searching."""
+    graph = faiss.IndexHNSWFlat(lists.d, links, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = EF_CONSTRUCTION, EF_ASSIGN
+    with layers.one_thread():
+        graph.add(faiss.downcast_index(lists.quantizer).reconstruct_n(0, lists.nlist))
+    lists.own_fields, lists.quantizer = False, graph
+    return graph
 
 
 def fill(trained: Any, batches: Iterable[Vectors], path: Path) -> int:
-    """Add the batches to a copy of the trained index and write it. Returns how many vectors it holds."""
+    """Add the batches to a copy of the trained index and write it. Returns how many vectors it holds.
+
+    Holds that index and one batch. Vectors find their lists on the GPUs, where FAISS has any.
+    """
     index = faiss.deserialize_index(np.array(trained))
+    nearest = gpu.assigner(index)
+    put = _add if nearest is None else partial(gpu.add, nearest=nearest)
     for batch in batches:
-        index.add(np.ascontiguousarray(batch))
+        layers.add(index, np.ascontiguousarray(batch), put)
     faiss.write_index(index, str(path))
     return int(index.ntotal)
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How hard to look: lists probed of an IVF, width of the search in an HNSW graph; nothing for exact kinds."""
+def _add(index: Any, vectors_ND: Vectors) -> None:
+    index.add(vectors_ND)
 
-    nprobe: int | None = None
-    ef_search: int | None = None
+
+def merge(pieces: Sequence[Path], path: Path) -> int:
+    """Write the pieces of one shard, in their order, as one file, and remove them. Returns how many vectors it holds.
+
+    Holds the shard and one piece. Not for graphs, which FAISS cannot merge.
+    """
+    whole = faiss.read_index(str(pieces[0]))
+    for piece in pieces[1:]:
+        found = faiss.read_index(str(piece))  # by a name: a cast does not keep what it is a cast of
+        layers.merge(whole, found)
+    faiss.write_index(whole, str(path))
+    for piece in pieces:
+        piece.unlink()
+    return int(whole.ntotal)
 
 
 class Shard:
@@ -72,12 +130,17 @@ class Shard:
 
     def __init__(self, index: Any, start: int) -> None:
         self._index = index
+        self._inner = inner(index)
+        self._refinement = refinement(index)
+        self._kept: tuple[Rows, Selector] | None = None
         self.start = start
-        self._selection: tuple[Rows, Any] | None = None
 
     @classmethod
     def read(cls, path: Path, *, start: int, rows: int, dim: int) -> Shard:
-        """Map a verified file into memory. Raises VerificationError when it is not of our making or not this shard."""
+        """Map a verified file into memory. Raises VerificationError when it is not of our making or not this shard.
+
+        A file that was not loaded before belongs to `trial` first: FAISS trusts what it reads, and may end the process.
+        """
         with path.open("rb") as stream:
             kind = stream.read(4)
         if kind not in READABLE:
@@ -85,8 +148,13 @@ class Shard:
         faiss.set_deserialization_vector_byte_limit(2 * path.stat().st_size + 4096)
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise VerificationError(f"{path} cannot be read by FAISS ({_first_line(error)}); build it again") from None
+        stranger = layers.foreign(index)
+        if stranger is not None:
+            raise VerificationError(
+                f"{path} is not a FAISS index of a kind that rayvec builds (it holds {stranger}); build the index again"
+            )
         if (index.ntotal, index.d, index.metric_type) != (rows, dim, faiss.METRIC_INNER_PRODUCT):
             raise VerificationError(
                 f"{path} holds {index.ntotal} vectors of {index.d} dimensions where its manifest says {rows} of {dim}"
@@ -101,13 +169,19 @@ class Shard:
     @property
     def most_effort(self) -> int:
         """The effort at which nothing is left out: every list, or as wide as there are vectors; 0 for exact kinds."""
-        return int(getattr(self._index, "nlist", 0)) or (self.count if hasattr(self._index, "hnsw") else 0)
+        return int(getattr(self._inner, "nlist", 0)) or (self.count if hasattr(self._inner, "hnsw") else 0)
 
-    def effort(self, value: int) -> Effort:
+    @property
+    def is_refined(self) -> bool:
+        """Whether first answers are compared again with stored vectors."""
+        return self._refinement is not None
+
+    def effort(self, value: int, k_factor: int | None = None) -> Effort:
         """The effort of that size for this kind of index."""
-        if hasattr(self._index, "nlist"):
-            return Effort(nprobe=value)
-        return Effort(ef_search=value) if hasattr(self._index, "hnsw") else Effort()
+        factor = k_factor if self.is_refined else None
+        if hasattr(self._inner, "nlist"):
+            return Effort(nprobe=value, k_factor=factor)
+        return Effort(ef_search=value if hasattr(self._inner, "hnsw") else None, k_factor=factor)
 
     def search(self, queries_QD: Vectors, k: int, effort: Effort, dropped: Rows | None = None) -> Ranking:
         """The min(k, live) nearest of this shard; where probing finds fewer it looks everywhere: no place is empty.
@@ -117,10 +191,12 @@ class Shard:
         k = min(k, self.live(dropped))
         if not k:
             return _nothing(len(queries_QD))
-        scores, rows = self._index.search(queries_QD, k, params=self._parameters(effort, dropped))
+        selector = self._selector(dropped)
+        params = parameters(self._index, effort, self.count / k, selector)
+        scores, rows = self._index.search(queries_QD, k, params=params)
         short = (rows < 0).any(axis=1)
         if short.any():
-            scores[short], rows[short] = self._everywhere(queries_QD[short], k, dropped)
+            scores[short], rows[short] = self._everywhere(queries_QD[short], k, selector)
         return Ranking(rows + self.start, scores)
 
     def live(self, dropped: Rows | None) -> int:
@@ -132,59 +208,43 @@ class Shard:
         k = min(k, self.live(dropped))
         if not k:
             return _nothing(len(queries_QD))
-        scores, rows = self._everywhere(queries_QD, k, dropped)
+        scores, rows = self._everywhere(queries_QD, k, self._selector(dropped))
         return Ranking(rows.astype(np.int64) + self.start, scores)
 
     def stored(self, places_N: Rows) -> tuple[Rows, Vectors]:
         """Some vectors as they are stored [N, D], and their rows: places count from 0, in the order of the file."""
-        if not hasattr(self._index, "nlist"):
-            vectors = [self._index.reconstruct(int(place)) for place in places_N]
+        if self._refinement is not None or not hasattr(self._inner, "nlist"):
+            whole = self._refinement if self._refinement is not None else self._index
+            vectors = [whole.reconstruct(int(place)) for place in places_N]
             return places_N + self.start, np.stack(vectors)
-        lists = self._index.invlists
-        ends = np.cumsum([lists.list_size(number) for number in range(self._index.nlist)])
+        lists = self._inner.invlists
+        ends = np.cumsum([lists.list_size(number) for number in range(self._inner.nlist)])
         numbers = np.searchsorted(ends, places_N, side="right")
         inside = places_N - np.concatenate([[0], ends])[numbers]
-        vectors_ND = np.empty((len(places_N), self._index.d), np.float32)
+        vectors_ND = np.empty((len(places_N), self._inner.d), np.float32)
         rows = np.empty(len(places_N), np.int64)
         for i, (number, place) in enumerate(zip(numbers.tolist(), inside.tolist(), strict=True)):
-            self._index.reconstruct_from_offset(number, place, faiss.swig_ptr(vectors_ND[i]))
+            self._inner.reconstruct_from_offset(number, place, faiss.swig_ptr(vectors_ND[i]))
             rows[i] = lists.get_single_id(number, place) + self.start
-        return rows, vectors_ND
+        return rows, layers.unrotated(self._index, vectors_ND)
 
-    def _everywhere(self, queries_QD: Vectors, k: int, dropped: Rows | None) -> tuple[Any, Any]:
-        if hasattr(self._index, "hnsw"):
-            exact = faiss.SearchParameters(**self._selected(dropped))
-            return faiss.downcast_index(self._index.storage).search(queries_QD, k, params=exact)
-        return self._index.search(queries_QD, k, params=self._parameters(Effort(nprobe=self.most_effort), dropped))
-
-    def _parameters(self, effort: Effort, dropped: Rows | None) -> Any:
-        """Given with the call and never set on the index: threads may search it with different efforts at once."""
-        selected = self._selected(dropped)
-        if hasattr(self._index, "nlist"):
-            return faiss.SearchParametersIVF(
-                nprobe=effort.nprobe or 1, quantizer_params=self._quantizer_parameters(effort), **selected
-            )
-        if hasattr(self._index, "hnsw"):
-            return faiss.SearchParametersHNSW(efSearch=effort.ef_search or 16, **selected)
-        return faiss.SearchParameters(**selected) if selected else None
-
-    def _selected(self, dropped: Rows | None) -> dict[str, Any]:
+    def _selector(self, dropped: Rows | None) -> Selector | None:
         """The rows that FAISS may find, a bit each; kept, since an index asks with the same rows again."""
         if dropped is None or not len(dropped):
-            return {}
-        kept = self._selection
-        if kept is None or kept[0] is not dropped:
-            live = np.ones(self.count, np.bool_)
-            live[dropped] = False
-            kept = self._selection = (dropped, faiss.IDSelectorBitmap(np.packbits(live, bitorder="little")))
-        return {"sel": kept[1]}
-
-    def _quantizer_parameters(self, effort: Effort) -> Any:
-        """A graph over the centroids must be searched at least as wide as the lists that are to be probed."""
-        quantizer = faiss.downcast_index(self._index.quantizer)
-        if not hasattr(quantizer, "hnsw"):
             return None
-        return faiss.SearchParametersHNSW(efSearch=max(2 * (effort.nprobe or 1), 64))
+        kept = self._kept
+        if kept is None or kept[0] is not dropped:
+            kept = self._kept = (dropped, keep_all_but(dropped, self.count))
+        return kept[1]
+
+    def _everywhere(self, queries_QD: Vectors, k: int, selector: Selector | None) -> tuple[Any, Any]:
+        if self._refinement is not None:
+            return self._refinement.search(queries_QD, k, params=selected(selector))
+        if hasattr(self._inner, "hnsw"):
+            storage = faiss.downcast_index(self._inner.storage)
+            return storage.search(queries_QD, k, params=selected(selector))
+        most = parameters(self._index, Effort(nprobe=self.most_effort), 1.0, selector)
+        return self._index.search(queries_QD, k, params=most)
 
 
 def search(
@@ -200,7 +260,9 @@ def search(
     """
     pairs = list(zip(shards, dropped or [None] * len(shards), strict=True))
     pieces = [
-        merge([shard.search(queries_QD[start : start + QUERIES_AT_ONCE], k, effort, gone) for shard, gone in pairs], k)
+        merge_rankings(
+            [shard.search(queries_QD[start : start + QUERIES_AT_ONCE], k, effort, gone) for shard, gone in pairs], k
+        )
         for start in range(0, len(queries_QD), QUERIES_AT_ONCE)
     ]
     if not pieces:
@@ -208,7 +270,7 @@ def search(
     return Ranking(np.concatenate([p.rows for p in pieces]), np.concatenate([p.scores for p in pieces]))
 
 
-def merge(rankings: Sequence[Ranking], k: int) -> Ranking:
+def merge_rankings(rankings: Sequence[Ranking], k: int) -> Ranking:
     """The k best of several rankings of the same queries, of different rows."""
     rows = np.concatenate([ranking.rows for ranking in rankings], axis=1)
     scores = np.concatenate([ranking.scores for ranking in rankings], axis=1)
@@ -220,7 +282,7 @@ def exact(batches: Iterable[tuple[int, Vectors]], queries_QD: Vectors, k: int) -
     ranking = _nothing(len(queries_QD))
     for start, vectors in batches:
         scores, rows = faiss.knn(queries_QD, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
-        ranking = merge([ranking, Ranking(rows.astype(np.int64) + start, scores)], k)
+        ranking = merge_rankings([ranking, Ranking(rows.astype(np.int64) + start, scores)], k)
     return ranking
 
 

@@ -1,151 +1,207 @@
-"""Which FAISS index: "auto" picks one by the number and size of the vectors; an explicit factory string is checked.
+"""Which FAISS index: "auto" picks one by count, dimensions, memory, latency and recall; an explicit string is checked.
 
-Knows factory strings and arithmetic. Knows no FAISS: a configuration can be checked where FAISS is not installed.
+Knows forms, estimates and the table behind "auto". Knows no FAISS: a configuration can be checked without it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from rayvec.errors import UserError
-
-Kind = Literal["flat", "ivf", "hnsw"]
-AUTO = "auto"
-
-#: The forms that we build, read and test; what FAISS could build besides is refused. (name, pattern, kind of search)
-FORMS: tuple[tuple[str, str, Kind], ...] = (
-    ("Flat", r"(?P<codec>Flat|SQ8|SQfp16)", "flat"),
-    ("IVF<centroids>,Flat", r"IVF(?P<centroids>\d+)(_HNSW(?P<links>\d+))?,(?P<codec>Flat|SQ8|SQfp16)", "ivf"),
-    ("HNSW<links>", r"HNSW(?P<links>\d+)([_,](?P<codec>Flat|SQ8|SQfp16))?", "hnsw"),
+from rayvec.indexing.estimate import estimate
+from rayvec.indexing.forms import (
+    AUTO,
+    EXAMPLES,
+    FORMS,
+    MOST_SAMPLE_BYTES,
+    Kind,
+    Spec,
+    check_shape,
+    parse,
+    usual_centroids,
 )
-EXAMPLES = 'auto, "Flat", "SQ8", "IVF1024,Flat", "IVF1024,SQ8", "IVF4096_HNSW32,SQ8", "HNSW32", "HNSW32,SQ8"'
 
-BYTES_A_VALUE = {"Flat": 4, "SQfp16": 2, "SQ8": 1}
-#: Fewer training vectors than this for each centroid and k-means only memorises its sample (FAISS's own bound).
-MIN_SAMPLES_A_CENTROID = 39
-#: More training vectors than this for each centroid do not move the centroids (FAISS's own bound is 256).
-SAMPLES_A_CENTROID = 128
-SAMPLES_FOR_A_CODEC = 65_536
-MOST_SAMPLE_BYTES = 8 << 30
-MAX_LINKS = 256
-
-
-@dataclass(frozen=True)
-class Spec:
-    """An index to be built: the factory string and what follows from it."""
-
-    factory: str
-    kind: Kind
-    codec: str
-    centroids: int
-    links: int
-    why: str
-
-    @property
-    def needs_training(self) -> bool:
-        """Whether FAISS must see a sample before vectors can be added."""
-        return self.kind == "ivf" or self.codec == "SQ8"
-
-    def samples(self, count: int, dim: int) -> int:
-        """How many vectors to train on; what fits in MOST_SAMPLE_BYTES, as long as each centroid has one."""
-        if not self.needs_training:
-            return 0
-        wanted = max(self.centroids * SAMPLES_A_CENTROID, SAMPLES_FOR_A_CODEC if self.codec == "SQ8" else 0)
-        return min(count, max(self.centroids, min(wanted, MOST_SAMPLE_BYTES // (4 * dim))))
-
-    def bytes(self, count: int, dim: int) -> int:
-        """About how large the index will be: codes, ids, links and centroids."""
-        codes = count * dim * BYTES_A_VALUE[self.codec]
-        links = count * (self.links * 2 * 4 + 8) if self.kind == "hnsw" else 0
-        lists = count * 8 + self.centroids * dim * 4 if self.kind == "ivf" else 0
-        return codes + links + lists
+__all__ = [
+    "AUTO", "EXAMPLES", "FORMS", "MOST_SAMPLE_BYTES", "Kind", "Spec", "check_factory", "choose", "human_bytes",
+    "parse_bytes", "usual_centroids",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table behind "auto": up to so many bytes of vectors, this form."""
+    """One row of the table behind "auto": up to so many bytes of vectors this form, which can reach this recall."""
 
     up_to_bytes: float
     template: str
+    reaches: float
     why: str
 
 
-#: A core reads about 25 GB/s and multiplies a single query at memory speed: 64 MB are 3 ms, and no graph or list is so
-#: much faster that an inexact answer is worth it. 8-bit codes quarter the memory at a recall of about 0.995.
+#: In order: the first that fits the size, the budget, the latency and the recall is taken.
+#:
+#: Measured on one core (AVX-512): recall@10 at the most effort | bytes | ms a query where recall is .95, or its most.
+#: 60,000 × 256 in 400 clusters: Flat 1.000 | 61 MB | 3.4; IVF512,Flat 1.000 | 62 MB | .04; IVF512_HNSW32,SQ8 .987
+#: | 16.5 MB | .05; HNSW32 1.000 | 78 MB | .09 and three times the build; RR256,IVF512,RaBitQ4 .908 | 10 MB | .07, where
+#: SQ4 has .764. RaBitQ of one bit has .526 alone, and refined by SQ8 .974 | 3.7 MB + 15 MB mapped | .05; PQ64x4fs has
+#: .315 alone, and refined by whole vectors .967 | 3.3 MB + 61 MB mapped | .06; OPQ32 gains it nothing for 84 s of
+#: training. So RaBitQ, which learns nothing, comes before PQ and OPQ; its bits are what the budget gives, and it is
+#: always refined. Its fast scan (RaBitQfs) was slower for one query at a time.
+#: A core reads about 25 GB/s: 64 MB are 3 ms, and no list is so much faster that an inexact answer is worth it.
 AUTO_TABLE: tuple[Rule, ...] = (
-    Rule(64e6, "Flat", "{size} of vectors are searched exactly in about {scan} ms a query on one core"),
-    Rule(4e9, "IVF{centroids},Flat", "{size} of vectors are too many to scan for each query; {centroids} ≈ 4·√n lists"),
-    Rule(math.inf, "IVF{centroids}_HNSW32,SQ8", "{size} of vectors: 8-bit codes take a quarter of the memory"),
+    Rule(64e6, "Flat", 1.0, "{size} of vectors are searched exactly in about {scan} ms a query on one core"),
+    Rule(4e9, "IVF{lists},Flat", 1.0, "{size} of vectors are too many to scan for each query; {lists} ≈ 4·√n lists"),
+    Rule(math.inf, "IVF{lists}{graph},SQfp16", 1.0, "{size} of vectors: 16-bit codes take half of the memory"),
+    Rule(math.inf, "IVF{lists}{graph},SQ8", 0.97, "{size} of vectors: 8-bit codes take a quarter of the memory"),
+    *(
+        Rule(
+            math.inf,
+            f"RR{{dim}},IVF{{lists}}{{graph}},RaBitQ{bits},Refine({{stored}})",
+            1.0,
+            f"{{size}} of vectors: {bits or 1}-bit RaBitQ codes stay in memory, and their best are compared again with "
+            "{stored} vectors on disk",
+        )
+        for bits in ("4", "2", "")
+    ),
 )
+#: Targets above this want 16-bit codes.
+SQ8_REACHES = 0.97
 SCAN_BYTES_A_MS = 25e6
+#: The share of the lists that is probed for recall .95 (measured: 1 % to 5 %, and more for few vectors).
+PROBED = 0.05
+#: Reading the stored vectors of a hundred rows, one query, where they lie on an SSD and not in memory.
+REFINE_MS = 2.0
+CENTROIDS_FOR_A_GRAPH = 2048
+UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9, "T": 10**12,
+         "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
-def choose(factory: str, count: int, dim: int) -> Spec:
+def choose(
+    factory: str,
+    count: int,
+    dim: int,
+    *,
+    memory_budget: int | None = None,
+    latency_ms: float | None = None,
+    recall_target: float = 0.95,
+) -> Spec:
     """The index for so many vectors of this dimension.
 
-    Raises UserError when the factory string is not one that we build, or cannot be built from so few vectors.
+    memory_budget: bytes that searching may keep in memory, vectors for refinement aside, which are mapped from disk;
+    latency_ms: of one query on one core, as estimated here.
+
+    Raises UserError when the factory string is not one that we build, when it cannot be built from so few vectors, or
+    when nothing fits the budget and the latency.
     """
     if count < 1:
         raise UserError("there are no vectors to index: the embeddings hold 0 rows; embed some documents first")
     if factory != AUTO:
-        return _explicit(factory, count)
-    size = count * dim * 4
-    rule = next(rule for rule in AUTO_TABLE if size <= rule.up_to_bytes)
-    centroids = usual_centroids(count)
-    why = rule.why.format(size=human_bytes(size), scan=f"{size / SCAN_BYTES_A_MS:.1f}", centroids=centroids)
-    return _parse(rule.template.format(centroids=centroids), why)
-
-
-def usual_centroids(count: int) -> int:
-    """About 4·√n, but never so many that a centroid has too few vectors to learn from."""
-    return max(1, min(round(4 * math.sqrt(count)), count // MIN_SAMPLES_A_CENTROID))
+        return _explicit(factory, count, dim, memory_budget)
+    found = list(_candidates(count, dim, recall_target, memory_budget, latency_ms))
+    fitting = [spec for spec in found if _resident(spec, count, dim) <= (memory_budget or math.inf)]
+    if not fitting:
+        _refuse_budget(found, count, dim, memory_budget or 0)
+    quick = [spec for spec in fitting if expected_ms(spec, count, dim) <= (latency_ms or math.inf)]
+    if not quick:
+        best = min(fitting, key=lambda spec: expected_ms(spec, count, dim))
+        raise UserError(
+            f"latency_ms = {latency_ms}: the fastest index here, {best.factory}, is expected to take "
+            f"{expected_ms(best, count, dim):.2g} ms a query on one core; raise latency_ms, or set dimensions=N for PCA"
+        )
+    return _with_limits(quick[0], count, dim, memory_budget, latency_ms)
 
 
 def check_factory(factory: str) -> str:
     """The factory string, if it is one of the forms that we build. Raises UserError otherwise."""
     if factory != AUTO:
-        _parse(factory, "")
+        parse(factory)
     return factory
 
 
-def _explicit(factory: str, count: int) -> Spec:
-    spec = _parse(factory, "asked for")
-    if spec.centroids > count:
+def expected_ms(spec: Spec, count: int, dim: int) -> float:
+    """About how long a query takes on one core, by the bytes it reads."""
+    codes = count * spec.code_bytes(dim)
+    if spec.kind == "flat":
+        return codes / SCAN_BYTES_A_MS
+    # A graph over n centroids compares with a few hundred of them, whatever n.
+    centroids = min(spec.centroids, 1000) if spec.links else spec.centroids
+    return (PROBED * codes + 4 * dim * centroids) / SCAN_BYTES_A_MS + (REFINE_MS if spec.refine else 0)
+
+
+def _candidates(
+    count: int, dim: int, recall_target: float, memory_budget: int | None, latency_ms: float | None
+) -> Iterator[Spec]:
+    """The rows of the table that can reach the recall and are meant for so many vectors, in order."""
+    lists = usual_centroids(count)
+    size = count * dim * 4
+    words = {
+        "size": human_bytes(size), "scan": f"{size / SCAN_BYTES_A_MS:.1f}", "lists": lists, "dim": dim,
+        "graph": "_HNSW32" if lists >= CENTROIDS_FOR_A_GRAPH else "",
+        "stored": "SQ8" if recall_target < SQ8_REACHES else "SQfp16",
+    }  # fmt: skip
+    for rule in AUTO_TABLE:
+        spec = parse(rule.template.format(**words), rule.why.format(**words))
+        # A latency says how long a scan may take, and a budget how much memory lists may: the table's own limits go.
+        limited = latency_ms is None if spec.kind == "flat" else memory_budget is None
+        meant = rule.reaches >= recall_target and not (limited and size > rule.up_to_bytes)
+        if meant and (memory_budget is not None or _is_usual(spec, recall_target)):
+            yield spec
+
+
+def _is_usual(spec: Spec, recall_target: float) -> bool:
+    """Whether an index is taken without a budget: not one that lies on disk in part, nor one larger than it need be."""
+    return not spec.refine and (spec.codec != "SQfp16" or recall_target > SQ8_REACHES)
+
+
+def _with_limits(spec: Spec, count: int, dim: int, memory_budget: int | None, latency_ms: float | None) -> Spec:
+    said = []
+    if memory_budget is None and latency_ms is None:
+        return spec
+    if memory_budget is not None:
+        said.append(f"{human_bytes(_resident(spec, count, dim))} of a budget of {human_bytes(memory_budget)}")
+    if latency_ms is not None:
+        said.append(f"about {expected_ms(spec, count, dim):.2g} ms a query of {latency_ms:g}")
+    return replace(spec, why=f"{spec.why} ({', '.join(said)})")
+
+
+def _refuse_budget(found: list[Spec], count: int, dim: int, budget: int) -> None:
+    least = min(found, key=lambda spec: _resident(spec, count, dim))
+    needed = _resident(least, count, dim)
+    fewer = max(1, int(dim * budget / needed))
+    raise UserError(
+        f"memory_budget = {human_bytes(budget)}: the smallest index here, {least.factory}, needs {human_bytes(needed)};"
+        f" raise the budget, or set dimensions=N for PCA (about {fewer} would fit)"
+    )
+
+
+def _explicit(factory: str, count: int, dim: int, memory_budget: int | None) -> Spec:
+    spec = parse(factory, "asked for")
+    check_shape(spec, count, dim)
+    needed = _resident(spec, count, dim)
+    if memory_budget is not None and needed > memory_budget:
         raise UserError(
-            f"{factory!r} needs at least {spec.centroids} vectors, one for each centroid, and there are {count}; "
-            f"about 4·√n is usual: IVF{usual_centroids(count)},{spec.codec}"
+            f"factory {factory!r} needs {human_bytes(needed)} in memory, over memory_budget = "
+            f"{human_bytes(memory_budget)}; set factory=auto, or raise the budget"
         )
     return spec
 
 
-def _parse(factory: str, why: str) -> Spec:
-    for _, pattern, kind in FORMS:
-        match = re.fullmatch(pattern, factory)
-        if match is None:
-            continue
-        fields = match.groupdict()
-        spec = Spec(
-            factory=factory,
-            kind=kind,
-            codec=fields.get("codec") or "Flat",
-            centroids=int(fields.get("centroids") or 0),
-            links=int(fields.get("links") or 0),
-            why=why,
-        )
-        _check_numbers(spec)
-        return spec
-    hint = "; set dimensions=N for PCA" if "PCA" in factory else ""
-    raise UserError(f"factory {factory!r} is not an index that rayvec builds; choose one of {EXAMPLES}{hint}")
+def _resident(spec: Spec, count: int, dim: int) -> int:
+    return estimate(spec, count, dim).resident
 
 
-def _check_numbers(spec: Spec) -> None:
-    if spec.kind == "ivf" and spec.centroids < 1:
-        raise UserError(f"{spec.factory!r} needs at least 1 centroid; about 4·√(number of vectors) is usual")
-    if (spec.kind == "hnsw" or "_HNSW" in spec.factory) and not 2 <= spec.links <= MAX_LINKS:
-        raise UserError(f"{spec.factory!r} has {spec.links} links a vector; choose 2 to {MAX_LINKS}, 32 is usual")
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes, as people write it.
+
+    >>> parse_bytes("4GB"), parse_bytes("1.5 MiB")
+    (4000000000, 1572864)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    if match is None or match[2].upper() not in UNITS or not (size := int(float(match[1]) * UNITS[match[2].upper()])):
+        raise UserError(f'{text!r} is not a number of bytes; write 4000000000, "4GB" or "512MiB"')
+    return size
 
 
 def human_bytes(size: float) -> str:

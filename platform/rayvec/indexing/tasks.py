@@ -6,6 +6,7 @@ Knows Ray. Knows nothing of indices.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -15,12 +16,15 @@ from rayvec.errors import RayvecError
 T = TypeVar("T")
 
 
-def each(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, cpus: int = 1) -> Iterator[T]:
-    """Run function(*arguments) as tasks of `cpus` each. At most twice as many wait as can run: memory stays bounded.
+def each(
+    function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, cpus: int = 1, gpus: int = 0
+) -> Iterator[T]:
+    """Run function(*arguments) as tasks of `cpus` (and `gpus`) each.
 
+    At most twice as many wait as can run: memory stays bounded.
     An error of ours comes back as itself, without Ray's wrapping.
     """
-    for outcome in outcomes(function, arguments, cpus=cpus):
+    for outcome in outcomes(function, arguments, cpus=cpus, gpus=gpus):
         if isinstance(outcome, Exception):
             raise outcome from None
         yield outcome
@@ -31,6 +35,7 @@ def outcomes(
     arguments: Iterable[tuple[Any, ...]],
     *,
     cpus: int = 1,
+    gpus: int = 0,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[T | Exception]:
     """As `each`, but a task that fails gives its error in its place, and the others go on.
@@ -39,7 +44,8 @@ def outcomes(
     """
     import ray
 
-    remote = ray.remote(function).options(num_cpus=cpus, **_runtime_env(environment))
+    wanted: dict[str, Any] = {"num_cpus": cpus} | ({"num_gpus": gpus} if gpus else {})
+    remote = ray.remote(function).options(**wanted, **_runtime_env(environment))
     window = 2 * max(1, cluster_cpus() // cpus)
     waiting: deque[Any] = deque()
     for values in arguments:
@@ -57,9 +63,35 @@ def start(function: Callable[..., Any], *values: Any, cpus: int = 1) -> Any:
     return ray.remote(function).options(num_cpus=cpus).remote(*values)
 
 
-def one(function: Callable[..., T], *values: Any, cpus: int = 1) -> T:
+def one(function: Callable[..., T], *values: Any, cpus: int = 1, gpus: int = 0) -> T:
     """Run function(*values) as one task."""
-    return next(each(function, [values], cpus=cpus))
+    return next(each(function, [values], cpus=cpus, gpus=gpus))
+
+
+class Clock:
+    """Adds up the CPU-seconds of the tasks that it runs, of all their threads."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def each(
+        self, function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, cpus: int = 1, gpus: int = 0
+    ) -> Iterator[T]:
+        """As the function of that name."""
+        work = ((function, *values) for values in arguments)
+        for result, seconds in each(_clocked, work, cpus=cpus, gpus=gpus):
+            self.seconds += seconds
+            yield result
+
+    def one(self, function: Callable[..., T], *values: Any, cpus: int = 1, gpus: int = 0) -> T:
+        """As the function of that name."""
+        return next(self.each(function, [values], cpus=cpus, gpus=gpus))
+
+
+def _clocked(function: Callable[..., T], *values: Any) -> tuple[T, float]:
+    start = time.process_time()
+    result = function(*values)
+    return result, time.process_time() - start
 
 
 def shared(value: Any) -> Any:
@@ -74,6 +106,13 @@ def cluster_cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cluster_gpus() -> int:
+    """GPUs of the whole cluster, as Ray counts them."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def node_cpus() -> int:
