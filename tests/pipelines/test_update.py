@@ -137,7 +137,7 @@ def test_windows_of_an_old_text_do_not_stay_beside_those_of_the_new(tmp_path: Pa
     assert sorted(id_ for id_ in found if id_.startswith(("doc-3#", "doc-5#"))) == ["doc-3#0", "doc-3#1"]
 
 
-@pytest.mark.parametrize("factory", ["IVF16,SQ8", "HNSW8", "SQ8", "RR16,IVF16,RaBitQ,RFlat", "IVF16,RaBitQ4"])
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", "HNSW8", "SQ8", "RR16,IVF16,RaBitQ,RFlat"])
 def test_every_kind_of_base_finds_what_is_live(tmp_path: Path, factory: str) -> None:
     model = Model(tmp_path)
     model.build(factory=factory, recall_target=0.9, shards=2)
