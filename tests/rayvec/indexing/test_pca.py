@@ -51,7 +51,7 @@ def test_moments_in_pieces_are_those_of_all_in_float64(cuts: list[int]) -> None:
     for found in (together, batches):
         assert found.count == len(VECTORS)
         assert found.mean == pytest.approx(VECTORS.mean(axis=0, dtype=np.float64), abs=1e-6)
-        assert np.abs(found.scatter - scatter).max() < 1e-6 * scatter.max()
+        assert np.abs(found.scatter - scatter).max() < 3e-6 * scatter.max()
         assert found.scatter == pytest.approx(found.scatter.T, rel=1e-12, abs=1e-12)
 
 
