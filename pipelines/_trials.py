@@ -47,6 +47,7 @@ class Setting:
     dim: int
     count: int
     sampled: int
+    held_out: int
     depth: int
     sample: Any
     axes: Any
@@ -60,7 +61,7 @@ def compare_dimensions(setting: Setting, dims: Sequence[int]) -> tuple[list[dict
 
     begin = time.perf_counter()
     numbers = sorted({*dims, *reductions.DIMENSIONS}, reverse=True)
-    tried = reductions.smaller(setting.dim, setting.sampled - HELD_OUT, numbers)
+    tried = reductions.smaller(setting.dim, setting.sampled - setting.held_out, numbers)
     kept, explained = tasks.one(_compared, setting.sample, setting.axes, tried, setting.depth, cpus=tasks.node_cpus())
     say(f"{len(tried)} smaller numbers of dimensions compared in {time.perf_counter() - begin:.1f} s")
     rows = [{"way": k.way, "dimensions": k.dimensions, "recall@10": round(k.recall, 4)} for k in kept]
@@ -133,10 +134,11 @@ def _trials(
 
 
 def _reduced(sample: Sample, axes: Axes, way: str, number: int) -> tuple[Projection | None, Any]:
+    """The projection and what it makes of the sample; nothing where all stay: the sample is there already."""
     from rayvec.indexing import reductions
 
     if not way:
-        return None, sample.vectors
+        return None, None
     projection = reductions.project(way, number, sample, axes)
     return projection, projection(sample.vectors)
 
@@ -147,7 +149,8 @@ def _trial(
 ) -> Trial:  # fmt: skip
     from rayvec.indexing import tasks, trials
 
-    projection, vectors_NR = reduced
+    projection, projected = reduced
+    vectors_NR = sample.vectors if projected is None else projected
     return trials.run(sample, vectors_NR, projection, template, count, target, depth, seed, threads=tasks.threads(cpus))
 
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.index import command
+from pipelines._trials import documents_once
 from pipelines.advise import AdviseConfig, advise, render
 from rayvec import storage
 from rayvec.errors import MismatchError, UserError
@@ -168,3 +169,9 @@ def test_judgements_of_nothing_here_are_refused(embeddings: Path, questions: Pat
         judged = {"queries": str(questions / "queries"), "qrels": str(tmp_path / f"{name}.tsv")}
         with pytest.raises(UserError, match="check that the ids are the same"):
             advise(config(embeddings, tmp_path / "out", **judged))
+
+
+def test_of_a_documents_windows_the_best_counts() -> None:
+    names = ["a", "a", "b", "c", "b"]
+    found = np.array([[4, 1, 0, 2, 3], [3, -1, -1, -1, -1]])
+    assert documents_once(found, names).tolist() == [[4, 1, 3, -1, -1], [3, -1, -1, -1, -1]]
