@@ -6,6 +6,7 @@ Knows numbers and names. Knows no Ray and no vectors.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Sizes this close are the same size: then the faster one is the cheaper.
 SAME_SIZE = 1.1
-HEADER = ("", "dimensions", "index", "bytes/vector", "recall@10", "nDCG@10", "queries/s", "≈ of all", "build s")
+HEADER = ("Pareto", "dimensions", "index", "bytes/vector", "recall@10", "nDCG@10", "queries/s", "≈ of all", "build s")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Point:
     @property
     def form(self) -> str:
         """Its kind of index, whatever the number of lists."""
-        return self.template.replace("{centroids}", "…")
+        return re.sub(r"\{\w+\}", "…", self.template)
 
     def row(self) -> list[str]:
         """Its line of the table."""
@@ -107,16 +108,15 @@ def _build_target(target: float, point: Point) -> float:
 
 def choices(points: Sequence[Point]) -> list[Choice]:
     """The points for a picture."""
-    return [
-        Choice(p.bytes_per_vector, p.recall, p.queries_per_second_of_all, p.form, p.reduced, f"{p.reduced} {p.form}")
-        for p in points
-    ]
+    return [Choice(p.bytes_per_vector, p.recall, p.queries_per_second_of_all, p.form, p.reduced) for p in points]
 
 
 def table(points: Sequence[Point]) -> str:
     """The points as Markdown; columns that are empty throughout are left out."""
     rows = [point.row() for point in points]
-    kept = [i for i in range(len(HEADER)) if i == 0 or any(row[i] for row in rows)]
+    if all(point.queries_per_second == point.queries_per_second_of_all for point in points):
+        rows = [[*row[:7], "", row[8]] for row in rows]  # the sample is all there is
+    kept = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
     return markdown([HEADER[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 

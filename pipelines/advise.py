@@ -7,10 +7,7 @@ and the others go on. The sample lies once in the object store, and beside it th
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,32 +16,22 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from pipelines import _advice
 from pipelines._advice import Point
 from pipelines._ray import ray_session
+from pipelines._trials import HELD_OUT, Questions, Setting, compare_dimensions, measure, say
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.errors import MismatchError, RayvecError, UserError
+from rayvec.errors import MismatchError, UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing.build import Corpus
-    from rayvec.indexing.pca import Axes, Projection
-    from rayvec.indexing.reductions import Kept
-    from rayvec.indexing.samples import Sample
-    from rayvec.indexing.trials import Trial
 
 Way = Literal["pca", "pca+whiten", "truncate"]
 #: Dimensions that are tried beside all of them, as far as the vectors have more.
 DIMENSIONS = (512, 256, 128)
-#: Queries taken out of the sample, for recall and for speed.
-HELD_OUT = 256
 #: Results that are judged; of windows more are asked for, since several may be of one document.
 DEPTH, DEPTH_OF_WINDOWS = 10, 50
 JSON, PAGE, PICTURE, CURVE = "advice.json", "advice.md", "advice.png", "dimensions.png"
-#: BLAS in one thread, as a served query has it; FAISS is told its threads call by call.
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 class AdviseConfig(Config):
@@ -61,7 +48,8 @@ class AdviseConfig(Config):
     dims: tuple[PositiveInt, ...] = ()
     #: How dimensions become fewer. Truncation is for encoders trained for it (Matryoshka).
     ways: tuple[Way, ...] = ("pca", "truncate")
-    #: FAISS factory strings; {centroids} stands for the usual number of lists. A grid of all kinds by default.
+    #: FAISS factory strings, in which {centroids} stands for the usual number of lists, {dim} and {half} for the
+    #: dimensions that are indexed and half of them. A grid of all kinds by default.
     factories: tuple[str, ...] = ()
     #: Queries with known answers: a folder that jobs.embed made of them, with the same encoder (their instruction with
     #: --set instruction=…), and a BEIR file of query-id, corpus-id and score.
@@ -77,37 +65,13 @@ class AdviseConfig(Config):
     @classmethod
     def _known_factories(cls, factories: tuple[str, ...]) -> tuple[str, ...]:
         from rayvec.indexing import spec
-        from rayvec.indexing.trials import CENTROIDS
+        from rayvec.indexing.grid import named
 
         for factory in factories:
             if factory == spec.AUTO:
                 raise UserError(f"factories: {spec.AUTO!r} is a choice by size; name the forms to choose among")
-            spec.check_factory(factory.replace(CENTROIDS, "64"))
+            spec.check_factory(named(factory, 10_000, 64))
         return factories
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Queries with known answers: ids, vectors [A, D], and the judged documents of each."""
-
-    ids: list[str]
-    vectors: npt.NDArray[np.float32]
-    qrels: dict[str, dict[str, int]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all trials share: the sample's place in the object store, its rows' names for the judges, and the totals."""
-
-    config: AdviseConfig
-    dim: int
-    count: int
-    sampled: int
-    depth: int
-    sample: Any
-    axes: Any
-    questions: Questions | None
-    names: list[str]
 
 
 def advise(config: AdviseConfig) -> Report:
@@ -126,8 +90,8 @@ def advise(config: AdviseConfig) -> Report:
     questions = _questions(config, dataset) if config.qrels else None
     with ray_session():
         setting = _setting(config, dataset, questions)
-        kept, explained = _compare_dimensions(setting, dims)
-        points, failed = _measure(setting, dims)
+        kept, explained = compare_dimensions(setting, dims)
+        points, failed = measure(setting, dims)
     report = _report(setting, dataset, kept, _advice.marked(points), failed, time.monotonic() - started)
     _write(setting, report, points, kept, explained)
     return report
@@ -200,7 +164,7 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
     judged, questions = _judged(corpus, questions)
     rows = np.union1d(drawn, np.array(sorted(judged), np.int64))
     held_out = drawn[sample_rows(len(drawn), min(HELD_OUT, max(1, len(drawn) // 4)), config.seed + 1)]
-    _say(f"sampling {len(rows):,} of {corpus.count:,} vectors")
+    say(f"sampling {len(rows):,} of {corpus.count:,} vectors")
     vectors_ND = ray.put(build.take(corpus, rows))
     own = np.searchsorted(rows, held_out)
     asked = questions.vectors if questions else None
@@ -210,6 +174,7 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
         dim=dataset.dim,
         count=corpus.count,
         sampled=len(rows),
+        held_out=len(held_out),
         depth=DEPTH_OF_WINDOWS if build.columns(corpus, [WINDOW]) else DEPTH,
         sample=sample,
         axes=tasks.start(reductions.axes_of, sample, cpus=tasks.node_cpus()),
@@ -237,129 +202,6 @@ def _judged(corpus: Corpus, questions: Questions | None) -> tuple[dict[int, str]
     return rows, Questions(ids, questions.vectors[answered], {query: questions.qrels[query] for query in ids})
 
 
-def _compare_dimensions(setting: Setting, dims: Sequence[int]) -> tuple[list[dict[str, Any]], list[float]]:
-    """Exact search in fewer dimensions, each way; and the curve of explained variance."""
-    from rayvec.indexing import reductions, tasks
-
-    begin = time.perf_counter()
-    numbers = sorted({*dims, *reductions.DIMENSIONS}, reverse=True)
-    tried = reductions.smaller(setting.dim, setting.sampled - HELD_OUT, numbers)
-    kept, explained = tasks.one(_compared, setting.sample, setting.axes, tried, setting.depth, cpus=tasks.node_cpus())
-    _say(f"{len(tried)} smaller numbers of dimensions compared in {time.perf_counter() - begin:.1f} s")
-    rows = [{"way": k.way, "dimensions": k.dimensions, "recall@10": round(k.recall, 4)} for k in kept]
-    if setting.questions is not None:
-        rows = [{**row, "ndcg@10": round(_ndcg(setting, k.found), 4)} for row, k in zip(rows, kept, strict=True)]
-    return rows, explained
-
-
-def _compared(sample: Sample, axes: Axes, dims: list[int], depth: int) -> tuple[list[Kept], list[float]]:
-    from rayvec.indexing import reductions
-
-    return reductions.compare(sample, axes, dims, reductions.WAYS, depth), axes.explained.tolist()
-
-
-def _ndcg(setting: Setting, found: npt.NDArray[np.int64]) -> float:
-    from rayvec.evaluation.retrieval import evaluate
-
-    assert setting.questions is not None
-    once = _documents_once(found, setting.names)
-    per_query = evaluate(once, setting.names, setting.questions.ids, setting.questions.qrels)
-    return float(per_query["ndcg@10"].mean())
-
-
-def _documents_once(found: npt.NDArray[np.int64], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Rows of a document that stands higher already are taken out: its best window counts."""
-    import numpy as np
-
-    once = np.full_like(found, -1)
-    for i, rows in enumerate(found.tolist()):
-        # Later rows go in first, and are replaced by those that stand higher.
-        best = {names[row]: row for row in reversed(rows) if row >= 0}
-        kept = sorted(best.values(), key=rows.index)
-        once[i, : len(kept)] = kept
-    return once
-
-
-def _measure(setting: Setting, dims: Sequence[int]) -> tuple[list[Point], list[dict[str, str]]]:
-    """Every point of the grid: those that could be measured, and why the others could not."""
-    from rayvec.indexing import trials
-
-    config = setting.config
-    templates = config.factories or tuple(filter(trials.known, trials.FACTORIES))
-    points: list[Point] = []
-    failed: list[dict[str, str]] = []
-    for way, number in [("", setting.dim), *((way, number) for way in config.ways for number in dims)]:
-        begin = time.perf_counter()
-        for template, outcome in _trials(setting, way, number, templates):
-            if isinstance(outcome, Exception):
-                failed.append({"point": f"{number} {way} {template}", "error": _one_line(outcome)})
-            else:
-                points.append(_point(setting, way, number, template, outcome))
-        _say(f"{number} dimensions {way}: {len(templates)} indices tried in {time.perf_counter() - begin:.1f} s")
-    return points, failed
-
-
-def _trials(
-    setting: Setting, way: str, number: int, templates: Sequence[str]
-) -> Iterator[tuple[str, Trial | Exception]]:
-    """One task a point, a node's cores each, so that what is timed runs alone on its node."""
-    from rayvec.indexing import tasks
-
-    cpus = tasks.node_cpus()
-    reduced = tasks.start(_reduced, setting.sample, setting.axes, way, number, cpus=cpus)
-    config = setting.config
-    work = [
-        (setting.sample, reduced, template, setting.count, config.recall_target, setting.depth, config.seed, cpus)
-        for template in templates
-    ]
-    yield from zip(templates, tasks.outcomes(_trial, work, cpus=cpus, environment=ONE_THREAD), strict=True)
-
-
-def _reduced(sample: Sample, axes: Axes, way: str, number: int) -> tuple[Projection | None, Any]:
-    from rayvec.indexing import reductions
-
-    if not way:
-        return None, sample.vectors
-    projection = reductions.project(way, number, sample, axes)
-    return projection, projection(sample.vectors)
-
-
-def _trial(
-    sample: Sample, reduced: tuple[Projection | None, Any], template: str, count: int, target: float, depth: int,
-    seed: int, cpus: int,
-) -> Trial:  # fmt: skip
-    from rayvec.indexing import tasks, trials
-
-    projection, vectors_NR = reduced
-    return trials.run(sample, vectors_NR, projection, template, count, target, depth, seed, threads=tasks.threads(cpus))
-
-
-def _point(setting: Setting, way: str, number: int, template: str, trial: Trial) -> Point:
-    from rayvec.indexing import trials
-
-    slower = trials.slowdown(trial.kind, setting.sampled, setting.count)
-    return Point(
-        way=way,
-        dimensions=number,
-        template=template,
-        factory=trials.named(template, setting.count),
-        bytes_per_vector=round(trial.bytes / setting.count, 2),
-        recall=round(trial.recall, 4),
-        ndcg=round(_ndcg(setting, trial.found), 4) if setting.questions is not None else None,
-        queries_per_second=round(trial.queries_per_second, 1),
-        queries_per_second_of_all=round(trial.queries_per_second / slower, 1),
-        build_seconds=round(trial.build_seconds, 2),
-        search=trial.search,
-        fidelity=round(trial.fidelity, 4),
-    )
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, RayvecError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-
-
 def _report(
     setting: Setting, dataset: EmbeddingsDataset, kept: list[dict[str, Any]], points: list[Point],
     failed: list[dict[str, str]], seconds: float,
@@ -373,7 +215,7 @@ def _report(
         "vectors": setting.count,
         "dimensions": setting.dim,
         "sample": setting.sampled,
-        "queries": min(HELD_OUT, setting.sampled),
+        "queries": setting.held_out,
         "judged_queries": len(setting.questions.ids) if setting.questions else 0,
         "recall_target": config.recall_target,
         "reached": best is not None,
@@ -414,7 +256,3 @@ def _write(
 def render(report: Report) -> str:
     """What the shell shows: the points worth having, and the recommendation."""
     return _advice.summary(report)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"advise: {line}\n")

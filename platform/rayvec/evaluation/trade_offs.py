@@ -22,14 +22,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 @dataclass(frozen=True)
 class Choice:
-    """What a choice takes and gives; `colour` and `marker` are the names of its kinds, `label` its own."""
+    """What a choice takes and gives; `colour` and `marker` are the names of the two kinds that it is of."""
 
     bytes: float
     quality: float
     speed: float
     colour: str
     marker: str
-    label: str
 
 
 def pareto(costs_NM: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -53,7 +52,7 @@ def draw_choices(
     _panel(panels[0], choices, [c.bytes for c in choices], target, best, cheap=True)
     _panel(panels[1], choices, [c.speed for c in choices], target, best, cheap=False)
     panels[0].set_xlabel("bytes per vector (fewer is better)")
-    panels[1].set_xlabel("queries/s on one core (more is better)")
+    panels[1].set_xlabel("queries/s on one core among all vectors (more is better)")
     panels[0].set_ylabel(quality)
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=_legend(choices, best), loc="outside right upper", fontsize=8, frameon=False)
@@ -64,8 +63,17 @@ def _panel(axes: Any, choices: Sequence[Choice], values: Sequence[float], target
     colours, markers = _styles(choices)
     qualities = [choice.quality for choice in choices]
     front = pareto(np.column_stack([values if cheap else np.negative(values), np.negative(qualities)]))
+    # Between two points of the front nothing is known to be possible: a staircase, not a slope.
+    steps = "steps-post" if cheap else "steps-pre"
     order = [i for i in np.argsort(values) if front[i]]
-    axes.plot([values[i] for i in order], [qualities[i] for i in order], color="#666666", linewidth=1, zorder=1)
+    axes.plot(
+        [values[i] for i in order],
+        [qualities[i] for i in order],
+        color="#666666",
+        linewidth=1,
+        zorder=1,
+        drawstyle=steps,
+    )
     for i, choice in enumerate(choices):
         face = colours[choice.colour] if front[i] else "none"
         axes.scatter(values[i], choice.quality, s=44 if front[i] else 24, marker=markers[choice.marker],
@@ -92,12 +100,17 @@ def _plain_ticks(axes: Any, values: Sequence[float]) -> None:
 
 
 def _styles(choices: Sequence[Choice]) -> tuple[dict[str, str], dict[str, str]]:
-    colours = dict.fromkeys(choice.colour for choice in choices)
-    markers = dict.fromkeys(choice.marker for choice in choices)
+    colours = sorted({choice.colour for choice in choices})
+    markers = sorted({choice.marker for choice in choices}, key=lambda name: (-_leading(name), name))
     return (
         {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(colours)},
         {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(markers)},
     )
+
+
+def _leading(name: str) -> int:
+    """The number that a name begins with, so that 512 stands before 64."""
+    return int(name.partition(" ")[0]) if name[:1].isdigit() else 0
 
 
 def _legend(choices: Sequence[Choice], best: int | None) -> list[Any]:

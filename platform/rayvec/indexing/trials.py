@@ -7,7 +7,6 @@ Shapes: N vectors, A asked queries, D dimensions, R dimensions kept.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,24 +18,13 @@ from typing import Any
 import numpy as np
 
 from rayvec.indexing import proof, spec
+from rayvec.indexing.estimate import REFINE_BYTES
+from rayvec.indexing.grid import named
 from rayvec.indexing.pca import Projection
 from rayvec.indexing.ranking import Rows
 from rayvec.indexing.samples import Sample, batches, nearest
 from rayvec.indexing.spec import Spec
 from rayvec.indexing.vectors import Vectors, sample_rows
-
-#: Forms that are tried unless others are asked for: a row each. `{centroids}` is the usual number of lists for as many
-#: vectors as there are. A form that `spec` does not build is left out.
-FACTORIES = (
-    "Flat",
-    "SQfp16",
-    "SQ8",
-    "HNSW32",
-    "HNSW32,SQ8",
-    "IVF{centroids},Flat",
-    "IVF{centroids},SQ8",
-)
-CENTROIDS = "{centroids}"
 
 
 @dataclass(frozen=True)
@@ -55,24 +43,6 @@ class Trial:
     fidelity: float
 
 
-def known(template: str) -> bool:
-    """Whether `spec` builds this form."""
-    try:
-        spec.check_factory(template.replace(CENTROIDS, "64"))
-    except ValueError:
-        return False
-    return True
-
-
-def named(template: str, count: int) -> str:
-    """The factory string of a template for so many vectors.
-
-    >>> named("IVF{centroids},SQ8", 1_000_000)
-    'IVF4000,SQ8'
-    """
-    return template.replace(CENTROIDS, str(spec.usual_centroids(count)))
-
-
 def run(
     sample: Sample, vectors_NR: Vectors, projection: Projection | None, template: str, count: int, target: float,
     depth: int, seed: int, threads: int,
@@ -84,20 +54,22 @@ def run(
     """
     from rayvec.indexing import shards
 
-    chosen = spec.choose(named(template, sample.count), sample.count, vectors_NR.shape[1])
+    dim = vectors_NR.shape[1]
+    chosen = spec.choose(named(template, sample.count, dim), sample.count, dim)
     shards.use_threads(threads)
     with TemporaryDirectory(prefix="rayvec-trial-") as folder:
         path = Path(folder) / "shard.faiss"
         begin = time.perf_counter()
         trained = _build(sample, vectors_NR, chosen, path, seed)
         seconds = time.perf_counter() - begin
-        shard = shards.Shard.read(path, start=0, rows=sample.count, dim=vectors_NR.shape[1])
+        shard = shards.Shard.read(path, start=0, rows=sample.count, dim=dim)
         effort, recall = _tuned(shard, sample, vectors_NR, target)
         asked = projection(sample.asked) if projection else sample.asked
         found = shards.search([shard], np.ascontiguousarray(asked), min(depth, sample.count), effort)
         fidelity = _fidelity(shard, sample, vectors_NR, effort) if projection else recall
         speed = _queries_per_second(shard, sample, projection, effort)
-        size = _bytes_of_all(chosen, template, len(trained), path.stat().st_size, sample.count, count)
+        lists = spec.choose(named(template, count, dim), count, dim).centroids
+        size = _bytes_of_all(chosen, lists, len(trained), path.stat().st_size, sample.count, count, dim)
     search = {name: number for name, number in vars(effort).items() if number is not None}
     return Trial(chosen.factory, chosen.kind, size, recall, search, speed, seconds, found.rows, fidelity)
 
@@ -119,16 +91,18 @@ def _tuned(shard: Any, sample: Sample, vectors_NR: Vectors, target: float) -> tu
     queries = np.ascontiguousarray(vectors_NR[sample.own])
 
     @cache
-    def measure(effort: int) -> float:
-        found = shards.search([shard], queries, min(proof.K + 1, sample.count), shard.effort(effort))
+    def measure(effort: int, factor: int | None = None) -> float:
+        found = shards.search([shard], queries, min(proof.K + 1, sample.count), shard.effort(effort, factor))
         return proof.recall(found, sample.truth, sample.own)
 
     most = max(1, shard.most_effort)
     if shard.effort(1).ef_search:
         most = min(most, proof.MOST_EF_SEARCH)
-    highest = measure(most)
-    value, recall = proof.tune(measure, most, target if highest >= target else target * highest)
-    return shard.effort(value), recall
+    highest = measure(most, proof.MOST_K_FACTOR if shard.is_refined else None)
+    goal = target if highest >= target else target * highest
+    factor = proof.tune_refinement(lambda factor: measure(most, factor), goal) if shard.is_refined else None
+    value, recall = proof.tune(lambda value: measure(value, factor), most, goal)
+    return shard.effort(value, factor), recall
 
 
 def _fidelity(shard: Any, sample: Sample, vectors_NR: Vectors, effort: Any) -> float:
@@ -158,23 +132,11 @@ def _seconds(search: Callable[[Vectors], None], query: Vectors) -> float:
     return time.perf_counter() - begin
 
 
-def _bytes_of_all(chosen: Spec, template: str, trained: int, written: int, sampled: int, count: int) -> float:
-    """Each vector takes what it took in the sample; what training fixed grows with the number of lists."""
-    lists = spec.usual_centroids(count) if CENTROIDS in template else chosen.centroids
-    fixed = trained * lists / chosen.centroids if chosen.centroids else trained
-    return fixed + (written - trained) / sampled * count
+def _bytes_of_all(chosen: Spec, lists: int, trained: int, written: int, sampled: int, count: int, dim: int) -> float:
+    """In memory: each vector takes what it took in the sample; what training fixed grows with the number of lists.
 
-
-#: How the time of a query grows with the number of vectors, by kind of search: a scan of all; four times √n lists to
-#: choose from, of which as many are read, each √n long; a graph's depth. Rough, and meant to be.
-GROWTH: dict[str, Callable[[float], float]] = {"ivf": math.sqrt, "hnsw": lambda count: math.log2(max(count, 2.0))}
-
-
-def slowdown(kind: str, sampled: int, count: int) -> float:
-    """How many times as long a query takes among `count` vectors as among `sampled`, about.
-
-    >>> slowdown("ivf", 10_000, 1_000_000), slowdown("flat", 10_000, 1_000_000)
-    (10.0, 100.0)
+    Vectors that answers are refined with are mapped from disk, and do not count.
     """
-    growth = GROWTH.get(kind, float)
-    return growth(count) / growth(sampled)
+    fixed = trained * lists / chosen.centroids if chosen.centroids else trained
+    stored = REFINE_BYTES[chosen.refine] * dim
+    return fixed + ((written - trained) / sampled - stored) * count
