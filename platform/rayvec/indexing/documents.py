@@ -83,6 +83,12 @@ class Documents:
         documents: list[dict[str, Any]] = table.take(first[place] + wanted - self._starts[group_of]).to_pylist()
         return documents
 
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of all documents, in order. Raises UserError when there is none of that name."""
+        if name not in self.names:
+            raise UserError(f"unknown column {name!r}; the documents have {', '.join(self.names)}")
+        return self._reader().read(columns=[name], use_threads=False)[name]
+
     def _reader(self) -> pq.ParquetFile:
         reader = getattr(self._local, "reader", None)
         if reader is None:
@@ -105,6 +111,10 @@ class SegmentDocuments:
     def count(self) -> int:
         """Number of rows, deleted ones too."""
         return sum(file.count for file in self._files)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of all rows, deleted ones too, in order. Raises UserError when there is none of that name."""
+        return pa.chunked_array([chunk for file in self._files for chunk in file.column(name).chunks])
 
     def read(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The documents of these rows, in their order. Raises UserError for an unknown column, or a row that is not."""

@@ -7,6 +7,7 @@ Knows FAISS's search parameters. Knows no files and no rankings.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ Selector = Any
 
 #: A graph over centroids is searched at least so wide.
 LEAST_WIDTH = 64
+#: Lists probed, or the width of a search in a graph, at most.
+MOST_WIDTH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Effort:
     nprobe: int | None = None
     ef_search: int | None = None
     k_factor: int | None = None
+
+    def widened(self, factor: float) -> Effort:
+        """So many times as wide: where only one row in `factor` may be found, as many of those are looked at."""
+        wider = {name: value and min(math.ceil(value * factor), MOST_WIDTH) for name, value in vars(self).items()}
+        return Effort(**(wider | {"k_factor": self.k_factor}))
 
 
 def keep_all_but(dropped: Rows, count: int) -> Selector:

@@ -80,15 +80,19 @@ class LexicalSegments:
         self._live = live
         self._first = next(segment.lexical for segment in segments if segment.lexical is not None)
 
-    def search(self, queries: Sequence[str], k: int) -> Ranking:
-        """The live texts that share a term with each query, best first. Raises UserError when k is below 1."""
+    def search(self, queries: Sequence[str], k: int, allowed_N: npt.NDArray[np.bool_] | None = None) -> Ranking:
+        """The live texts that share a term with each query, best first. Raises UserError when k is below 1.
+
+        allowed_N: the rows of all segments that may be found; all live ones by default.
+        """
         k = check_k(k, self._live)
-        if len(self._segments) == 1 and self._segments[0].dead_N is None:
+        if len(self._segments) == 1 and self._segments[0].dead_N is None and allowed_N is None:
             return self._first.search(queries, k)
         rows = np.full((len(queries), k), NO_ROW, dtype=np.int64)
         scores = np.full((len(queries), k), NO_SCORE, dtype=np.float32)
         for place, query in enumerate(queries):
-            found, values = best_rows(self._scores(query), k)
+            every_N = self._scores(query)
+            found, values = best_rows(every_N if allowed_N is None else np.where(allowed_N, every_N, 0), k)
             rows[place, : len(found)] = found
             scores[place, : len(found)] = values
         return Ranking(rows, scores)

@@ -10,20 +10,25 @@ Shapes: Q queries, K results a query, D dimensions of the encoder.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from cachetools import LRUCache
 
 from rayvec.errors import UserError, VerificationError
 from rayvec.indexing import pca, shards, trial, versions
 from rayvec.indexing.documents import Documents, SegmentDocuments
+from rayvec.indexing.filters import Filter, mask
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.lexical_segments import LexicalSegments, Texts
 from rayvec.indexing.ranking import Ranking, Rows, check_k
 from rayvec.indexing.segments import load_dropped, local, segments_of
+from rayvec.indexing.selection import Selection
 from rayvec.indexing.shards import Effort, Shard
 from rayvec.indexing.vectors import Vectors, unit
 from rayvec.storage import Fingerprint, JsonObject
@@ -33,6 +38,11 @@ __all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking", "projection_
 DOCUMENTS = "documents.parquet"
 TRANSFORM = "transform.faiss"
 LEXICAL = "lexical"
+#: Documents of a selection that are compared one by one, and the share of them below which all selections are.
+COMPARED_ONE_BY_ONE = 20_000
+WIDEST = 32
+#: Selections that an open index keeps: a bit and a row's number for each document.
+KEPT_SELECTIONS = 16
 
 
 class Index:
@@ -60,6 +70,9 @@ class Index:
         self._documents = SegmentDocuments(
             [(segment.start, Documents(segment.file(folder, DOCUMENTS))) for segment in self.segments], self.dropped
         )
+        self._lock = threading.Lock()
+        self._selections: LRUCache[str, Selection] = LRUCache(KEPT_SELECTIONS)
+        self._columns: dict[str, pa.ChunkedArray] = {}
         self._lexical = self._open_lexical(folder) if manifest["lexical"] is not None else None
         self._check_counts(folder)
 
@@ -92,24 +105,62 @@ class Index:
         """Whether `lexical` may be called."""
         return self._lexical is not None
 
-    def dense(self, vectors_QD: npt.ArrayLike, k: int) -> Ranking:
+    def select(self, filter_: Filter) -> Selection:
+        """The live documents that pass a filter, for the searches below; the last ones asked for are kept.
+
+        Raises UserError for a column that is not there, or a value that cannot be compared with it.
+        """
+        key = filter_.model_dump_json(by_alias=True, exclude_unset=True)
+        with self._lock:
+            found = self._selections.get(key)
+        if found is None:
+            passing = np.array(mask(filter_, self._column))
+            passing[self.dropped] = False
+            found = Selection.of(passing, [(shard.start, shard.count) for shard in self.shards])
+            with self._lock:
+                self._selections[key] = found
+        return found
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in self.columns:
+            raise UserError(f"filter: no column {name!r}; the documents have {', '.join(self.columns)}")
+        with self._lock:
+            found = self._columns.get(name)
+        if found is None:
+            found = self._documents.column(name)
+            with self._lock:
+                self._columns[name] = found
+        return found
+
+    def dense(self, vectors_QD: npt.ArrayLike, k: int, selection: Selection | None = None) -> Ranking:
         """The k live documents nearest to each vector: rows and cosines [Q, min(k, count)], best first, no place empty.
+
+        selection: the documents that may be found; all by default. Few are compared one by one; for more, the search is
+        so many times as wide as they are fewer.
 
         Raises UserError when k is below 1, or a vector has another dimension, is not finite, or is zero.
         """
-        k = check_k(k, self.count)
         queries = self.prepared(vectors_QD)
         shards.use_threads(self._threads)
-        return shards.search(self.shards, queries, k, self._effort, self.dropped_of)
+        if selection is None:
+            return shards.search(self.shards, queries, check_k(k, self.count), self._effort, self.dropped_of)
+        k = check_k(k, max(selection.count, 1))
+        share = self.count / max(selection.count, 1)
+        if selection.count <= COMPARED_ONE_BY_ONE or share > WIDEST:
+            pairs = zip(self.shards, selection.dropped_of, strict=True)
+            return shards.merge_rankings([shard.exhaustive(queries, k, gone) for shard, gone in pairs], k)
+        return shards.search(self.shards, queries, k, self._effort.widened(share), selection.dropped_of)
 
-    def lexical(self, queries: Sequence[str], k: int) -> Ranking:
+    def lexical(self, queries: Sequence[str], k: int, selection: Selection | None = None) -> Ranking:
         """The k best by BM25: rows and scores [Q, min(k, count)]; -1 where fewer documents share a word with the query.
+
+        selection: the documents that may be found; all by default.
 
         Raises UserError when k is below 1, or the index was built without its lexical side.
         """
         if self._lexical is None:
             raise UserError("this index has no lexical side; build it again with --set lexical=true")
-        return self._lexical.search(queries, k)
+        return self._lexical.search(queries, k, None if selection is None else selection.allowed_N)
 
     def documents(self, rows: Sequence[int] | Rows, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The documents of these rows, in their order: id, title, text and payload, or the columns asked for."""

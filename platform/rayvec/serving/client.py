@@ -50,6 +50,7 @@ class SearchOptions(TypedDict, total=False):
     mode: Mode
     instruction: str | None
     include: Sequence[Include]
+    filter: dict[str, Any]
     fusion: Fusion
     dense_weight: float | None
     min_score: float | None

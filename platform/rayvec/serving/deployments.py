@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 #: Fields of a search request by which an error of the index may begin.
-OPTIONS = frozenset({"unique_by", "rerank"})
+OPTIONS = frozenset({"filter", "unique_by", "rerank"})
 
 
 @dataclass(frozen=True)

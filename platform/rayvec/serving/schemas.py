@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from rayvec.indexing.filters import Filter, check
+
 if TYPE_CHECKING:
     from rayvec.serving.search import Options
 
@@ -100,6 +102,11 @@ class SearchRequest(Request):
         None, description="what the query is for; goes before it, as the encoder does"
     )
     include: list[Include] = Field(default=["text", "payload"], max_length=2, description="what each hit carries")
+    filter: Annotated[Filter, AfterValidator(check)] | None = Field(
+        None,
+        description="only documents that pass; conditions on columns (eq, ne, gt, gte, lt, lte, in), and, or, not",
+        examples=[{"and": [{"field": "year", "gte": 2020}, {"not": {"field": "lang", "in": ["de", "fr"]}}]}],
+    )
     fusion: Fusion = Field(
         "weighted", description="of a hybrid search: by scores brought to [0, 1], or by reciprocal ranks"
     )
@@ -119,7 +126,7 @@ class SearchRequest(Request):
         """All but the queries and their instruction."""
         from rayvec.serving.search import Options
 
-        names = ("k", "mode", "fusion", "dense_weight", "min_score", "unique_by", "rerank")
+        names = ("k", "mode", "filter", "fusion", "dense_weight", "min_score", "unique_by", "rerank")
         return Options(**{name: getattr(self, name) for name in names}, include=tuple(self.include))
 
     @property

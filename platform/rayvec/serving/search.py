@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayvec.errors import UserError
+from rayvec.indexing.filters import Filter
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.serving.problems import unavailable
 from rayvec.serving.rerank import Reranker
@@ -22,6 +23,7 @@ from rayvec.serving.schemas import Fusion, Hit, Include, Mode, Signal
 if TYPE_CHECKING:
     from rayvec.indexing.ranking import Ranking
     from rayvec.indexing.searcher import Index
+    from rayvec.indexing.selection import Selection
 
 #: A hybrid search looks this much deeper in each ranking than it answers: a good hit may stand low in one of them.
 POOL_FACTOR = 4
@@ -37,6 +39,7 @@ class Options:
     k: int = 10
     mode: Mode = "hybrid"
     include: tuple[Include, ...] = ("text", "payload")
+    filter: Filter | None = None
     fusion: Fusion = "weighted"
     dense_weight: float | None = None
     min_score: float | None = None
@@ -76,17 +79,21 @@ def search_index(
     """
     if options.unique_by is not None and options.unique_by not in index.columns:
         raise UserError(f"unique_by: no column {options.unique_by!r}; the documents have {', '.join(index.columns)}")
-    wanted = min(max(options.k, options.rerank or 0), index.count)
+    selection = None if options.filter is None else index.select(options.filter)
+    count = index.count if selection is None else selection.count
+    wanted = min(max(options.k, options.rerank or 0), count)
     answers: list[list[Candidate]] = [[] for _ in queries]
+    if not wanted:
+        return [[] for _ in queries]
     waiting, depth = list(range(len(queries))), wanted
     while waiting:
         some = [queries[query] for query in waiting]
-        found = _found(index, some, None if vectors_QD is None else vectors_QD[waiting], depth, options)
+        found = _found(index, some, None if vectors_QD is None else vectors_QD[waiting], depth, options, selection)
         for query, (hits, exhausted) in zip(list(waiting), found, strict=True):
-            if len(hits) >= wanted or exhausted or depth >= index.count:
+            if len(hits) >= wanted or exhausted or depth >= count:
                 answers[query] = hits[:wanted]
                 waiting.remove(query)
-        depth = min(depth * DEEPER, index.count)
+        depth = min(depth * DEEPER, count)
     if options.rerank:
         answers = [
             _reranked(index, query, hits, options.rerank, reranker)
@@ -96,10 +103,15 @@ def search_index(
 
 
 def _found(
-    index: Index, queries: list[str], vectors_QD: np.ndarray | None, depth: int, options: Options
+    index: Index,
+    queries: list[str],
+    vectors_QD: np.ndarray | None,
+    depth: int,
+    options: Options,
+    selection: Selection | None,
 ) -> Iterator[tuple[list[Candidate], bool]]:
     """For each query what is left of its best `depth`, and whether nothing more can be found below them."""
-    ranking, parts = _rank(index, queries, vectors_QD, depth, options)
+    ranking, parts = _rank(index, queries, vectors_QD, depth, options, selection)
     for query in range(len(queries)):
         pairs = ranking.hits(query)
         good = [pair for pair in pairs if options.min_score is None or pair[1] >= options.min_score]
@@ -123,18 +135,23 @@ def _unique(index: Index, pairs: list[tuple[int, float]], column: str | None) ->
 
 
 def _rank(
-    index: Index, queries: list[str], vectors_QD: np.ndarray | None, k: int, options: Options
+    index: Index,
+    queries: list[str],
+    vectors_QD: np.ndarray | None,
+    k: int,
+    options: Options,
+    selection: Selection | None,
 ) -> tuple[Ranking, dict[str, Ranking]]:
     """The ranking, and for a hybrid one the rankings it was made of."""
     from rayvec.indexing.hybrid import DENSE_WEIGHT, hybrid, reciprocal_rank_fusion
 
     if options.mode == "lexical":
-        return index.lexical(queries, k), {}
+        return index.lexical(queries, k, selection), {}
     assert vectors_QD is not None, "only a lexical search goes without vectors"
     if options.mode == "dense":
-        return index.dense(vectors_QD, k), {}
+        return index.dense(vectors_QD, k, selection), {}
     pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), index.count)
-    lexical, dense = index.lexical(queries, pool), index.dense(vectors_QD, pool)
+    lexical, dense = index.lexical(queries, pool, selection), index.dense(vectors_QD, pool, selection)
     parts = {"dense": dense, "lexical": lexical}
     if options.fusion == "rrf":
         weight = 1.0 if options.dense_weight is None else options.dense_weight

@@ -54,6 +54,27 @@ def test_a_least_score_cuts_the_list_where_scores_fall_below_it(client: Client, 
     assert found(client, mode=mode, min_score=everything[0]["score"] + 1) == []
 
 
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_a_filter_leaves_what_passes(client: Client, mode: str) -> None:
+    filter_ = {"or": [{"field": "line", "lt": 6}, {"field": "id", "in": ["doc-20", "doc-21"]}]}
+    hits = found(client, mode=mode, filter=filter_)
+    everything = [hit["id"] for hit in found(client, mode=mode)]
+    passing = {f"doc-{row}" for row in [*range(6), 20, 21]}
+    assert {hit["id"] for hit in hits} == passing & set(everything)
+    assert found(client, mode=mode, filter={"field": "line", "gt": 10_000}) == []
+
+
+def test_a_filter_that_cannot_be_is_refused(client: Client) -> None:
+    for filter_ in ({"field": "nope", "eq": 1}, {"field": "line", "eq": "x"}):
+        assert refused(client, filter=filter_) == (422, "filter")
+    deep: Any = {"field": "line", "eq": 1}
+    for _ in range(50):
+        deep = {"not": deep}
+    answer = client.post("/v1/search", query=QUERY, filter=deep)
+    assert answer.status_code == 422 and answer.json()["error"]["param"].startswith("filter")
+    assert client.post("/v1/search", query=QUERY, filter={"field": "line"}).status_code == 422
+
+
 def test_of_hits_with_one_value_only_the_best_is_kept_and_k_are_found_all_the_same(client: Client) -> None:
     everything = found(client, mode="dense")
     best: dict[str, str] = {}
