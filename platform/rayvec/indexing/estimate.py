@@ -60,7 +60,7 @@ def estimate(spec: Spec, count: int, dim: int, rate: float | None = None, shards
     """The cost of an index. rate: floating point operations a second and core; without it no time is told."""
     refined = REFINE_BYTES[spec.refine] * count * dim + (8 * dim if spec.refine == "SQ8" else 0) * shards
     searched = math.ceil(_codes(spec, count, dim, shards) + shards * _fixed(spec, dim))
-    seconds = None if rate is None else round(operations(spec, count, dim) / rate, 3)
+    seconds = None if rate is None else round(operations(spec, count, dim) / rate, 6)
     # The vectors that answers are refined with are mapped, and a search touches a few hundred of them.
     return Estimate(searched + refined, searched, seconds)
 

@@ -66,17 +66,7 @@ def centroids(lists: Any) -> Any:
     return flat
 
 
-def add(index: Any, vectors_ND: Vectors, nearest: Any) -> None:
-    """Add vectors to a trained index, each to the list that `nearest`, an index of centroids, finds for it."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        add(index.base_index, vectors_ND, nearest)
-        index.refine_index.add(vectors_ND)
-        index.ntotal = index.refine_index.ntotal
-    elif isinstance(index, faiss.IndexPreTransform):
-        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-        add(index.index, np.ascontiguousarray(rotation.apply(vectors_ND)), nearest)
-        index.ntotal = inner(index).ntotal
-    else:
-        lists = np.ascontiguousarray(nearest.search(vectors_ND, 1)[1][:, 0])
-        index.add_core(len(vectors_ND), faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(lists))
+def add(lists: Any, vectors_ND: Vectors, nearest: Any) -> None:
+    """Add vectors to a trained IVF, each to the list that `nearest`, an index of centroids, finds for it."""
+    found = np.ascontiguousarray(nearest.search(vectors_ND, 1)[1][:, 0])
+    lists.add_core(len(vectors_ND), faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(found))

@@ -4,14 +4,20 @@ An index file nests: refinement around a rotation around lists around a graph ov
 name the outermost layer alone; here each one is named by the class that FAISS made of it.
 
 Knows FAISS's index classes. Knows no files.
+
+Shapes: N vectors, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import faiss as _faiss
+import numpy as np
+
+from rayvec.indexing.vectors import Vectors
 
 #: FAISS without its own annotations, which know a part of it only.
 faiss: Any = _faiss
@@ -42,12 +48,12 @@ def inner(index: Any) -> Any:
     return inner(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
-def around(index: Any) -> Any | None:
-    """The layer that rotates, if there is one."""
+def rotation(index: Any) -> Any | None:
+    """What turns vectors before they are encoded, if there is anything."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
-        return around(index.base_index)
-    return index if isinstance(index, faiss.IndexPreTransform) else None
+        return rotation(index.base_index)
+    return faiss.downcast_VectorTransform(index.chain.at(0)) if isinstance(index, faiss.IndexPreTransform) else None
 
 
 def refinement(index: Any) -> Any | None:
@@ -99,6 +105,52 @@ def _unless(index: Any, known: tuple[str, ...]) -> Iterator[str]:
 
 def _name(layer: Any) -> str:
     return type(layer).__name__
+
+
+def train(index: Any, vectors_ND: Vectors) -> None:
+    """Train the layers one by one: as FAISS does, but the same on any number of threads."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        train(index.base_index, vectors_ND)
+        train(index.refine_index, vectors_ND)
+    elif isinstance(index, faiss.IndexPreTransform):
+        with one_thread():
+            rotation(index).train(vectors_ND)  # type: ignore[union-attr]
+        train(index.index, _rotated(index, vectors_ND))
+    elif not index.is_trained:
+        index.train(vectors_ND)
+    index.is_trained = True
+
+
+def add(index: Any, vectors_ND: Vectors, put: Callable[[Any, Vectors], None]) -> None:
+    """Add vectors layer by layer, the same on any number of threads; put: adds to the index that is searched first."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        add(index.base_index, vectors_ND, put)
+        index.refine_index.add(vectors_ND)
+        index.ntotal = index.refine_index.ntotal
+    elif isinstance(index, faiss.IndexPreTransform):
+        add(index.index, _rotated(index, vectors_ND), put)
+        index.ntotal = inner(index).ntotal
+    else:
+        put(index, vectors_ND)
+
+
+def _rotated(index: Any, vectors_ND: Vectors) -> Vectors:
+    # A matrix product by several threads rounds otherwise than by one; a list's centroid follows from it.
+    with one_thread():
+        return np.ascontiguousarray(rotation(index).apply(vectors_ND))  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """FAISS's calls from this thread take one thread for the length of the block."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def merge(into: Any, other: Any) -> None:

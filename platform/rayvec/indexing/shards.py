@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,13 @@ def use_threads(threads: int) -> None:
 def train(spec: Spec, dim: int, sample_ND: Vectors, seed: int) -> Any:
     """An empty index, trained if its kind asks for it, as bytes that `fill` starts from.
 
-    The same bytes whatever the number of threads: the centroids' graph is built by one, since FAISS's graphs depend on
-    the order in which threads come.
+    The same bytes whatever the number of threads: rotations and the centroids' graph are made by one, since products
+    round by their threads, and FAISS's graphs depend on the order in which threads come.
     """
     index = faiss.index_factory(dim, re.sub(r"_HNSW\d+,", ",", spec.factory), faiss.METRIC_INNER_PRODUCT)
     kept = _prepare(index, spec, len(sample_ND), seed)
-    if not index.is_trained:
-        index.train(np.ascontiguousarray(sample_ND))
+    if spec.needs_training:
+        layers.train(index, np.ascontiguousarray(sample_ND))
     if spec.kind == "ivf" and spec.links:
         kept.append(_graph_of_centroids(inner(index), spec.links))
     trained = faiss.serialize_index(index)
@@ -68,7 +69,7 @@ def _prepare(index: Any, spec: Spec, samples: int, seed: int) -> list[Any]:
     if spec.subquantizers:
         _quiet(found.pq, seed)
     if spec.rotation == "OPQ":
-        rotation = faiss.downcast_VectorTransform(layers.around(index).chain.at(0))
+        rotation: Any = layers.rotation(index)
         kept.append(faiss.ProductQuantizer(rotation.d_out, spec.subquantizers, spec.bits))
         _quiet(kept[-1], seed)
         rotation.pq = kept[-1]
@@ -83,10 +84,8 @@ def _graph_of_centroids(lists: Any, links: int) -> Any:
     """Put a graph in the place of the exact index over the centroids, for both adding and searching."""
     graph = faiss.IndexHNSWFlat(lists.d, links, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction, graph.hnsw.efSearch = EF_CONSTRUCTION, EF_ASSIGN
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    graph.add(faiss.downcast_index(lists.quantizer).reconstruct_n(0, lists.nlist))
-    faiss.omp_set_num_threads(threads)
+    with layers.one_thread():
+        graph.add(faiss.downcast_index(lists.quantizer).reconstruct_n(0, lists.nlist))
     lists.own_fields, lists.quantizer = False, graph
     return graph
 
@@ -98,14 +97,15 @@ def fill(trained: Any, batches: Iterable[Vectors], path: Path) -> int:
     """
     index = faiss.deserialize_index(np.array(trained))
     nearest = gpu.assigner(index)
+    put = _add if nearest is None else partial(gpu.add, nearest=nearest)
     for batch in batches:
-        vectors = np.ascontiguousarray(batch)
-        if nearest is None:
-            index.add(vectors)
-        else:
-            gpu.add(index, vectors, nearest)
+        layers.add(index, np.ascontiguousarray(batch), put)
     faiss.write_index(index, str(path))
     return int(index.ntotal)
+
+
+def _add(index: Any, vectors_ND: Vectors) -> None:
+    index.add(vectors_ND)
 
 
 def merge(pieces: Sequence[Path], path: Path) -> int:

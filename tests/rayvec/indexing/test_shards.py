@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_vectors_whose_lists_were_found_beforehand_make_the_same_index(factory: 
     _, empty = trained(factory)
     index = layers.faiss.deserialize_index(empty)
     nearest = gpu.centroids(layers.inner(index))
-    gpu.add(index, VECTORS, nearest)
+    layers.add(index, VECTORS, partial(gpu.add, nearest=nearest))
     layers.faiss.write_index(index, str(tmp_path / "added"))
     shards.fill(empty, [VECTORS], tmp_path / "filled")
     found = [read(tmp_path / name).search(QUERIES, 20, FULL) for name in ("added", "filled")]
