@@ -76,8 +76,14 @@ def foreign(index: Any) -> str | None:
 def _strangers(index: Any) -> Iterator[str]:
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
+        yield from _strangers_around(index.base_index)
         yield from _unless(index.refine_index, FLAT)
-        index = faiss.downcast_index(index.base_index)
+    else:
+        yield from _strangers_around(index)
+
+
+def _strangers_around(index: Any) -> Iterator[str]:
+    index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         yield from _strange_rotations(index)
         index = faiss.downcast_index(index.index)

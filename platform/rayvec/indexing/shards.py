@@ -8,8 +8,10 @@ Shapes: N vectors, Q queries, K results a query, D dimensions.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ EF_CONSTRUCTION = 100
 #: How wide a graph over centroids is searched for the list of a vector that is added.
 EF_ASSIGN = 64
 QUERIES_AT_ONCE = 4096
+#: FAISS counts a table for product codes (lists × codewords) that it never makes for inner products: 256 times the
+#: centroids at most.
+MAY_HOLD_PQ = (b"IwPQ", b"IwPf", b"IxPT", b"IxRF")
+_READING = threading.Lock()
 
 
 def use_threads(threads: int) -> None:
@@ -125,6 +131,19 @@ def merge(pieces: Sequence[Path], path: Path) -> int:
     return int(whole.ntotal)
 
 
+@contextlib.contextmanager
+def _bounded(path: Path, kind: bytes) -> Iterator[None]:
+    """Let FAISS allocate no more than this file can hold. The bound is the process's, so one file is read at a time."""
+    size = path.stat().st_size
+    with _READING:
+        usual = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit((256 if kind in MAY_HOLD_PQ else 2) * size + 4096)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(usual)
+
+
 class Shard:
     """One FAISS index over the rows [start, start + count) of the whole."""
 
@@ -145,9 +164,9 @@ class Shard:
             kind = stream.read(4)
         if kind not in READABLE:
             raise VerificationError(f"{path} is not a FAISS index of a kind that rayvec builds; build the index again")
-        faiss.set_deserialization_vector_byte_limit(2 * path.stat().st_size + 4096)
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            with _bounded(path, kind):
+                index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except (RuntimeError, MemoryError) as error:
             raise VerificationError(f"{path} cannot be read by FAISS ({_first_line(error)}); build it again") from None
         stranger = layers.foreign(index)

@@ -143,6 +143,20 @@ def test_vectors_whose_lists_were_found_beforehand_make_the_same_index(factory: 
     assert np.array_equal(found[0].rows, found[1].rows)
 
 
+def test_a_few_vectors_in_many_lists_of_product_codes_are_read(tmp_path: Path) -> None:
+    chosen = spec.choose("IVF400,PQ16x4fsr", COUNT, DIM)
+    shards.fill(shards.train(chosen, DIM, VECTORS, seed=0), [VECTORS[:10]], tmp_path / "file")
+    assert Shard.read(tmp_path / "file", start=0, rows=10, dim=DIM).search(QUERIES, 10, FULL).rows.shape == (6, 10)
+
+
+def test_reading_a_small_file_does_not_bound_what_is_read_next(tmp_path: Path) -> None:
+    _, empty = trained("Flat")
+    shards.fill(empty, [VECTORS[:1]], tmp_path / "small")
+    shards.fill(empty, [VECTORS], tmp_path / "large")
+    Shard.read(tmp_path / "small", start=0, rows=1, dim=DIM)
+    assert shards.merge([tmp_path / "large", tmp_path / "small"], tmp_path / "whole") == COUNT + 1
+
+
 def foreign(path: Path, factory: str) -> None:
     """A file of an index that FAISS builds and we do not; LSH has no inner product, so it is wrapped by hand."""
     faiss = layers.faiss
