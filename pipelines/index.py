@@ -166,6 +166,8 @@ def _build(
             lexical = build.write_lexical(corpus, config.lexical_columns, config.stemmer, draft.folder / LEXICAL)
     with _timed(seconds, "prove"):
         proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed, asked)
+    if config.latency_ms is not None and proof["latency_ms"]["p50"] > config.latency_ms:
+        _say(f"a query takes {proof['latency_ms']['p50']:.3g} ms here, over latency_ms = {config.latency_ms:g}")
     explained = corpus.projection.explained[-1] if corpus.projection else None
     return {
         "count": corpus.count,
