@@ -186,6 +186,8 @@ def build_version(
             lexical = build.write_lexical(corpus, config.lexical_columns, config.stemmer, draft.folder / LEXICAL)
     with timed(seconds, "prove"):
         proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed, asked)
+    if config.latency_ms is not None and proof["latency_ms"]["p50"] > config.latency_ms:
+        _say(f"a query takes {proof['latency_ms']['p50']:.3g} ms here, over latency_ms = {config.latency_ms:g}")
     if corpus.projection:
         with timed(seconds, "dimensions"):
             proof["fewer_dimensions"] = _fewer_dimensions(config, corpus, axes)

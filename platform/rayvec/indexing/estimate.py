@@ -25,10 +25,12 @@ BLOCK = 32
 REFINE_BYTES = {"": 0, "Flat": 4, "SQfp16": 2, "SQ8": 1}
 
 KMEANS_ROUNDS = 10
+#: k-means takes so many times its products: finding the nearest, and moving the centroids.
+KMEANS_SLOWDOWN = 1.3
 OPQ_ROUNDS = 50
 PQ_ROUNDS = 25
 #: Distances that a graph computes: to add a vector, for each of its links; and to find a centroid.
-DISTANCES_A_LINK = 40
+DISTANCES_A_LINK = 250
 DISTANCES_A_LOOKUP = 600
 #: A graph's distances are computed one by one, out of order, where a GEMM streams: so much slower a number.
 GRAPH_SLOWDOWN = 12.0
@@ -123,7 +125,7 @@ def _rotating(spec: Spec, count: int, sample: int, dim: int) -> float:
 
 
 def _clustering(spec: Spec, sample: int, inner: int) -> float:
-    lists = KMEANS_ROUNDS * 2 * sample * spec.centroids * inner
+    lists = KMEANS_SLOWDOWN * KMEANS_ROUNDS * 2 * sample * spec.centroids * inner
     codes = PQ_ROUNDS * 4 * sample * (1 << spec.bits) * inner if spec.subquantizers else 0
     graph = _graph(spec.centroids, spec.links, inner) if spec.kind == "ivf" and spec.links else 0
     return lists + codes + graph
