@@ -72,13 +72,16 @@ def test_a_graph_is_searched_as_wide_as_the_target_asks(embeddings: Path, tmp_pa
     assert not Index.open(tmp_path).has_lexical
 
 
-def test_pca_is_fitted_over_all_parts_and_proved_against_the_full_vectors(embeddings: Path, tmp_path: Path) -> None:
+def test_pca_is_fitted_over_all_parts_and_proved_against_the_full_vectors(
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", COUNT)
     report = index(config(embeddings, tmp_path, dimensions=16))
     opened = Index.open(tmp_path, threads=1)
     assert (opened.dim, report["dimensions"]) == (DIM, 16)
-    centred = VECTORS - VECTORS.mean(axis=0)
-    singular = np.linalg.svd(centred, compute_uv=False)
-    assert report["explained_variance"] == pytest.approx((singular[:16] ** 2).sum() / (singular**2).sum(), rel=1e-4)
+    _, _, directions = np.linalg.svd(VECTORS, full_matrices=False)
+    kept = (VECTORS @ directions[:16].T).var(axis=0).sum() / VECTORS.var(axis=0).sum()
+    assert report["explained_variance"] == pytest.approx(kept, rel=1e-4)
     assert report["recall@10"] == 1.0 and 0.3 < report["recall@10_of_reduction"] < 1.0
     assert opened.dense(VECTORS[::100], k=1).rows[:, 0].tolist() == list(range(0, COUNT, 100))
 
@@ -88,7 +91,7 @@ def test_whitening_and_truncation_are_projections_like_pca(embeddings: Path, tmp
     index(config(embeddings, tmp_path / "cut", dimensions=16, reduce="truncate", lexical=False))
     white, cut = Index.open(tmp_path / "white", threads=1), Index.open(tmp_path / "cut", threads=1)
     assert white.prepared(VECTORS).std(axis=0) == pytest.approx(np.full(16, 0.25), rel=0.25)  # about 1 / √16 each
-    np.testing.assert_allclose(cut.prepared(VECTORS), unit(VECTORS[:, :16]), atol=1e-6)
+    assert cut.prepared(VECTORS) == pytest.approx(unit(VECTORS[:, :16]), abs=1e-6)
     for opened in (white, cut):
         assert opened.dense(VECTORS[::100], k=1).rows[:, 0].tolist() == list(range(0, COUNT, 100))
     assert white.manifest["transform"]["whiten"] and cut.manifest["transform"]["kind"] == "truncate"
@@ -107,12 +110,13 @@ def test_a_reduced_build_tells_what_other_numbers_of_dimensions_would_keep(tmp_p
 def test_axes_of_a_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch, embeddings: Path) -> None:
     dataset = EmbeddingsDataset.open(str(embeddings))
     corpus = build.Corpus.of(dataset)
+    monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", COUNT)
     whole = build.axes(corpus)
     monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", 20)
     some = build.axes(corpus)
     assert (whole.count, some.count) == (COUNT, 20 * DIM)
     assert some.explained[:16] == pytest.approx(whole.explained[:16], abs=0.05)
-    assert build.axes(corpus).variances == pytest.approx(some.variances, rel=1e-12)  # the same sample again
+    assert build.axes(corpus).squares == pytest.approx(some.squares, rel=1e-12)  # the same sample again
 
 
 def test_codes_are_refined_with_stored_vectors_until_the_target_is_reached(embeddings: Path, tmp_path: Path) -> None:

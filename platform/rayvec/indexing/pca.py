@@ -23,7 +23,7 @@ from rayvec.errors import UserError, VerificationError
 from rayvec.indexing.vectors import Vectors, unit
 
 Matrix = npt.NDArray[np.float64]
-#: How dimensions become fewer: onto the directions of most variance, or by keeping the first (Matryoshka encoders).
+#: How dimensions become fewer: onto the principal axes, or by keeping the first (Matryoshka encoders).
 Method = Literal["pca", "truncate"]
 
 #: The first four bytes of the one kind of transform that we write.
@@ -143,48 +143,58 @@ def truncation(dim: int, dimensions: int, *, normalize: bool) -> Projection:
 
 @dataclass(frozen=True)
 class Axes:
-    """The principal axes of `count` vectors: mean [D], variances [D] from large to small, directions [D, D] by row."""
+    """The principal axes of `count` vectors: mean [D], mean squares [D] along them, large to small, directions [D, D].
+
+    They are those of the second moment, about zero and not about the mean: search is by inner products, and these keep
+    them best (Eckart and Young 1936). Taking the mean out changes who is near whom before any dimension is dropped.
+    """
 
     count: int
     mean: Matrix
-    variances: Matrix
+    squares: Matrix
     directions: Matrix
 
     @property
     def explained(self) -> Matrix:
-        """The share of all variance that the first 1…D axes hold; 0 where there is none."""
-        total = self.variances.sum()
-        if total <= 0:
-            return np.zeros(len(self.variances))
-        return np.minimum(np.cumsum(self.variances) / total, 1.0)
+        """The share of the variance (about the mean) that the first 1…D axes hold; 0 where nothing varies."""
+        variances = np.maximum(self.squares - (self.directions @ self.mean) ** 2, 0.0)
+        total = variances.sum()
+        if total <= EPSILON * self.squares.sum():
+            return np.zeros(len(variances))
+        return np.minimum(np.cumsum(variances) / total, 1.0)
 
     def projection(self, dimensions: int, *, normalize: bool, whiten: bool = False) -> Projection:
-        """Project on the first `dimensions` axes; whitened, all of them count alike. Raises UserError as `fit` does."""
+        """Project on the first `dimensions` axes; whitened, all count alike. Raises UserError as `fit` does."""
         _check_dimensions(dimensions, len(self.mean))
         if dimensions > self.count:
             raise UserError(f"dimensions = {dimensions}: there are only {self.count} vectors; choose at most as many")
-        matrix = self.directions[:dimensions]
+        matrix, bias = self.directions[:dimensions], np.zeros(dimensions)
         if whiten:
-            matrix = matrix * self._scales()[:dimensions, None]
-        bias = -matrix @ self.mean
+            whitening, bias = self.whitening(dimensions)
+            matrix = whitening @ matrix
         shares = tuple(self.explained[:dimensions].tolist())
         return Projection(matrix.astype(np.float32), bias.astype(np.float32), normalize, shares)
 
-    def _scales(self) -> Matrix:
-        """1 / √(variance + ε); all 1 where nothing varies."""
-        epsilon = EPSILON * self.variances[0]
-        return 1 / np.sqrt(self.variances + epsilon) if epsilon > 0 else np.ones(len(self.variances))
+    def whitening(self, dimensions: int) -> tuple[Matrix, Matrix]:
+        """Matrix [R, R] and bias [R] that bring coordinates along the first axes to mean 0, and each to variance 1."""
+        mean_R = self.directions[:dimensions] @ self.mean
+        variances, turn = np.linalg.eigh(np.diag(self.squares[:dimensions]) - np.outer(mean_R, mean_R))
+        variances, turn = np.maximum(variances[::-1], 0.0), turn[:, ::-1]
+        epsilon = EPSILON * variances[0]
+        scales = 1 / np.sqrt(variances + epsilon) if epsilon > 0 else np.ones(dimensions)
+        matrix = _signed(turn.T) * scales[:, None]
+        return matrix, -matrix @ mean_R
 
 
 def axes(seen: Moments) -> Axes:
     """The principal axes of the vectors seen."""
-    variances, directions = np.linalg.eigh(seen.scatter / seen.count)
-    # What is left of a zero variance after rounding may be negative.
-    return Axes(seen.count, seen.mean, np.maximum(variances[::-1], 0.0), _signed(directions[:, ::-1].T))
+    squares, directions = np.linalg.eigh(seen.scatter / seen.count + np.outer(seen.mean, seen.mean))
+    # What is left of a zero after rounding may be negative.
+    return Axes(seen.count, seen.mean, np.maximum(squares[::-1], 0.0), _signed(directions[:, ::-1].T))
 
 
 def fit(seen: Moments, dimensions: int, *, normalize: bool, whiten: bool = False) -> Projection:
-    """Project on the `dimensions` directions of most variance; `explained` is cumulative: its last is what is kept.
+    """Project on the first `dimensions` principal axes; `explained` is cumulative: its last is what is kept.
 
     Raises UserError when more dimensions are asked for than the vectors have, or than there are vectors.
     """

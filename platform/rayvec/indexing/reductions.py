@@ -73,10 +73,15 @@ def _one_way(sample: Sample, axes: Axes, dimensions: Sequence[int], way: str, de
     if not dimensions:
         return
     # The axes of fewer dimensions are the first of those of more: one product gives them all.
-    widest = project(way, max(dimensions), sample, axes, normalize=False)
+    method, whiten = WAYS[way]
+    widest = project(method, max(dimensions), sample, axes, normalize=False)
     vectors_NR, asked_AR = widest(sample.vectors), widest(sample.asked)
     for number in dimensions:
-        kept, asked = unit(vectors_NR[:, :number]), unit(asked_AR[:, :number])
+        kept, asked = vectors_NR[:, :number], asked_AR[:, :number]
+        if whiten:
+            matrix, bias = (values.astype(np.float32) for values in axes.whitening(number))
+            kept, asked = kept @ matrix.T + bias, asked @ matrix.T + bias
+        kept, asked = unit(kept), unit(asked)
         found = nearest(kept, kept[sample.own], min(proof.K + 1, sample.count))
         yield Kept(way, number, proof.recall(found, sample.truth, sample.own), _found(kept, asked, depth))
 

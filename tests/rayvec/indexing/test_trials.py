@@ -46,7 +46,7 @@ def test_kept_recall_is_that_of_numpy(sample: Sample) -> None:
 def test_queries_are_not_among_what_axes_are_fitted_on(sample: Sample) -> None:
     seen = pca.axes(pca.moments([np.delete(sample.vectors, OWN, axis=0)]))
     found = reductions.axes_of(sample)
-    assert found.count == COUNT - len(OWN) and found.variances == pytest.approx(seen.variances, rel=1e-5)
+    assert found.count == COUNT - len(OWN) and found.squares == pytest.approx(seen.squares, rel=1e-5)
 
 
 def test_an_exact_index_finds_everything_in_its_own_bytes(sample: Sample) -> None:
