@@ -181,7 +181,7 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     fs, path = storage.filesystem(uri)
     try:
         with fs.open_input_file(path) as file:
-            return _read(file, columns, ahead=not storage.is_local(uri))
+            return _read(file, columns)
     except FileNotFoundError:
         raise VerificationError(f"{uri} is missing; restore it or build it again") from None
     except (OSError, KeyError, pa.ArrowException) as error:
@@ -192,12 +192,9 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise VerificationError(f"{uri} cannot be read ({detail}); restore it or build it again") from None
 
 
-def _read(file: pa.NativeFile, columns: Sequence[str] | None, *, ahead: bool) -> pa.Table:
-    """Without the dataset layer of `pq.read_table`, which costs a tenth more for a part of usual size.
-
-    ahead: fetch all that will be read before it is needed, in few requests: for a bucket.
-    """
-    with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=ahead) as part:
+def _read(file: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
+    """Without the dataset layer of `pq.read_table`, which costs a tenth more for a part of usual size."""
+    with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True) as part:
         table = part.read(columns=columns, use_threads=False)
     return table if columns is None else table.select(list(columns))
 

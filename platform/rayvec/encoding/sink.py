@@ -7,6 +7,7 @@ Knows no source, no encoder, no Ray.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ DUPLICATE = "duplicate"
 #: Rows of a row group: small enough that a reader of some columns or rows skips the rest.
 ROW_GROUP = 4096
 PAGE_BYTES = 8 << 20
-#: Numbers that pyarrow's writer takes at a time: with its 1,024, a vector's worth, it spends a seventh more.
+#: Numbers that pyarrow's writer takes at a time: with its 1,024, a vector's worth, it spends a tenth more.
 WRITE_BATCH = 1 << 16
 #: The path of the vectors inside a Parquet file: a list's only child.
 VECTORS = f"{schema.EMBEDDING}.list.element"
@@ -217,7 +218,7 @@ def part_bytes(table: pa.Table) -> bytes:
     large pages, each with a CRC; text compressed, vectors not (they do not shrink). Vectors of bytes have a dictionary:
     Parquet knows no number of one byte, and would otherwise take four (measured: 4.0 and 1.0 bytes a number).
     """
-    buffer = pa.BufferOutputStream()
+    buffer = io.BytesIO()
     of_bytes = pa.types.is_integer(table.schema.field(schema.EMBEDDING).type.value_type)
     pq.write_table(
         table,
@@ -231,8 +232,7 @@ def part_bytes(table: pa.Table) -> bytes:
         data_page_size=PAGE_BYTES,
         write_batch_size=WRITE_BATCH,
     )
-    data: bytes = buffer.getvalue().to_pybytes()
-    return data
+    return buffer.getvalue()
 
 
 def _is_whole(record: Record, sizes: Mapping[str, int]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayvec.data.embeddings import EmbeddingsDataset, vectors
+from rayvec.data.embeddings import EmbeddingsDataset, read_part, vectors
 from rayvec.errors import UserError, VerificationError
 from rayvec.modeling.hash_encoder import HashEncoder
 from tests.corpora import documents
@@ -40,6 +40,13 @@ def test_its_tables_come_in_the_order_of_the_input(folder: Path) -> None:
     assert [id_ for table in tables for id_ in table["id"].to_pylist()] == [id_ for id_, _ in PAIRS]
     found = np.concatenate([vectors(table) for table in tables])
     np.testing.assert_array_equal(found, HashEncoder(dim=16).encode([text for _, text in PAIRS]))
+
+
+def test_columns_come_as_they_were_asked_for(folder: Path) -> None:
+    [uri, *_] = EmbeddingsDataset.open(str(folder)).part_uris
+    assert read_part(uri, ["n_tokens", "id"]).column_names == ["n_tokens", "id"]
+    with pytest.raises(VerificationError, match="no_such"):
+        read_part(uri, ["id", "no_such"])
 
 
 def test_nothing_is_there_before_it_is_published(tmp_path: Path) -> None:

@@ -66,6 +66,20 @@ def test_groups_hold_every_token_once(packed: PackedBatch) -> None:
     assert sorted(torch.cat(places).tolist()) == list(range(13))
 
 
+def test_groups_end_to_end_are_put_back_in_the_order_of_the_pack(packed: PackedBatch) -> None:
+    places = torch.cat(
+        [torch.arange(g.start, g.start + g.count * g.length) if g.index is None else g.index for g in packed.groups]
+    )
+    assert packed.grouped_index_T is not None
+    assert places[packed.grouped_index_T].tolist() == list(range(13))
+
+
+def test_a_sorted_pack_is_in_the_order_of_its_groups() -> None:
+    packed = PackedBatch.from_tokens(TokenBatch.from_rows([np.arange(n) for n in (5, 3, 3, 2)]))
+    assert packed.grouped_index_T is None
+    assert [(group.length, group.start) for group in packed.groups] == [(5, 0), (3, 5), (2, 11)]
+
+
 def test_padding_and_back_is_the_identity(packed: PackedBatch) -> None:
     padded = packed.input_ids_T[packed.padded_index_BL]
     assert torch.equal(padded.flatten()[packed.flat_index_T], packed.input_ids_T)
