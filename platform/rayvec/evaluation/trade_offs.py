@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 from rayvec import storage
 
-#: Okabe and Ito's colours, told apart by all kinds of eyes, and black.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
+#: Okabe and Ito's colours, told apart by all kinds of eyes, black, and a few more for where those are all taken.
+COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999", "#F0E442", "#7A3E9D",
+    "#8C564B", "#17BECF",
+)  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
