@@ -81,9 +81,8 @@ def main(json_path: Path | None, **options: Any) -> None:
     result = measure(**options)
     write_json(json_path, result)
     print(in_words(result["machine"]))
-    print(
-        f"{'vectors':>10}{'train us':>10}{'fill us':>9}{'bytes':>8}{'recall':>8}{'ms':>8}{'over first':>12}  of a vector"
-    )
+    names = ("vectors", "train us", "fill us", "bytes", "recall", "ms", "over first")
+    print("".join(f"{name:>{width}}" for name, width in zip(names, (10, 10, 9, 8, 8, 8, 12), strict=True)))
     for row, over in zip(result["rows"], result["over_first"], strict=True):
         print(
             f"{row['vectors']:>10,}{row['train_us']:>10.1f}{row['fill_us']:>9.1f}{row['bytes']:>8.1f}{row['recall']:>8.3f}"

@@ -19,6 +19,8 @@ from benchmarks import (
     encoding_cpu,
     gradient_cache,
     harness,
+    index_pca,
+    index_scale,
     mntp_head,
     readings,
     simcse_packing,
@@ -58,6 +60,20 @@ def test_gradcache_gives_the_big_batch_s_gradients(tmp_path: Path) -> None:
     found = run(gradient_cache.main, tmp_path, "--hidden", "64", "--layers", "1", "--small", "4", "--big", "12")
     assert found["gradient_difference"] < 1e-4
     assert found["tokens"]["big"] == found["tokens"]["cached"] > found["tokens"]["small"]
+
+
+def test_a_vector_s_cost_is_told_for_each_size(tmp_path: Path) -> None:
+    small = ("--count", "100000", "--count", "50000", "--dim", "8", "--factory", "IVF64,SQ8")
+    result = CliRunner().invoke(index_scale.main, [*small, "--json", str(tmp_path / "found.json")])
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["vectors"] for row in found["rows"]] == [50_000, 100_000]
+    assert all(row["recall"] >= 0.9 and row["bytes"] < 20 for row in found["rows"])
+
+
+def test_pca_s_moments_are_exact_before_they_are_timed(tmp_path: Path) -> None:
+    found = run(index_pca.main, tmp_path, "--rows", "2000", "--dim", "32", "--kept", "8")
+    assert found["error"] < 1e-5 and set(found["of_reading"]) == {"moments", "apply"}
 
 
 def run_bare(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
