@@ -2,8 +2,8 @@
 
 Sizes follow from FAISS's file format and are within 10 % of the file (tested for every form).
 CPU-seconds are the arithmetic of each step over a rate that is measured on this machine at the time (`measure_rate`).
-Fitted on one core to fourteen builds (20,000 and 60,000 vectors, 256 and 768 dimensions, every kind; .05 to 16 s): between
-.75 and 1.55 times what they took; on a busy machine with cold caches down to .6.
+Fitted on one core to fourteen builds (20,000 and 60,000 vectors, 256 and 768 dimensions, every kind; .05 to 16 s):
+between .75 and 1.55 times what they took; on a busy machine with cold caches down to .6. Reading parts is little of it.
 
 Knows forms and arithmetic. Knows no FAISS.
 
