@@ -76,6 +76,9 @@ def _prepare(index: Any, spec: Spec, samples: int, seed: int) -> list[Any]:
         found.hnsw.efConstruction = EF_CONSTRUCTION
     if spec.subquantizers:
         _quiet(found.pq, seed)
+        if spec.bits == 8:
+            # It orders codewords for a filter by Hamming distance that we never use: over a second a sub-quantizer.
+            found.do_polysemous_training = False
     if spec.rotation == "OPQ":
         rotation: Any = layers.rotation(index)
         kept.append(faiss.ProductQuantizer(rotation.d_out, spec.subquantizers, spec.bits))
