@@ -8,7 +8,7 @@ runs in a process of its own, on one thread, from vectors on disk to an index fi
 
 Then each index answers the same queries, which it does not hold, as it was tuned by its maker: recall@10 against exact
 search, and milliseconds a query. CPU seconds are those of the process after its imports; memory is the most it held
-above what it held then; the size is the index file's, which is what a server maps.
+above what it held then; sizes are of the index file, and of what searching keeps of it in memory.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ one = [index.search(queries[i:i + 1], 10) for i in range(min(200, len(queries)))
 latency = (time.perf_counter() - start) / len(one) * 1e3
 np.save(out + "/rows.npy", search()[1])
 print(json.dumps({**figures, "bytes": os.path.getsize(out + "/knn.index"), "latency_ms": latency,
+    "resident": os.path.getsize(out + "/knn.index"),
     "index": infos.get("index_key"), "search": infos.get("index_param")}))
 """
 )
@@ -77,11 +78,11 @@ OURS = (
 from pathlib import Path
 import faiss, numpy as np
 from benchmarks.index_autofaiss import build_ours
-parts, queries, out, factory = sys.argv[1:5]
+parts, queries, out, factory, target = sys.argv[1:6]
 faiss.omp_set_num_threads(1)
 found = {}
 def build():
-    found.update(build_ours(parts, factory, Path(out)))
+    found.update(build_ours(parts, factory, Path(out), float(target)))
 figures = measured(build)
 queries = np.load(queries)
 from rayvec.indexing import shards
@@ -93,14 +94,15 @@ one = [shards.search(index, queries[i:i + 1], 10, effort) for i in range(min(200
 latency = (time.perf_counter() - start) / len(one) * 1e3
 np.save(out + "/rows.npy", shards.search(index, queries, 10, effort).rows)
 print(json.dumps({**figures, "bytes": os.path.getsize(out + "/shard.faiss"), "latency_ms": latency,
-    "index": found["factory"], "search": found["search"]}))
+    "resident": found["resident"], "index": found["factory"], "search": found["search"]}))
 """
 )
 
 
-def build_ours(parts: str, factory: str, folder: Path) -> dict[str, Any]:
+def build_ours(parts: str, factory: str, folder: Path, target: float) -> dict[str, Any]:
     """What the tasks of `jobs.index` do for one shard, in this process: the factory, rows and tuned search."""
     from rayvec.indexing import build, proof, shards, spec
+    from rayvec.indexing.estimate import estimate
     from rayvec.indexing.vectors import check_part, sample_rows
 
     corpus = build.Corpus.of(EmbeddingsDataset.open(parts))
@@ -114,8 +116,9 @@ def build_ours(parts: str, factory: str, folder: Path) -> dict[str, Any]:
     queries = np.concatenate([build._take(part, own, corpus.dim, True) for part in build._holding(corpus, own)])
     truth = build._truth(corpus, queries, 0, corpus.count)
     shard = shards.Shard.read(folder / "shard.faiss", start=0, rows=corpus.count, dim=corpus.dim)
-    proved = proof.prove([shard], [proof.Probe(queries, truth, own)], 0.95)
-    return {"factory": chosen.factory, "rows": corpus.count, "search": proved["search"]}
+    proved = proof.prove([shard], [proof.Probe(queries, truth, own)], target)
+    resident = estimate(chosen, corpus.count, corpus.dim).resident
+    return {"factory": chosen.factory, "rows": corpus.count, "search": proved["search"], "resident": resident}
 
 
 def run(python: str, script: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +153,16 @@ def given(count: int, dim: int, embeddings: str | None, queries: int) -> tuple[V
 
 
 def measure(
-    *, python: str, count: int, dim: int, embeddings: str | None, queries: int, factory: str, budget: str, rounds: int
+    *,
+    python: str,
+    count: int,
+    dim: int,
+    embeddings: str | None,
+    queries: int,
+    factory: str,
+    target: float,
+    budget: str,
+    rounds: int,
 ) -> dict[str, Any]:
     """All figures; medians of the rounds, recalls of the last."""
     from rayvec.indexing import shards
@@ -169,7 +181,11 @@ def measure(
         write_embeddings(folder / "parts", vectors_ND, ["word"] * len(vectors_ND), parts=8, row_group=4096)
         calls = {
             "autofaiss": (python, AUTOFAISS, [f"{folder}/npy", f"{folder}/queries.npy", f"{folder}/autofaiss", budget]),
-            "ours": (sys.executable, OURS, [f"{folder}/parts", f"{folder}/queries.npy", f"{folder}/ours", factory]),
+            "ours": (
+                sys.executable,
+                OURS,
+                [f"{folder}/parts", f"{folder}/queries.npy", f"{folder}/ours", factory, str(target)],
+            ),
         }
         for _ in range(rounds):
             for which, call in calls.items():
@@ -185,7 +201,9 @@ def measure(
         }
         for which, several in rows.items()
     }
-    over = {key: middle["autofaiss"][key] / middle["ours"][key] for key in ("cpu", "wall", "memory", "bytes")}
+    over = {
+        key: middle["autofaiss"][key] / middle["ours"][key] for key in ("cpu", "wall", "memory", "bytes", "resident")
+    }
     shape = [len(vectors_ND), int(vectors_ND.shape[1])]
     return {"machine": there, "shape": shape, "queries": len(queries_QD), **middle, "autofaiss_over_ours": over}
 
@@ -197,6 +215,7 @@ def measure(
 @click.option("--embeddings", default=None, help="take the vectors of this embeddings folder instead of random ones")
 @click.option("--queries", default=1000, show_default=True)
 @click.option("--factory", default="auto", show_default=True, help="ours")
+@click.option("--target", default=0.95, show_default=True, help="recall@10 that ours is tuned to")
 @click.option("--budget", default="4GB", show_default=True, help="max_index_memory_usage of autofaiss")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
@@ -205,12 +224,14 @@ def main(json_path: Path | None, **options: Any) -> None:
     write_json(json_path, result)
     print(in_words(result["machine"]))
     print("{:,} vectors of {}; one thread each".format(*result["shape"]))
-    print(f"{'':<10}{'cpu s':>8}{'wall s':>8}{'memory MB':>11}{'index MB':>10}{'recall@10':>11}{'ms':>8}  index")
+    print(
+        f"{'':<10}{'cpu s':>8}{'wall s':>8}{'memory MB':>11}{'index MB':>10}{'searched':>10}{'recall@10':>11}{'ms':>8}  index"
+    )
     for name in ("autofaiss", "ours"):
         found = result[name]
         print(
             f"{name:<10}{found['cpu']:>8.1f}{found['wall']:>8.1f}{found['memory'] / 1e6:>11.0f}"
-            f"{found['bytes'] / 1e6:>10.1f}{found['recall']:>11.4f}{found['latency_ms']:>8.3f}"
+            f"{found['bytes'] / 1e6:>10.1f}{found['resident'] / 1e6:>10.1f}{found['recall']:>11.4f}{found['latency_ms']:>8.3f}"
             f"  {found['index']} {found['search']}"
         )
     print("autofaiss / ours:", ", ".join(f"{key} {value:.2f}" for key, value in result["autofaiss_over_ours"].items()))

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from rayvec.indexing.forms import Spec
+from rayvec.indexing.forms import SAMPLES_A_CENTROID, Spec
 
 #: Bytes of a vector's place in a graph beside its links: its level and where its links begin.
 GRAPH_BYTES = 12
@@ -131,7 +131,8 @@ def _rotating(spec: Spec, count: int, sample: int, dim: int) -> float:
 
 
 def _clustering(spec: Spec, sample: int, inner: int) -> float:
-    lists = KMEANS_SLOWDOWN * KMEANS_ROUNDS * 2 * sample * spec.centroids * inner
+    clustered = min(sample, spec.centroids * SAMPLES_A_CENTROID)
+    lists = KMEANS_SLOWDOWN * KMEANS_ROUNDS * 2 * clustered * spec.centroids * inner
     words = 1 << spec.bits
     seen = min(sample, PQ_SAMPLES * words)
     codes = PQ_SLOWDOWN * PQ_ROUNDS * 2 * seen * words * inner if spec.subquantizers else 0

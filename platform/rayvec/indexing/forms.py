@@ -45,8 +45,9 @@ BITS_A_VALUE = {"Flat": 32, "SQfp16": 16, "SQbf16": 16, "SQ8": 8, "SQ6": 6, "SQ4
 UNTRAINED = ("Flat", "SQfp16", "SQbf16")
 #: Fewer training vectors than this for each centroid and k-means only memorises its sample (FAISS's own bound).
 MIN_SAMPLES_A_CENTROID = 39
-#: More training vectors than this for each centroid do not move the centroids (FAISS's own bound is 256).
-SAMPLES_A_CENTROID = 128
+#: More training vectors than this for each centroid hardly move the centroids, and clustering is most of a build: with
+#: 128, one list of 512 over 60,000 x 1024 vectors holds .948 of the ten nearest, with 48 .941, two .998 and .993.
+SAMPLES_A_CENTROID = 64
 SAMPLES_FOR_A_CODEC = 65_536
 MOST_SAMPLE_BYTES = 8 << 30
 MAX_LINKS = 256

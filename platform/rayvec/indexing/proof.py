@@ -36,6 +36,8 @@ UPDATE_VALUES = 2_000_000_000
 MOST_EF_SEARCH = 4096
 #: Answers refined a place asked for, at most: 640 stored vectors for ten answers.
 MOST_K_FACTOR = 64
+#: How many times as wide the first search is while it is found out how many answers are to be refined.
+WIDER = 4
 #: Scores this close are equal: float32 sums of the same products differ by as much from one order to another.
 TIE = 1e-5
 
@@ -104,7 +106,7 @@ def tune(measure: Callable[[int], float], most: int, target: float) -> tuple[int
 def tune_refinement(measure: Callable[[int], float], target: float, most: int = MOST_K_FACTOR) -> int:
     """The least power of two of answers refined, a place asked for, that leaves room above the target.
 
-    measure gives the recall at the most effort of the first search. Half of what refining more could still win must be
+    measure gives the recall where the first search is wide enough. Half of what refining more could still win must be
     there: else the first search had to be wider than reading a few more stored vectors costs.
 
     Raises VerificationError when refining as many as we allow does not reach the target.
@@ -135,7 +137,12 @@ def prove(parts: Sequence[Shard], probes: Sequence[Probe], target: float) -> dic
     def measure(value: int, factor: int | None = None) -> float:
         return min(probe.recall(several, first.effort(value, factor)) for probe in probes)
 
-    factor = tune_refinement(lambda factor: measure(most, factor), target) if first.is_refined else None
+    factor = None
+    if first.is_refined:
+        # At a few times the effort that is enough if all is refined: a search of everything would tell the same, dearly.
+        least, _ = tune(lambda value: measure(value, MOST_K_FACTOR), most, target)
+        wide = min(most, WIDER * least)
+        factor = tune_refinement(lambda factor: measure(wide, factor), target)
     value, _ = tune(lambda value: measure(value, factor), most, target)
     effort = first.effort(value, factor)
     recalls = [probe.recall(several, effort) for probe in probes]
