@@ -224,15 +224,14 @@ def main(json_path: Path | None, **options: Any) -> None:
     write_json(json_path, result)
     print(in_words(result["machine"]))
     print("{:,} vectors of {}; one thread each".format(*result["shape"]))
-    print(
-        f"{'':<10}{'cpu s':>8}{'wall s':>8}{'memory MB':>11}{'index MB':>10}{'searched':>10}{'recall@10':>11}{'ms':>8}  index"
-    )
+    names = ("cpu s", "wall s", "memory MB", "index MB", "searched", "recall@10", "ms")
+    print(" " * 10 + "".join(f"{name:>11}" for name in names) + "  index")
     for name in ("autofaiss", "ours"):
         found = result[name]
+        sizes = "".join(f"{found[key] / 1e6:>11.1f}" for key in ("memory", "bytes", "resident"))
         print(
-            f"{name:<10}{found['cpu']:>8.1f}{found['wall']:>8.1f}{found['memory'] / 1e6:>11.0f}"
-            f"{found['bytes'] / 1e6:>10.1f}{found['resident'] / 1e6:>10.1f}{found['recall']:>11.4f}{found['latency_ms']:>8.3f}"
-            f"  {found['index']} {found['search']}"
+            f"{name:<10}{found['cpu']:>11.1f}{found['wall']:>11.1f}{sizes}{found['recall']:>11.4f}"
+            f"{found['latency_ms']:>11.3f}  {found['index']} {found['search']}"
         )
     print("autofaiss / ours:", ", ".join(f"{key} {value:.2f}" for key, value in result["autofaiss_over_ours"].items()))
 

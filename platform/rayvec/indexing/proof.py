@@ -139,7 +139,7 @@ def prove(parts: Sequence[Shard], probes: Sequence[Probe], target: float) -> dic
 
     factor = None
     if first.is_refined:
-        # At a few times the effort that is enough if all is refined: a search of everything would tell the same, dearly.
+        # At a few times the effort that is enough if all is refined: searching everything would tell the same, dearly.
         least, _ = tune(lambda value: measure(value, MOST_K_FACTOR), most, target)
         wide = min(most, WIDER * least)
         factor = tune_refinement(lambda factor: measure(wide, factor), target)
