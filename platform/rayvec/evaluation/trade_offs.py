@@ -54,7 +54,7 @@ def draw_choices(
     panels = figure.subplots(1, 2, sharey=True)
     _panel(panels[0], choices, [c.bytes for c in choices], target, best, cheap=True)
     _panel(panels[1], choices, [c.speed for c in choices], target, best, cheap=False)
-    panels[0].set_xlabel("bytes per vector (fewer is better)")
+    panels[0].set_xlabel("bytes per vector in memory (fewer is better)")
     panels[1].set_xlabel("queries/s on one core among all vectors (more is better)")
     panels[0].set_ylabel(quality)
     figure.suptitle(title, fontsize=11)
