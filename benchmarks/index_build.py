@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 
 from rayvec.data.embeddings import EmbeddingsDataset
-from rayvec.indexing import build, proof, shards, spec
+from rayvec.indexing import build, forms, proof, shards, spec
 from rayvec.indexing.vectors import check_part, sample_rows
 from tests.artifacts import random_vectors, write_embeddings
 
@@ -40,7 +40,7 @@ def bare(vectors: np.ndarray[Any, Any], chosen: spec.Spec, path: Path) -> None:
     """What FAISS's own examples do."""
     index: Any = faiss.index_factory(vectors.shape[1], chosen.factory, faiss.METRIC_INNER_PRODUCT)
     if chosen.kind == "ivf":
-        index.cp.min_points_per_centroid = 1
+        index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, forms.SAMPLES_A_CENTROID
     if chosen.kind == "hnsw":
         index.hnsw.efConstruction = shards.EF_CONSTRUCTION
     index.train(vectors[: chosen.samples(len(vectors), vectors.shape[1])])
