@@ -24,8 +24,8 @@ Device = Literal["H200", "H100", "A100", "L40S", "L4", "A10G", "cpu"]
 #: figures for 7B to 8B encoders are .45 to .5 of the sheet at lengths of a hundred tokens and more; measure yours.
 TERAFLOPS: dict[str, float] = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70}
 UTILIZATION = 0.45
-#: On a CPU encoders reach .8 (the embedded one, 6.5 M weights) to .92 (19 M) of a float32 matrix product's rate; the lower
-#: is taken (benchmarks/embed_pipeline.py, encoding_cpu.py).
+#: On a CPU encoders reach .8 (the embedded one, 6.5 M weights) to .92 (19 M) of a float32 matrix product's rate; the
+#: lower is taken (benchmarks/embed_pipeline.py, encoding_cpu.py).
 UTILIZATION_CPU = 0.78
 BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "binary": 1 / 8}
 #: Bytes of English text a token, and what zstd leaves of it in a part.
