@@ -176,7 +176,7 @@ def take(corpus: Corpus, rows: Rows) -> Vectors:
 
 
 def _take(part: Part, rows: Rows, dim: int, normalize: bool) -> Vectors:
-    return read_rows(part, rows, dim, normalize=normalize)
+    return read_rows([part], rows, dim, normalize=normalize)
 
 
 def _holding(corpus: Corpus, rows: Rows) -> Iterator[Part]:
@@ -212,8 +212,7 @@ def _train(corpus: Corpus, spec: Spec, rows: Rows, seed: int, cpus: int) -> Any:
     from rayvec.indexing import shards
 
     shards.use_threads(tasks.threads(cpus))
-    found = [read_rows(part, rows, corpus.dim, normalize=corpus.normalize) for part in _holding(corpus, rows)]
-    sample = np.concatenate([np.empty((0, corpus.dim), np.float32), *found])
+    sample = read_rows(list(_holding(corpus, rows)), rows, corpus.dim, normalize=corpus.normalize)
     return shards.train(spec, corpus.dim_index, corpus.projection(sample) if corpus.projection else sample, seed)
 
 

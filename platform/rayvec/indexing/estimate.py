@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from rayvec.indexing.forms import SAMPLES_A_CENTROID, Spec
+from rayvec.indexing.forms import KMEANS_ROUNDS, SAMPLES_A_CENTROID, Spec
 
 #: Bytes of a vector's place in a graph beside its links: its level and where its links begin.
 GRAPH_BYTES = 12
@@ -26,7 +26,6 @@ ID_BYTES = 8
 BLOCK = 32
 REFINE_BYTES = {"": 0, "Flat": 4, "SQfp16": 2, "SQ8": 1}
 
-KMEANS_ROUNDS = 10
 #: k-means takes so many times its products: finding the nearest, and moving the centroids.
 KMEANS_SLOWDOWN = 1.3
 OPQ_ROUNDS = 50

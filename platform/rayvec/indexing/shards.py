@@ -21,7 +21,7 @@ import numpy as np
 from rayvec.errors import VerificationError
 from rayvec.indexing import gpu, layers
 from rayvec.indexing.effort import Effort, Selector, keep_all_but, parameters, selected
-from rayvec.indexing.forms import SAMPLES_A_CENTROID
+from rayvec.indexing.forms import KMEANS_ROUNDS, SAMPLES_A_CENTROID
 from rayvec.indexing.layers import READABLE, faiss, inner, refinement
 from rayvec.indexing.ranking import NO_SCORE, Ranking, Rows, best
 from rayvec.indexing.spec import Spec
@@ -70,7 +70,7 @@ def _prepare(index: Any, spec: Spec, samples: int, seed: int) -> list[Any]:
     kept: list[Any] = []
     if spec.kind == "ivf":
         # The number of samples was chosen by spec.samples; FAISS would only print a warning about it.
-        found.cp.seed, found.cp.min_points_per_centroid = seed, 1
+        found.cp.seed, found.cp.niter, found.cp.min_points_per_centroid = seed, KMEANS_ROUNDS, 1
         found.cp.max_points_per_centroid = max(1, min(samples // spec.centroids + 1, SAMPLES_A_CENTROID))
         kept.append(gpu.cluster_on_gpus(found))
     if spec.kind == "hnsw":

@@ -165,15 +165,38 @@ def read_sampled(
     Raises as read_vectors does.
     """
     for piece in pieces:
-        start = piece.part.start + piece.start
-        for batch in _vector_batches(piece):
-            low, high = np.searchsorted(rows, [start, start + batch.num_rows])
-            if low < high:
-                # Most often all of them are wanted, or few: a batch that is wanted whole is not copied.
-                whole = high - low == batch.num_rows
-                wanted = batch if whole else batch.take(pa.array(rows[low:high] - start))
-                yield _checked(wanted, piece.part.uri, dim, normalize=normalize)
-            start += batch.num_rows
+        for batch, wanted in _sampled(piece, rows):
+            # Most often all of them are wanted, or few: a batch that is wanted whole is not copied.
+            some = batch if len(wanted) == batch.num_rows else batch.take(pa.array(wanted))
+            yield _checked(some, piece.part.uri, dim, normalize=normalize)
+
+
+def read_rows(parts: Sequence[Part], rows: npt.NDArray[np.int64], dim: int, *, normalize: bool) -> Vectors:
+    """Some rows, numbered as in the index and ascending, of parts that hold them all; float32 [len(rows), dim].
+
+    Raises as read_vectors does.
+    """
+    vectors, done = np.empty((len(rows), dim), np.float32), 0
+    for part in parts:
+        for batch, wanted in _sampled(Slice(part, 0, part.rows), rows):
+            found = _floats(batch, part.uri, dim)
+            place = vectors[done : done + len(wanted)]
+            if len(wanted) < batch.num_rows:
+                # Without a mode, numpy makes a copy of `out` first, so that a wrong row leaves it as it was.
+                found = np.take(found, wanted, axis=0, out=place, mode="clip")
+            _check(found, part.uri, normalize=normalize, out=place)
+            done += len(wanted)
+    return vectors[:done]
+
+
+def _sampled(piece: Slice, rows: npt.NDArray[np.int64]) -> Iterator[tuple[pa.RecordBatch, npt.NDArray[np.int64]]]:
+    """The batches of a slice that hold wanted rows, and which rows of the batch those are."""
+    start = piece.part.start + piece.start
+    for batch in _vector_batches(piece):
+        low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+        if low < high:
+            yield batch, rows[low:high] - start
+        start += batch.num_rows
 
 
 def _vector_batches(piece: Slice) -> Iterator[pa.RecordBatch]:
@@ -181,18 +204,41 @@ def _vector_batches(piece: Slice) -> Iterator[pa.RecordBatch]:
 
 
 def _checked(batch: pa.RecordBatch, uri: str, dim: int, *, normalize: bool) -> Vectors:
+    return _check(_floats(batch, uri, dim), uri, normalize=normalize)
+
+
+def _floats(batch: pa.RecordBatch, uri: str, dim: int) -> Vectors:
     scales = batch.column(SCALE_FIELD.name) if SCALE_FIELD.name in batch.schema.names else None
     vectors = as_array(batch.column(EMBEDDING), scales)
     if vectors.shape[1] != dim:
         raise VerificationError(f"{uri} holds vectors of {vectors.shape[1]} dimensions, not {dim}")
-    if not np.isfinite(vectors).all():
-        raise VerificationError(f"{uri} holds vectors that are not finite; embed that part again")
-    if not normalize:
-        return vectors
-    vectors = unit(vectors)
-    if not np.einsum("nd,nd->n", vectors, vectors).all():
-        raise VerificationError(f"{uri} holds zero vectors, which have no direction; embed again")
     return vectors
+
+
+def _check(vectors_ND: Vectors, uri: str, *, normalize: bool, out: Vectors | None = None) -> Vectors:
+    """The vectors, at length 1 where asked, in `out` where it is given. One look at them finds all that can be wrong."""
+    squares_N = _squares(vectors_ND)
+    if not np.isfinite(squares_N).all():
+        raise VerificationError(f"{uri} holds vectors that are not finite; embed that part again")
+    if normalize:
+        if not squares_N.all():
+            raise VerificationError(f"{uri} holds zero vectors, which have no direction; embed again")
+        out = np.empty_like(vectors_ND) if out is None else out
+        return np.divide(vectors_ND, np.sqrt(squares_N)[:, None], out=out, casting="same_kind")
+    if out is None or out is vectors_ND:
+        return vectors_ND
+    out[:] = vectors_ND
+    return out
+
+
+def _squares(vectors_ND: Vectors) -> npt.NDArray[np.floating]:
+    """Squared lengths [N]: of float32 sums, unless one is too large or too small for them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND)
+    if np.isfinite(squares_N).all() and squares_N.min(initial=1) > np.finfo(np.float32).tiny:
+        return squares_N
+    exact_ND = vectors_ND.astype(np.float64)
+    return np.einsum("nd,nd->n", exact_ND, exact_ND)
 
 
 def as_array(column: pa.Array, scales: pa.Array | None = None) -> Vectors:
@@ -221,9 +267,3 @@ def sample_rows(count: int, size: int, seed: int, avoid: npt.NDArray[np.int64] |
     if avoid is not None and count - len(avoid) >= size:
         pool = np.setdiff1d(np.arange(count, dtype=np.int64), avoid, assume_unique=True)
     return np.sort(generator.choice(pool, size=min(size, count), replace=False)).astype(np.int64)
-
-
-def read_rows(part: Part, rows: npt.NDArray[np.int64], dim: int, *, normalize: bool) -> Vectors:
-    """Some rows of one part, numbered as in the index and ascending; float32 [len(rows), dim]."""
-    found = list(read_sampled([Slice(part, 0, part.rows)], rows, dim, normalize=normalize))
-    return np.concatenate(found) if found else np.empty((0, dim), np.float32)

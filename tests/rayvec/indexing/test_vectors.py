@@ -37,7 +37,7 @@ def test_any_range_of_rows_is_read_across_parts_and_row_groups(parts: list[Part]
 
 def test_rows_of_a_part_are_read_by_their_numbers_in_the_index(parts: list[Part]) -> None:
     rows = np.array([0, 250, 251, 400, 729])
-    found = [read_rows(part, rows, DIM, normalize=False) for part in parts]
+    found = [read_rows([part], rows, DIM, normalize=False) for part in parts]
     assert np.array_equal(np.concatenate(found), VECTORS[rows])
 
 
@@ -86,6 +86,32 @@ def test_zero_vectors_are_refused_where_they_would_be_normalised(tmp_path: Path)
     assert len(next(read_vectors(zeros, DIM, normalize=False))) == 20
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e19, 1e38])
+def test_vectors_of_any_length_are_brought_to_length_one(tmp_path: Path, size: float) -> None:
+    vectors = VECTORS[:20] / np.linalg.norm(VECTORS[:20], axis=1, keepdims=True)
+    scaled = vectors.copy()
+    scaled[7] *= np.float32(size)
+    dataset = EmbeddingsDataset.open(str(write_embeddings(tmp_path, scaled, texts_for(20), parts=1)))
+    parts = parts_of(dataset.part_uris, dataset.parts)
+    batches = list(read_vectors(slices(parts, 0, 20), DIM, normalize=True))
+    assert np.allclose(np.concatenate(batches), vectors, atol=1e-6)
+    some = np.array([2, 7, 11])
+    assert np.array_equal(read_rows(parts, some, DIM, normalize=True), np.concatenate(batches)[some])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, value: float, normalize: bool) -> None:
+    vectors = VECTORS[:20].copy()
+    vectors[11, 3] = value
+    dataset = EmbeddingsDataset.open(str(write_embeddings(tmp_path, vectors, texts_for(20), parts=1)))
+    parts = parts_of(dataset.part_uris, dataset.parts)
+    with pytest.raises(VerificationError, match="not finite"):
+        list(read_vectors(slices(parts, 0, 20), DIM, normalize=normalize))
+    with pytest.raises(VerificationError, match="not finite"):
+        read_rows(parts, np.arange(20), DIM, normalize=normalize)
+
+
 @pytest.mark.parametrize(("dtype", "floor"), [("float16", 0.9999), ("int8", 0.999), ("binary", 0.5)])
 def test_vectors_of_any_type_are_read_as_floats_of_the_same_direction(tmp_path: Path, dtype: str, floor: float) -> None:
     dataset = EmbeddingsDataset.open(str(write_embeddings(tmp_path, VECTORS, texts_for(COUNT), dtype=dtype)))
@@ -114,7 +140,7 @@ def test_rows_that_are_left_out_leave_no_gap(tmp_path: Path, share: float) -> No
         start, stop = sorted(generator.integers(0, len(kept) + 1, 2).tolist())
         assert np.array_equal(read(parts, start, stop), kept[start:stop])
     rows = np.sort(generator.choice(len(kept), min(20, len(kept)), replace=False))
-    found = [read_rows(part, rows, DIM, normalize=False) for part in parts]
+    found = [read_rows([part], rows, DIM, normalize=False) for part in parts]
     assert np.array_equal(np.concatenate(found), kept[rows])
 
 
