@@ -46,8 +46,8 @@ UNTRAINED = ("Flat", "SQfp16", "SQbf16")
 #: Fewer training vectors than this for each centroid and k-means only memorises its sample (FAISS's own bound).
 MIN_SAMPLES_A_CENTROID = 39
 #: More training vectors than this for each centroid, and more rounds of k-means over them, cost time (clustering is
-#: most of a build) and find no more. Over 118,151 arXiv abstracts, of 1375 lists 16 hold .751 of the ten nearest, and 64
-#: .964; with 64 vectors and FAISS's own 10 rounds .752 and .962, with 256 vectors .758 and .961.
+#: most of a build) and find no more. Over 118,151 arXiv abstracts, of 1375 lists 16 hold .751 of the ten nearest and 64
+#: hold .964; with 64 vectors and FAISS's own 10 rounds .752 and .962, with 256 vectors .758 and .961.
 SAMPLES_A_CENTROID = 48
 KMEANS_ROUNDS = 6
 #: Codewords, and rotations that suit them, are learnt from so many; of values the least and the greatest are enough.

@@ -216,7 +216,7 @@ def _floats(batch: pa.RecordBatch, uri: str, dim: int) -> Vectors:
 
 
 def _check(vectors_ND: Vectors, uri: str, *, normalize: bool, out: Vectors | None = None) -> Vectors:
-    """The vectors, at length 1 where asked, in `out` where it is given. One look at them finds all that can be wrong."""
+    """The vectors, at length 1 where asked, in `out` where it is given. One look finds all that can be wrong."""
     squares_N = _squares(vectors_ND)
     if not np.isfinite(squares_N).all():
         raise VerificationError(f"{uri} holds vectors that are not finite; embed that part again")
