@@ -96,7 +96,8 @@ def main(count: int, dim: int, rounds: int, factories: tuple[str, ...]) -> None:
             size = (place / "ours").stat().st_size / 1e6
             print(
                 f"{chosen.factory:<20}{mine:>10.2f}{usual:>10.2f}{mine / usual:>10.2f}{alike:>10.2f}"
-                f"{mine / alike:>10.2f}{size:>10.1f}{result['recall']:>10.3f}{time.process_time() - start:>10.2f}  {result['search']}"
+                f"{mine / alike:>10.2f}{size:>10.1f}{result['recall']:>10.3f}"
+                f"{time.process_time() - start:>10.2f}  {result['search']}"
             )
 
 
