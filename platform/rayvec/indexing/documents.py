@@ -52,10 +52,14 @@ def column_types(path: Path) -> dict[str, str]:
 class Documents:
     """Reads documents by row. Threads may read at once: each has a reader of its own over the same mapped file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, same: Documents | None = None) -> None:
+        """same: a reader of the very same file by another name, whose footer and columns are taken over."""
         self._path = path
-        self._metadata = pq.read_metadata(path, memory_map=True)
-        self.names: tuple[str, ...] = tuple(self._metadata.schema.to_arrow_schema().names)
+        self._metadata = pq.read_metadata(path, memory_map=True) if same is None else same._metadata
+        #: Whole columns that were asked for: filters ask for the same ones again.
+        self._columns: dict[str, pa.ChunkedArray] = {} if same is None else same._columns
+        self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
+        self.names: tuple[str, ...] = tuple(self.schema.names)
         rows = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self._local = threading.local()
@@ -84,10 +88,13 @@ class Documents:
         return documents
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """One column of all documents, in order. Raises UserError when there is none of that name."""
+        """One column of all documents, in order, which is kept. Raises UserError when there is none of that name."""
         if name not in self.names:
             raise UserError(f"unknown column {name!r}; the documents have {', '.join(self.names)}")
-        return self._reader().read(columns=[name], use_threads=False)[name]
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = self._reader().read(columns=[name], use_threads=False)[name]
+        return found
 
     def _reader(self) -> pq.ParquetFile:
         reader = getattr(self._local, "reader", None)
@@ -105,6 +112,7 @@ class SegmentDocuments:
         self._files = [file for _, file in files]
         self._starts = np.array([start for start, _ in files], np.int64)
         self._dropped = dropped
+        self.schema: pa.Schema = self._files[0].schema
         self.names: tuple[str, ...] = self._files[0].names
 
     @property

@@ -11,7 +11,7 @@ Shapes: N vectors, D dimensions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import faiss as _faiss
@@ -178,3 +178,26 @@ def merge(into: Any, other: Any) -> None:
     else:
         # Rows are numbered through: only lists store their numbers, and add what comes before.
         into.merge_from(other, into.ntotal if hasattr(into, "nlist") else 0)
+
+
+def of_lists(lists: Any, places: Sequence[tuple[int, int]]) -> Vectors:
+    """Vectors of an index with lists, each by its list and its place in it, as they are stored [N, D]."""
+    if _name(lists) == "IndexIVFPQFastScan":
+        return _of_fast_scan(lists, places)
+    vectors_ND = np.empty((len(places), lists.d), np.float32)
+    for vector_D, (number, place) in zip(vectors_ND, places, strict=True):
+        lists.reconstruct_from_offset(number, place, faiss.swig_ptr(vector_D))
+    return vectors_ND
+
+
+def _of_fast_scan(lists: Any, places: Sequence[tuple[int, int]]) -> Vectors:
+    """FAISS 1.15's own way ends the process, so the codes are taken out of their blocks here. They have no residuals."""
+    blocks = faiss.downcast_InvertedLists(lists.invlists)
+    packer = blocks.packer
+    codes = np.empty((len(places), packer.code_size), np.uint8)
+    for code, (number, place) in zip(codes, places, strict=True):
+        count = -(-blocks.list_size(number) // packer.nvec)
+        packed = faiss.rev_swig_ptr(blocks.get_codes(number), count * packer.block_size)
+        code[:] = packer.unpack_1(packed.reshape(count, packer.block_size), place)
+    assert not lists.by_residual, "of inner products, product codes are of the vectors themselves"
+    return lists.pq.decode(codes)

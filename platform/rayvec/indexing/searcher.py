@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from rayvec.indexing.filters import Filter, mask
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.lexical_segments import LexicalSegments, Texts
 from rayvec.indexing.ranking import Ranking, Rows, check_k
-from rayvec.indexing.segments import load_dropped, local, segments_of
+from rayvec.indexing.segments import Segment, load_dropped, local, segments_of
 from rayvec.indexing.selection import Selection
 from rayvec.indexing.shards import Effort, Shard
 from rayvec.indexing.vectors import Vectors, unit
@@ -41,6 +42,10 @@ LEXICAL = "lexical"
 #: Documents of a selection that are compared one by one, and the share of them below which all selections are.
 COMPARED_ONE_BY_ONE = 20_000
 WIDEST = 32
+T = TypeVar("T")
+#: What was opened of a file or folder, by what it is and by its checksums.
+Opened = dict[tuple[Any, ...], Any]
+
 #: Selections that an open index keeps: a bit and a row's number for each document.
 KEPT_SELECTIONS = 16
 
@@ -51,9 +56,16 @@ class Index:
     `Index.open(uri)` takes the live version, and keeps it when another becomes live.
     """
 
-    def __init__(self, folder: Path, manifest: JsonObject, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: JsonObject, threads: int | None = None, before: Index | None = None
+    ) -> None:
         """Take `Index.open`, which verifies first; `manifest` holds the facts about the files in `folder`."""
         self.manifest = manifest
+        self.folder = folder
+        #: Files that were verified, so that a version which shares them need not read them again.
+        self.seen: frozenset[versions.Seen] = frozenset()
+        self._opened: Opened = {}
+        self._before: Opened = {} if before is None else before._opened
         self.fingerprint = Fingerprint.parse(manifest["fingerprint"])
         self.dim: int = manifest["dim"]
         #: Live documents; the rows of all segments, deleted ones too, are as many or more.
@@ -64,31 +76,44 @@ class Index:
         self._projection = projection_of(folder, manifest)
         self.segments = segments_of(manifest)
         self.dropped = load_dropped(folder, manifest)
-        self.shards = _shards(folder, manifest)
+        self.shards = [self._shard(facts) for facts in manifest["shards"]]
         #: For each shard, its own rows that are deleted; always these very arrays, so that FAISS's selectors are kept.
         self.dropped_of = [local(self.dropped, shard.start, shard.count) for shard in self.shards]
         self._documents = SegmentDocuments(
-            [(segment.start, Documents(segment.file(folder, DOCUMENTS))) for segment in self.segments], self.dropped
+            [(segment.start, self._open_documents(segment)) for segment in self.segments], self.dropped
         )
         self._lock = threading.Lock()
         self._selections: LRUCache[str, Selection] = LRUCache(KEPT_SELECTIONS)
         self._columns: dict[str, pa.ChunkedArray] = {}
         self._lexical = self._open_lexical(folder) if manifest["lexical"] is not None else None
         self._check_counts(folder)
+        self._before = {}
 
     @classmethod
-    def open(cls, uri: str | Path, version: str | None = None, threads: int | None = None) -> Index:
+    def open(
+        cls, uri: str | Path, version: str | None = None, threads: int | None = None, before: Index | None = None
+    ) -> Index:
         """Open a version, the live one by default, after every size and checksum was verified.
 
         threads: OpenMP threads that a dense search takes; all cores by default. Give 1 where many searches run at once.
+        before: an open version of the same index. What the two share, by hard link and checksum, is neither verified
+        nor read again: a version that adds a few documents opens in milliseconds. While it is open, it is not pruned.
 
         Raises UserError when there is no such index or version, VerificationError naming the file that is damaged.
         """
         folder = versions.version_folder(uri, version)
-        manifest = versions.read_manifest(folder)
-        versions.verify(folder, manifest)
-        trial.run(trial.candidates(folder, manifest, TRANSFORM))
-        return cls(folder, manifest, threads)
+        held = versions.hold(folder)
+        try:
+            manifest = versions.read_manifest(folder)
+            seen = versions.verify(folder, manifest, frozenset() if before is None else before.seen)
+            trial.run(trial.candidates(folder, manifest, TRANSFORM))
+            index = cls(folder, manifest, threads, before)
+        except BaseException:
+            os.close(held)
+            raise
+        index.seen = seen
+        weakref.finalize(index, os.close, held)
+        return index
 
     @property
     def version(self) -> str:
@@ -120,6 +145,25 @@ class Index:
             with self._lock:
                 self._selections[key] = found
         return found
+
+    def vectors(self, rows: Sequence[int] | Rows) -> Vectors:
+        """The vectors of these rows as the index holds them, at length 1: float32 [n, dim_index].
+
+        A flat or graph index gives them as they came, a coded one as its code gives them back, and one that refines its
+        answers from what it refines with. Where PCA or truncation cut dimensions, these are the ones that were kept.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        vectors = np.empty((len(wanted), int(self.manifest["dim_index"])), np.float32)
+        starts = np.array([shard.start for shard in self.shards], np.int64)
+        shard_of = np.searchsorted(starts, wanted, side="right") - 1
+        for number in np.unique(shard_of).tolist():
+            places = np.flatnonzero(shard_of == number)
+            vectors[places] = self.shards[number].vectors(wanted[places])
+        return unit(vectors)
+
+    def column_types(self) -> dict[str, pa.DataType]:
+        """The columns that `documents` gives, with their Arrow types."""
+        return {field.name: field.type for field in self._documents.schema}
 
     def _column(self, name: str) -> pa.ChunkedArray:
         if name not in self.columns:
@@ -187,13 +231,46 @@ class Index:
     def _open_lexical(self, folder: Path) -> LexicalSegments:
         texts = []
         for segment in self.segments:
-            lexical = Lexical.load(segment.file(folder, LEXICAL)) if segment.lexical else None
+            lexical = self._open_texts(segment) if segment.lexical else None
             if lexical is not None:
                 _check_count(segment.file(folder, LEXICAL), lexical.count, segment.rows)
             texts.append(
                 Texts.of(segment.start, segment.rows, lexical, local(self.dropped, segment.start, segment.rows))
             )
         return LexicalSegments(texts, self.count)
+
+    def _shard(self, facts: JsonObject) -> Shard:
+        path, dim = self.folder / facts["file"], self.manifest["dim_index"]
+        return self._once(
+            self._key("shard", [facts["file"]], facts["start"]),
+            lambda _: Shard.read(path, start=facts["start"], rows=facts["rows"], dim=dim),
+            keep=True,
+        )
+
+    def _open_documents(self, segment: Segment) -> Documents:
+        path = segment.file(self.folder, DOCUMENTS)
+        key = self._key("documents", [str(path.relative_to(self.folder))])
+        return self._once(key, lambda same: Documents(path, same))
+
+    def _open_texts(self, segment: Segment) -> Lexical:
+        path = segment.file(self.folder, LEXICAL)
+        prefix = f"{path.relative_to(self.folder)}/"
+        names = [name for name in self.manifest.get("files", ()) if name.startswith(prefix)]
+        return self._once(self._key("lexical", names), lambda _: Lexical.load(path), keep=True)
+
+    def _key(self, kind: str, names: Sequence[str], *more: Any) -> tuple[Any, ...]:
+        """What these files hold, whatever they are called; None in it where the manifest does not say yet."""
+        files = self.manifest.get("files", {})
+        return (kind, *more, *(files[name]["sha256"] if name in files else None for name in names))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[T | None], T], *, keep: bool = False) -> T:
+        """What the version before has opened already, as it is (keep) or to be made anew from; else made."""
+        if None in key or len(key) == 1:
+            return make(None)
+        same: T | None = self._before.get(key)
+        found = same if keep and same is not None else make(same)
+        self._opened[key] = found
+        return found
 
     def _check_counts(self, folder: Path) -> None:
         """Files of one build agree in number; this catches a manifest that was sealed over the wrong files."""
@@ -211,11 +288,3 @@ def projection_of(folder: Path, manifest: JsonObject) -> pca.Projection | None:
     """The one transform of a version, which every vector of it goes through; None where there is none."""
     facts = manifest["transform"]
     return pca.load(folder / TRANSFORM, normalize=facts["normalize"]) if facts else None
-
-
-def _shards(folder: Path, manifest: JsonObject) -> list[Shard]:
-    dim = manifest["dim_index"]
-    return [
-        Shard.read(folder / facts["file"], start=facts["start"], rows=facts["rows"], dim=dim)
-        for facts in manifest["shards"]
-    ]

@@ -156,6 +156,8 @@ class Shard:
         self._inner = inner(index)
         self._refinement = refinement(index)
         self._kept: tuple[Rows, Selector] | None = None
+        self._places: Rows | None = None
+        self._placing = threading.Lock()
         self.start = start
 
     @classmethod
@@ -244,12 +246,31 @@ class Shard:
         ends = np.cumsum([lists.list_size(number) for number in range(self._inner.nlist)])
         numbers = np.searchsorted(ends, places_N, side="right")
         inside = places_N - np.concatenate([[0], ends])[numbers]
-        vectors_ND = np.empty((len(places_N), self._inner.d), np.float32)
-        rows = np.empty(len(places_N), np.int64)
-        for i, (number, place) in enumerate(zip(numbers.tolist(), inside.tolist(), strict=True)):
-            self._inner.reconstruct_from_offset(number, place, faiss.swig_ptr(vectors_ND[i]))
-            rows[i] = lists.get_single_id(number, place) + self.start
-        return rows, layers.unrotated(self._index, vectors_ND)
+        pairs = list(zip(numbers.tolist(), inside.tolist(), strict=True))
+        rows = np.array([lists.get_single_id(*pair) for pair in pairs], np.int64) + self.start
+        return rows, layers.unrotated(self._index, layers.of_lists(self._inner, pairs))
+
+    def vectors(self, rows_N: Rows) -> Vectors:
+        """The vectors of some rows, numbered as in the whole, as they are stored [N, D]. Several threads may ask."""
+        wanted = rows_N - self.start
+        if self._refinement is None and hasattr(self._inner, "nlist"):
+            wanted = self._place_of_rows()[wanted]
+        return self.stored(wanted)[1]
+
+    def _place_of_rows(self) -> Rows:
+        """Where in the lists each row is, 8 bytes a row; found when it is asked for first, and kept."""
+        with self._placing:
+            if self._places is None:
+                lists = self._inner.invlists
+                ids = [
+                    faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)).copy()
+                    for number in range(self._inner.nlist)
+                    if lists.list_size(number)
+                ]
+                places = np.empty(self.count, np.int64)
+                places[np.concatenate([np.empty(0, np.int64), *ids])] = np.arange(self.count)
+                self._places = places
+            return self._places
 
     def _selector(self, dropped: Rows | None) -> Selector | None:
         """The rows that FAISS may find, a bit each; kept, since an index asks with the same rows again."""

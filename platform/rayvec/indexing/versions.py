@@ -103,10 +103,54 @@ def facts_of(manifest: Mapping[str, Any]) -> JsonObject:
     return {key: value for key, value in manifest.items() if key not in WRITTEN}
 
 
-def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise VerificationError, naming the file, unless every file has the size and checksum that the manifest gives."""
+#: A file as it was when its checksum was found right: device, inode, bytes, time of its last change, and the checksum.
+Seen = tuple[int, int, int, int, str]
+
+
+def verify(folder: Path, manifest: Mapping[str, Any], known: frozenset[Seen] = frozenset()) -> frozenset[Seen]:
+    """Raise VerificationError, naming the file, unless every file has the size and checksum that the manifest gives.
+
+    known: what the caller has verified before; those very files (a version shares them with the one before by hard
+    link) are not read again. Returns what is known now.
+    """
+    seen = set()
     for name, facts in manifest["files"].items():
-        storage.check_file(folder / name, bytes_=int(facts["bytes"]), sha256=str(facts["sha256"]))
+        one = seen_as(folder / name, str(facts["sha256"]))
+        if one is None or one not in known:
+            storage.check_file(folder / name, bytes_=int(facts["bytes"]), sha256=str(facts["sha256"]))
+        if one is not None:
+            seen.add(one)
+    return frozenset(seen)
+
+
+def seen_as(path: Path, sha256: str) -> Seen | None:
+    """What a file is known by, whatever its name; None where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, sha256
+
+
+def hold(folder: Path) -> int:
+    """Keep a version from being pruned for as long as the descriptor returned is open; the system closes a dead one's.
+
+    Raises UserError when the version is being removed, or is gone.
+    """
+    try:
+        descriptor = os.open(folder / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise VerificationError(f"{folder / MANIFEST} is missing; restore it or build the index again") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if folder.is_dir() and os.path.samestat(os.fstat(descriptor), (folder / MANIFEST).stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system without locks: pruning is then for a person who knows what is served
+        return descriptor
+    os.close(descriptor)
+    raise UserError(f"{folder} is being removed; open a version that is there")
 
 
 def rollback(output: str | Path, version: str | None = None) -> str:
@@ -138,16 +182,37 @@ def _before(folder: Path) -> str:
 
 
 def prune(output: str | Path, keep: int = 2) -> list[str]:
-    """Remove all but the newest `keep` versions and the live one. Returns the names removed."""
+    """Remove all but the newest `keep` versions, the live one, and those that a process has open (see `hold`).
+
+    Returns the names removed.
+    """
     if keep < 1:
         raise UserError(f"keep = {keep}: keep at least 1 version")
     folder = local_folder(output)
     with writing(folder):
-        live = current(folder)
-        gone = [name for name in list_versions(folder)[:-keep] if name != live]
-        for name in gone:
-            _remove(folder, name)
-    return gone
+        return remove(folder, list_versions(folder)[:-keep])
+
+
+def remove(folder: Path, names: Iterable[str]) -> list[str]:
+    """Remove those of these versions that are neither live nor open; only while `writing`. Returns their names."""
+    live = current(folder)
+    return [name for name in names if name != live and _remove_unless_held(folder, name)]
+
+
+def _remove_unless_held(folder: Path, name: str) -> bool:
+    try:
+        descriptor = os.open(folder / VERSIONS / name / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # damaged: nobody can have it open
+        _remove(folder, name)
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(folder, name)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _remove(folder: Path, name: str) -> None:
@@ -169,7 +234,9 @@ def writing(output: str | Path) -> Iterator[Path]:
     """
     folder = local_folder(output)
     storage.make_folder(folder / VERSIONS)
-    with (folder / ".lock").open("w") as lock:
+    with storage.storage_errors(folder):
+        opened = (folder / ".lock").open("w")
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -255,6 +322,8 @@ class Draft:
         head = {"format": FORMAT, "version": self.name, "parent": _parent(self.output), "made": _now()}
         manifest = _sealed({**head, **facts, "files": sums})
         storage.write_json(self.folder / MANIFEST, manifest)
+        for place in {self.folder / Path(name).parent for name in sums}:  # the names in it, beside the files
+            storage.sync_folder(place)
         failpoint("before_rename")
         self.folder.rename(self.output / VERSIONS / self.name)
         storage.sync_folder(self.output / VERSIONS)
