@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rayvec.indexing.segments import Source
 
 #: What a compaction takes over from the version before; the rest it builds.
-KEPT = ("encoder", "fingerprint", "payload", "dtype", "config")
+KEPT = ("encoder", "fingerprint", "payload", "dtype", "config", "embedded")
 
 
 class CompactConfig(Config):
@@ -42,12 +42,14 @@ def compact(config: CompactConfig) -> Report:
     versions.current(config.index)
     seconds: dict[str, float] = {}
     with versions.new_version(config.index) as draft:
+        from rayvec.indexing.segments import names_of_sources
+
         folder = versions.version_folder(config.index)
         before = manifest = versions.read_manifest(folder)
         if len(manifest["segments"]) == 1 and not manifest["dropped"]:
             return _report(config, manifest, before, seconds)
         sources, left_out = sources_of(folder, manifest)
-        corpus = corpus_over(sources, left_out)
+        corpus = corpus_over(folder, sources, left_out)
         assert corpus.count == manifest["count"], (corpus.count, manifest["count"])
         sys.stderr.write(f"index: {corpus.count:,} documents of {len(sources)} embeddings\n")
         with ray_session():
@@ -55,7 +57,8 @@ def compact(config: CompactConfig) -> Report:
             facts = build_version(build, corpus, manifest["payload"], draft, seconds)
         facts |= one_segment(facts, sources, len(left_out))
         _save_left_out(draft.folder, left_out)
-        manifest = draft.commit({**{key: manifest[key] for key in KEPT}, **facts, "update": manifest["update"]})
+        draft.take(folder, manifest, names_of_sources(manifest, sources))
+        manifest = draft.commit({**{key: manifest.get(key) for key in KEPT}, **facts, "update": manifest["update"]})
     return _report(config, manifest, before, seconds)
 
 
@@ -75,11 +78,11 @@ def sources_of(folder: Path, manifest: JsonObject) -> tuple[tuple[Source, ...], 
     return segments.holding(sources, np.concatenate(left_out))
 
 
-def corpus_over(sources: tuple[Source, ...], left_out: Rows) -> Corpus:
-    """The live vectors of these sources. Raises UserError when one is gone, MismatchError when another lies there."""
+def corpus_over(folder: Path, sources: tuple[Source, ...], left_out: Rows) -> Corpus:
+    """The live vectors of these sources of a version. Raises UserError when one is gone, MismatchError when another lies there."""
     from rayvec.indexing.build import Corpus
 
-    return Corpus.over([source.open() for source in sources], left_out)
+    return Corpus.over([source.open(folder) for source in sources], left_out)
 
 
 def _save_left_out(folder: Path, left_out: Rows) -> None:

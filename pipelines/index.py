@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 
 
 #: What a version's files are for, by how their names begin.
-FILES = {"vectors": "shard-", "documents": "documents", "lexical": "lexical", "transform": "transform"}
-#: How the folders of deltas are named.
-DELTA = "delta-"
+FILES = {
+    "vectors": "shard-",
+    "documents": "documents",
+    "lexical": "lexical",
+    "transform": "transform",
+    "embeddings": "embeddings-",
+}
 
 
 class IndexConfig(Config):
@@ -110,7 +114,8 @@ def index(config: IndexConfig) -> Report:
     with versions.new_version(config.output) as draft, ray_session():
         asked = Corpus.of(queries) if queries else None
         facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds, asked)
-        manifest = draft.commit({**recipe, **facts, **one_segment(facts, [source])})
+        embedded = {"embedded": _embedded(dataset)}
+        manifest = draft.commit({**recipe, **embedded, **facts, **one_segment(facts, [source])})
     report = _report(config, manifest, seconds, reused=False)
     storage.write_bytes(storage.join(config.output, "config.yaml"), config.to_yaml().encode())
     storage.write_json(storage.join(config.output, "report.json"), report)
@@ -263,6 +268,12 @@ def _recipe(config: IndexConfig, dataset: EmbeddingsDataset, queries: Embeddings
     }
 
 
+def _embedded(dataset: EmbeddingsDataset) -> JsonObject | None:
+    """How the documents became vectors: what a service that takes new ones must do too. None where it is not told."""
+    settings = dataset.manifest.get("settings")
+    return None if settings is None else {name: value for name, value in settings.items() if name != "source"}
+
+
 def _live(output: str, recipe: JsonObject, source: Source) -> JsonObject | None:
     """The manifest of the live version, if it is whole and of this very recipe over these very embeddings."""
     from rayvec.indexing.segments import segments_of
@@ -310,6 +321,8 @@ def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float]
 
 def bytes_by_use(manifest: JsonObject) -> dict[str, int]:
     """Bytes of a version's files by what they are for, all segments together."""
+    from rayvec.indexing.segments import DELTA
+
     sizes = dict.fromkeys(FILES, 0)
     for path, facts in manifest["files"].items():
         inside = path.partition("/")[2] if path.startswith(DELTA) else path

@@ -159,7 +159,7 @@ class _Side:
 
         from rayvec.indexing.vectors import read_vectors, runs
 
-        corpus = corpus_over(*sources_of(self.folder, self.manifest))
+        corpus = corpus_over(self.folder, *sources_of(self.folder, self.manifest))
         places, back = np.unique(rows - np.searchsorted(self.index.dropped, rows), return_inverse=True)
         pieces = runs(corpus.parts, places)
         return np.concatenate(list(read_vectors(pieces, corpus.dim, normalize=corpus.normalize)))[back]

@@ -17,6 +17,7 @@ import pyarrow as pa
 from rayvec import schema, storage
 from rayvec.data.embeddings import EmbeddingsDataset, Part, document_ids, document_rows, read_part, vectors
 from rayvec.data.units import Unit, UnitData
+from rayvec.encoding.direct import text_of
 from rayvec.encoding.stages import tokenizer_of
 from rayvec.encoding.work import POSITION, Work, complete, prepare
 from rayvec.errors import UserError, VerificationError
@@ -105,11 +106,8 @@ def _compare(
 
 
 def _document(rows: pa.Table, id_: str) -> pa.Table:
-    """A document from its row, or from the rows of its windows, which overlap and leave out nothing."""
-    text = ""
-    starts = rows[schema.CHAR_START].to_pylist() if schema.WINDOW in rows.schema.names else [0]
-    for start, piece in zip(starts, rows[schema.TEXT].to_pylist(), strict=True):
-        text = text[:start] + piece
+    """A document from its row, or from the rows of its windows."""
+    text = text_of(rows)
     columns = {
         schema.ID: pa.array([id_], pa.string()),
         schema.TITLE: rows[schema.TITLE].slice(0, 1),

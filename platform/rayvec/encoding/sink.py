@@ -163,25 +163,7 @@ class Sink:
         hashes = hash_ids(document_ids(table))
         words = np.column_stack([hashes, positions.astype(WORDS)])
         storage.write_bytes(storage.join(self.output, _ids_file(file)), words.tobytes())
-        reasons = Counter(line["reason"] for line in lines)
-        tokens_N, truncated_N = table[schema.N_TOKENS].to_numpy(), table[schema.TRUNCATED].to_numpy().astype(bool)
-        return Record(
-            unit=unit,
-            file=file,
-            rows=table.num_rows,
-            documents=len(hashes),
-            bytes=len(data),
-            sha256=sha256,
-            quarantined=len(lines) - reasons[DUPLICATE],
-            duplicates=reasons.pop(DUPLICATE, 0),
-            truncated=int(np.count_nonzero(truncated_N)),
-            tokens=int(tokens_N.sum()),
-            lengths=counted(tokens_N),
-            lengths_truncated=counted(tokens_N[truncated_N]),
-            id_digest=digest_ids(hashes),
-            reasons=dict(sorted(reasons.items())),
-            quarantine_sha256=self._write_lines(unit, lines),
-        )
+        return record_of(unit, file, table, data, lines, self._write_lines(unit, lines))
 
     def _write_lines(self, unit: str, lines: Sequence[Line]) -> str | None:
         if not lines:
@@ -209,6 +191,32 @@ class Sink:
 
     def _quarantine_uri(self, unit: str) -> str:
         return storage.join(self.output, "quarantine", f"{unit}.jsonl")
+
+
+def record_of(
+    unit: str, file: str, table: pa.Table, data: bytes, lines: Sequence[Line] = (), quarantine_sha256: str | None = None
+) -> Record:
+    """What there is to say of a part; data: its bytes."""
+    hashes = hash_ids(document_ids(table))
+    reasons = Counter(line["reason"] for line in lines)
+    tokens_N, truncated_N = table[schema.N_TOKENS].to_numpy(), table[schema.TRUNCATED].to_numpy().astype(bool)
+    return Record(
+        unit=unit,
+        file=file,
+        rows=table.num_rows,
+        documents=len(hashes),
+        bytes=len(data),
+        sha256=storage.sha256_bytes(data),
+        quarantined=len(lines) - reasons[DUPLICATE],
+        duplicates=reasons.pop(DUPLICATE, 0),
+        truncated=int(np.count_nonzero(truncated_N)),
+        tokens=int(tokens_N.sum()),
+        lengths=counted(tokens_N),
+        lengths_truncated=counted(tokens_N[truncated_N]),
+        id_digest=digest_ids(hashes),
+        reasons=dict(sorted(reasons.items())),
+        quarantine_sha256=quarantine_sha256,
+    )
 
 
 def part_bytes(table: pa.Table) -> bytes:

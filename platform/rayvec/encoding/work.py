@@ -106,7 +106,7 @@ def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
     spent = Spent()
     with spent.timed("read"):
         data = work.source.read(unit)
-        texts, before_N = _texts(data.table, work.title)
+        texts, before_N = texts_of(data.table, work.title)
     with spent.timed("tokenize"):
         outcome = survive(lambda rows: cut(work, tokenizer, [texts[i] for i in rows]), len(texts), attempts)
     refused = [_line(unit, rejected) for rejected in data.rejected]
@@ -143,13 +143,13 @@ def complete(
     if done is not None:
         return done
     documents, spent = prepared.documents, prepared.spent
-    document_R = _documents_of_rows(work, prepared)
+    document_R = documents_of_rows(work, prepared)
     with turn:
         attempts = Attempts.begin(work.output, unit.name, "encode")
         with spent.timed("encode"):
-            outcome = survive(lambda rows: _encode(work, encoder, prepared, rows), documents.num_rows, attempts)
-            vectors_RD = _gather(work, outcome, document_R)
-            _retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
+            outcome = survive(lambda rows: encoded(work, encoder, prepared, rows), documents.num_rows, attempts)
+            vectors_RD = gather(work, outcome, document_R)
+            retry_unsound(work, encoder, prepared, document_R, vectors_RD, outcome)
     spent.tokens, spent.places = len(prepared.tokens.input_ids), encoder.places(prepared.tokens.lengths)
     with spent.timed("write"):
         record = _commit(work, unit, prepared, document_R, vectors_RD, outcome)
@@ -165,13 +165,13 @@ def _commit(
     kept, repeated = _without_repeats(unit, documents, embedded)
     positions = documents[POSITION].to_numpy()[kept]
     lines = prepared.lines + _failed(unit, documents, outcome) + repeated
-    table = _part(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
+    table = part_of(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
     record = work.sink.commit(unit.name, table, positions, lines)
     assert record.input_records == documents.num_rows + len(prepared.lines), "every record comes out once"
     return record
 
 
-def _texts(table: pa.Table, title: Title) -> tuple[list[str], np.ndarray]:
+def texts_of(table: pa.Table, title: Title) -> tuple[list[str], np.ndarray]:
     """What is encoded, and how many characters of it stand before the text: its title, if any, on a line of its own."""
     texts: list[str] = table[schema.TEXT].to_pylist()
     if title == "ignore":
@@ -181,12 +181,12 @@ def _texts(table: pa.Table, title: Title) -> tuple[list[str], np.ndarray]:
     return [head + text for head, text in zip(heads, texts, strict=True)], before_N
 
 
-def _documents_of_rows(work: Work, prepared: Prepared) -> Rows:
+def documents_of_rows(work: Work, prepared: Prepared) -> Rows:
     """The document that each row of the part is of: a row a window, or a row a document."""
     return prepared.windows.text if work.by_window else np.arange(prepared.documents.num_rows)
 
 
-def _encode(work: Work, encoder: Encoder, prepared: Prepared, rows: Rows) -> np.ndarray:
+def encoded(work: Work, encoder: Encoder, prepared: Prepared, rows: Rows) -> np.ndarray:
     """The vectors of the part's rows that are of these documents, in order."""
     tokens, windows = prepared.tokens, prepared.windows
     if len(rows) < prepared.documents.num_rows:
@@ -209,7 +209,7 @@ def _means(vectors_WD: np.ndarray, windows: Windows) -> np.ndarray:
     return means_ND.astype(np.float32)
 
 
-def _gather(work: Work, outcome: Outcome[np.ndarray], document_R: Rows) -> np.ndarray:
+def gather(work: Work, outcome: Outcome[np.ndarray], document_R: Rows) -> np.ndarray:
     """The vectors in the order of the rows; as float16 if they are stored so. Rows that failed are zero."""
     dtype = np.float16 if work.dtype == "float16" else np.float32
     vectors_RD = np.zeros((len(document_R), work.dimensions or work.fingerprint.dim), dtype)
@@ -225,7 +225,7 @@ def _rows_of(document_R: Rows, documents: Rows) -> slice:
     return slice(int(start), int(stop))
 
 
-def _retry_unsound(
+def retry_unsound(
     work: Work,
     encoder: Encoder,
     prepared: Prepared,
@@ -239,7 +239,7 @@ def _retry_unsound(
             continue
         rows = _rows_of(document_R, np.array([document]))
         with np.errstate(over="ignore"):
-            vectors_RD[rows] = _encode(work, encoder, prepared, np.array([document]))
+            vectors_RD[rows] = encoded(work, encoder, prepared, np.array([document]))
         if not _sound(vectors_RD[rows]).all():
             outcome.failures[document] = NONFINITE
 
@@ -261,7 +261,7 @@ def _without_repeats(unit: Unit, documents: pa.Table, embedded: Rows) -> tuple[R
     return np.delete(embedded, later), lines
 
 
-def _part(work: Work, prepared: Prepared, document_R: Rows, vectors_RD: np.ndarray, kept: Rows) -> pa.Table:
+def part_of(work: Work, prepared: Prepared, document_R: Rows, vectors_RD: np.ndarray, kept: Rows) -> pa.Table:
     """The kept rows as a part: id, title, text, payload, the window's columns, embedding, n_tokens, truncated."""
     documents = prepared.documents
     documents = _of_windows(documents, prepared.windows, kept) if work.by_window else documents.take(document_R[kept])

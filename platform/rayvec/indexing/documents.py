@@ -55,7 +55,7 @@ class Documents:
     def __init__(self, path: Path, same: Documents | None = None) -> None:
         """same: a reader of the very same file by another name, whose footer and columns are taken over."""
         self._path = path
-        self._metadata = pq.read_metadata(path, memory_map=True) if same is None else same._metadata
+        self._metadata: pq.FileMetaData = pq.read_metadata(path, memory_map=True) if same is None else same._metadata
         #: Whole columns that were asked for: filters ask for the same ones again.
         self._columns: dict[str, pa.ChunkedArray] = {} if same is None else same._columns
         self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()

@@ -191,7 +191,7 @@ def of_lists(lists: Any, places: Sequence[tuple[int, int]]) -> Vectors:
 
 
 def _of_fast_scan(lists: Any, places: Sequence[tuple[int, int]]) -> Vectors:
-    """FAISS 1.15's own way ends the process, so the codes are taken out of their blocks here. They have no residuals."""
+    """FAISS 1.15's own way ends the process: here the codes are taken out of their blocks. They have no residuals."""
     blocks = faiss.downcast_InvertedLists(lists.invlists)
     packer = blocks.packer
     codes = np.empty((len(places), packer.code_size), np.uint8)

@@ -21,6 +21,10 @@ from rayvec.errors import MismatchError, UserError, VerificationError
 from rayvec.indexing.ranking import Rows
 from rayvec.storage import JsonObject
 
+#: How the folders of deltas are named, within a version's.
+DELTA = "delta-"
+#: And those of embeddings that lie within a version: what a service wrote, which no job has embedded.
+EMBEDDINGS = "embeddings-"
 #: Tombstones: the rows that are deleted or replaced, ascending.
 DROPPED = "dropped.npy"
 #: Rows of a segment's embeddings, counted through its sources, that did not go into it; ascending.
@@ -29,7 +33,7 @@ LEFT_OUT = "left_out.npy"
 
 @dataclass(frozen=True)
 class Source:
-    """A published version of embeddings, as a manifest names it."""
+    """A published version of embeddings, as a manifest names it: by its place, or by a folder within the version."""
 
     uri: str
     version: int
@@ -41,10 +45,15 @@ class Source:
         """What to write down of a dataset, so that exactly it is found again."""
         return cls(dataset.uri, dataset.version, _sha256(dataset), dataset.count)
 
-    def open(self) -> EmbeddingsDataset:
+    @property
+    def is_inside(self) -> bool:
+        """Whether it lies within the version, and goes where that goes."""
+        return self.uri.startswith(EMBEDDINGS) and "/" not in self.uri
+
+    def open(self, version: Path) -> EmbeddingsDataset:
         """The dataset. Raises UserError when it is gone, MismatchError when another lies in its place."""
         try:
-            dataset = EmbeddingsDataset.open(self.uri, self.version)
+            dataset = EmbeddingsDataset.open(str(version / self.uri) if self.is_inside else self.uri, self.version)
         except UserError:
             raise UserError(
                 f"the index was built from the embeddings {self.uri} (v{self.version}), and they are gone; put them "
@@ -178,6 +187,12 @@ def holding(sources: Sequence[Source], left_out: Rows) -> tuple[tuple[Source, ..
 def names(manifest: Mapping[str, Any]) -> Iterable[str]:
     """The files of a version that the next may take over: all but its tombstones, which it may add to."""
     return [name for name in manifest["files"] if name != DROPPED]
+
+
+def names_of_sources(manifest: Mapping[str, Any], sources: Iterable[Source]) -> list[str]:
+    """The files of a version that are the embeddings of these sources."""
+    folders = {source.uri for source in sources if source.is_inside}
+    return [name for name in manifest["files"] if name.partition("/")[0] in folders]
 
 
 def _within(rows: Rows, limit: int) -> bool:

@@ -30,8 +30,8 @@ SPARE_BYTES = 6 << 30
 #: Seconds that loading may take: so many, and one for each 20 MB, which a slow disk reads.
 LEAST_SECONDS = 120
 BYTES_A_SECOND = 20_000_000
-#: How FAISS begins a file of an IndexFlatIP: its name, dimensions, vectors, two numbers that mean nothing, whether it is
-#: trained, the metric, and how many numbers follow.
+#: How FAISS begins a file of an IndexFlatIP: its name, dimensions, vectors, two numbers that mean nothing, whether it
+#: is trained, the metric, and how many numbers follow.
 PLAIN = struct.Struct("<4siqqq?iQ")
 
 _passed: set[Seen] = set()

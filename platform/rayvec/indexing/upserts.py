@@ -44,22 +44,24 @@ def key_of(columns: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Matches:
-    """Live rows of the documents looked for, ascending, and which of the ids were found in one."""
+    """Live rows of the documents looked for, ascending, which of the ids each is of, and which were found in one."""
 
     rows: Rows
+    of_row: Rows
     found: Mask
 
 
 def match(folder: Path, manifest: Mapping[str, Any], wanted: pa.Array) -> Matches:
     """Look ids up in a version, each of which `wanted` holds once. An id that stands in several rows gives them all."""
     found = np.zeros(len(wanted), np.bool_)
-    rows = [np.empty(0, np.int64)]
+    rows, of_row = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start, keys, live in live_columns(folder, manifest, None):
         places = pc.index_in(keys, value_set=wanted).fill_null(-1).to_numpy().astype(np.int64)
         hit = (places >= 0) & live
         found[places[hit]] = True
         rows.append(np.flatnonzero(hit) + start)
-    return Matches(np.concatenate(rows), found)
+        of_row.append(places[hit])
+    return Matches(np.concatenate(rows), np.concatenate(of_row), found)
 
 
 def rows_with(folder: Path, manifest: Mapping[str, Any], ids: pa.Array) -> Rows:
