@@ -79,7 +79,7 @@ def sources_of(folder: Path, manifest: JsonObject) -> tuple[tuple[Source, ...], 
 
 
 def corpus_over(folder: Path, sources: tuple[Source, ...], left_out: Rows) -> Corpus:
-    """The live vectors of these sources of a version. Raises UserError when one is gone, MismatchError when another lies there."""
+    """The live vectors of a version's sources. Raises UserError when one is gone, MismatchError when it is another."""
     from rayvec.indexing.build import Corpus
 
     return Corpus.over([source.open(folder) for source in sources], left_out)

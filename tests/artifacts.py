@@ -30,6 +30,13 @@ TEXTS = (
 )
 
 
+#: How the documents of an index were embedded: the defaults of the embed job.
+EMBEDDED = {
+    "instruction": None, "title": "prepend", "long": "truncate", "max_length": None, "dimensions": None,
+    "normalize": False, "dtype": "float32", "precision": "auto", "keep_text": True, "unit_rows": 4096,
+}  # fmt: skip
+
+
 def fingerprint(dim: int, weights: str = "test") -> Fingerprint:
     return Fingerprint(
         weights=weights, tokenizer="t", attention="none", pooling="mean", prompts="none", max_length=32,
@@ -149,6 +156,7 @@ def write_index(
                 "update": None,
                 "payload": ["line"],
                 "dtype": "float32",
+                "embedded": EMBEDDED,
                 "proof": {"recall": 1.0, "target": 0.95},
                 "count": len(vectors),
                 "dim": int(vectors.shape[1]),

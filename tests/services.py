@@ -19,6 +19,7 @@ from rayvec.serving.config import Limits
 from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.security import Keys
+from rayvec.serving.writer import Writer
 from tests.artifacts import texts_for, write_index
 
 MODEL = "hash:64"
@@ -34,14 +35,19 @@ def write_service_index(folder: Path, reference: str = MODEL, count: int = COUNT
 
 
 async def make_gateway(
-    index: Path, encoder: HashEncoder | None = None, limits: Limits | None = None, reranker: str | None = None
+    index: Path,
+    encoder: HashEncoder | None = None,
+    limits: Limits | None = None,
+    reranker: str | None = None,
+    writable: bool = False,
 ) -> Gateway:
-    """The gateway, its encoder and its retriever, as Serve would start them, without Serve."""
+    """The gateway and its parts, as Serve would start them, without Serve. A writable index is followed, not pinned."""
     encoder = encoder or HashEncoder.parse(MODEL)
-    retriever = Retriever(str(index), encoder.fingerprint, reranker)
-    await retriever.reconfigure({"version": "v1"})
+    retriever = Retriever(str(index), encoder.fingerprint, reranker, poll_seconds=0.05)
+    await retriever.reconfigure({"version": None if writable else "v1"})
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
-    return Gateway(service, retriever, model=MODEL, index_version="v1", limits=limits, cache_bytes=1 << 20)
+    writer = Writer(str(index), service, MODEL, encoder.fingerprint) if writable else None
+    return Gateway(service, retriever, writer, model=MODEL, index_version="v1", limits=limits, cache_bytes=1 << 20)
 
 
 @contextmanager
@@ -69,10 +75,11 @@ class Client:
         keys: Keys | None = None,
         encoder: HashEncoder | None = None,
         reranker: str | None = None,
+        writable: bool = False,
         **options: Any,
     ) -> None:
         self.runner = asyncio.Runner()
-        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker))
+        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker, writable))
         self.gateway = gateway
         self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys, **options)
         # An error that no handler takes must be seen as the 500 that a client would see.

@@ -7,7 +7,7 @@ encoders and the artifact. Knows no source, no index, no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from rayvec.encoding.work import (
     texts_of,
 )
 from rayvec.errors import StorageError
-from rayvec.modeling.encoder import Encoder, Tokenizing
+from rayvec.modeling.encoder import Tokenizing, Vectorizing
 from rayvec.storage import Fingerprint
 
 #: The one unit of such embeddings.
@@ -67,7 +67,7 @@ def _not_loaded(reference: str) -> Any:
     raise AssertionError(reference)
 
 
-def embed(work: Work, documents: pa.Table, tokenizer: Tokenizing, encoder: Encoder) -> tuple[pa.Table, list[int]]:
+def embed(work: Work, documents: pa.Table, tokenizer: Tokenizing, encoder: Vectorizing) -> tuple[pa.Table, list[int]]:
     """A part as the embed job makes it: a row a document, or a window; and the documents that are not in it.
 
     documents: id, title, text and payload, of different ids. Left out are those whose vector is not finite, or zero,
@@ -109,8 +109,17 @@ def text_of(rows: pa.Table) -> str | None:
     """The text of one document from its row, or from the rows of its windows in order; None where it was not kept."""
     if schema.TEXT not in rows.schema.names:
         return None
-    text = ""
     starts = rows[schema.CHAR_START].to_pylist() if schema.WINDOW in rows.schema.names else [0]
-    for start, passage in zip(starts, rows[schema.TEXT].to_pylist(), strict=True):
+    return joined(starts, rows[schema.TEXT].to_pylist())
+
+
+def joined(starts: Sequence[int], passages: Sequence[str]) -> str:
+    """A text from its windows in order, which overlap and leave nothing out.
+
+    >>> joined([0, 3], ["one two", " two three"])
+    'one two three'
+    """
+    text = ""
+    for start, passage in zip(starts, passages, strict=True):
         text = text[:start] + passage
     return text

@@ -21,7 +21,7 @@ from rayvec.data.vector_types import shortened, to_columns
 from rayvec.encoding.attempts import Attempts, Outcome, Rows, survive
 from rayvec.encoding.sink import DUPLICATE, Line, Record, Sink
 from rayvec.encoding.spent import Spent
-from rayvec.modeling.encoder import Encoder, Tokenizing
+from rayvec.modeling.encoder import Encoder, Tokenizing, Vectorizing
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.windows import Windowing, Windows, join, select
 from rayvec.schema import Long, VectorType
@@ -186,7 +186,7 @@ def documents_of_rows(work: Work, prepared: Prepared) -> Rows:
     return prepared.windows.text if work.by_window else np.arange(prepared.documents.num_rows)
 
 
-def encoded(work: Work, encoder: Encoder, prepared: Prepared, rows: Rows) -> np.ndarray:
+def encoded(work: Work, encoder: Vectorizing, prepared: Prepared, rows: Rows) -> np.ndarray:
     """The vectors of the part's rows that are of these documents, in order."""
     tokens, windows = prepared.tokens, prepared.windows
     if len(rows) < prepared.documents.num_rows:
@@ -227,7 +227,7 @@ def _rows_of(document_R: Rows, documents: Rows) -> slice:
 
 def retry_unsound(
     work: Work,
-    encoder: Encoder,
+    encoder: Vectorizing,
     prepared: Prepared,
     document_R: Rows,
     vectors_RD: np.ndarray,

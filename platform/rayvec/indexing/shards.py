@@ -192,6 +192,11 @@ class Shard:
         return int(self._index.ntotal)
 
     @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return int(self._index.d)
+
+    @property
     def most_effort(self) -> int:
         """The effort at which nothing is left out: every list, or as wide as there are vectors; 0 for exact kinds."""
         return int(getattr(self._inner, "nlist", 0)) or (self.count if hasattr(self._inner, "hnsw") else 0)

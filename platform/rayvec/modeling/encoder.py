@@ -60,8 +60,8 @@ class Tokenizing(Protocol):
 
 
 @runtime_checkable
-class Encoder(Tokenizing, Protocol):
-    """Texts to vectors. Equal fingerprints mean equal vectors."""
+class Vectorizing(Protocol):
+    """The side of an encoder that needs its weights: vectors from tokens."""
 
     dim: int
 
@@ -70,6 +70,11 @@ class Encoder(Tokenizing, Protocol):
 
     def encode_windows(self, batch: TokenBatch, windows: Windows) -> np.ndarray:
         """Vectors float32 [W, dim] of the windows, each pooled from its tokens of a row of the batch."""
+
+
+@runtime_checkable
+class Encoder(Tokenizing, Vectorizing, Protocol):
+    """Texts to vectors. Equal fingerprints mean equal vectors."""
 
     def places(self, lengths: np.ndarray) -> int:
         """Tokens that are computed for rows of these lengths, padding included."""

@@ -9,9 +9,9 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -25,13 +25,18 @@ from rayvec.serving.metrics import CONTENT_TYPE
 from rayvec.serving.observer import REQUEST_ID, Observer
 from rayvec.serving.problems import Problem, from_validation, to_response
 from rayvec.serving.schemas import (
+    DeleteRequest,
+    DocumentId,
     EmbeddingAnswer,
     EmbeddingRequest,
     ErrorAnswer,
+    Indexes,
     Models,
     Ready,
     SearchAnswer,
     SearchRequest,
+    UpsertRequest,
+    WriteAnswer,
 )
 from rayvec.serving.security import Guard, Keys
 from rayvec.serving.strict import StrictRoute
@@ -48,7 +53,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "the body is not valid JSON",
         401: "no valid API key",
+        403: "the key, the host or the service does not allow it",
         404: "no such model or route",
+        409: "the index is not what the service began with, or would be empty",
         413: "the body is too large",
         415: "the body is not JSON",
         422: "a field is missing, unknown or out of range",
@@ -99,6 +106,26 @@ def _v1(gateway: Gateway) -> APIRouter:
     @router.post("/embeddings", summary="Vectors of texts, as OpenAI's API gives them", response_model=EmbeddingAnswer)
     async def embeddings(request: EmbeddingRequest) -> Response:
         return _json(await gateway.embed(request))
+
+    @router.post("/documents", summary="Put documents in, by id; kept when it answers", response_model=WriteAnswer)
+    async def upsert(request: UpsertRequest) -> Response:
+        return _json(await gateway.upsert(request))
+
+    @router.delete("/documents", summary="Take documents out, by their ids", response_model=WriteAnswer)
+    async def delete(request: DeleteRequest) -> Response:
+        return _json(await gateway.delete(request))
+
+    @router.delete(
+        "/documents/{id:path}",
+        summary="Take one document out; for proxies that drop the body of a DELETE",
+        response_model=WriteAnswer,
+    )
+    async def delete_one(id: Annotated[DocumentId, Path()], wait: bool = False) -> Response:
+        return _json(await gateway.delete(DeleteRequest(ids=[id], wait=wait)))
+
+    @router.get("/indexes", summary="The index that is served", response_model=Indexes)
+    async def indexes() -> Response:
+        return _json(await gateway.indexes())
 
     @router.get("/models", summary="The model that is served", response_model=Models)
     async def models() -> Response:

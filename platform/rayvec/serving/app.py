@@ -28,6 +28,7 @@ from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.security import Keys
+from rayvec.serving.writer import Writer, settings_of
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 APP_NAME = "rayvec"
 DRAIN_SECONDS = 20.0
 READY_SECONDS = 120.0
+#: How often a retriever looks which version is live; where documents are written over HTTP, they are found soon.
+POLL_SECONDS = 2.0
+WRITABLE_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Plan:
     encoder: str
     fingerprint: Fingerprint
     model: str
+    #: What the index is called.
+    name: str
 
 
 def plan(config: ServeConfig) -> Plan:
@@ -69,12 +75,26 @@ def plan(config: ServeConfig) -> Plan:
         open_log(config.access_log)
     if config.reranker:
         load_reranker(config.reranker)
-    manifest = versions.read_manifest(versions.version_folder(config.index, config.index_version))
+    folder = versions.version_folder(config.index, config.index_version)
+    manifest = versions.read_manifest(folder)
+    if config.writable:
+        _check_writable(config.index)
     reference = _absolute(config.encoder or str(manifest["encoder"]))
     fingerprint = Fingerprint.parse(manifest["fingerprint"])
     fingerprint.require(load_tokenizer_only(reference).fingerprint, mine="index", theirs="encoder")
     model = config.model_name or PurePosixPath(reference.rstrip("/")).name
-    return Plan(str(manifest["version"]), int(manifest["count"]), reference, fingerprint, model)
+    name = versions.local_folder(config.index).name
+    return Plan(str(manifest["version"]), int(manifest["count"]), reference, fingerprint, model, name)
+
+
+def _check_writable(index: str) -> None:
+    """Raise UserError when the index's folder may not be written, or does not say how its documents were embedded."""
+    from rayvec.indexing import versions
+
+    folder = versions.local_folder(index)
+    if not all(os.access(place, os.W_OK) for place in (folder, folder / versions.VERSIONS)):
+        raise UserError(f"writable=true, and {folder} may not be written; see its permissions, or leave out writable")
+    settings_of(index)
 
 
 def _absolute(reference: str) -> str:
@@ -102,19 +122,36 @@ class EncoderReplica(QueryEncoder):
         super().__init__(encoder, expected, limits)
 
 
+class WriterReplica(Writer):
+    """A Writer whose encoder is behind Serve's handle."""
+
+    def __init__(self, uri: str, encoder: DeploymentHandle[Any], reference: str, expected: Fingerprint) -> None:
+        from rayvec.serving.remote import RemoteEncoder
+
+        super().__init__(uri, RemoteEncoder(encoder), reference, expected)
+
+
 class GatewayReplica:
-    """A Gateway whose two parts are behind Serve's handles."""
+    """A Gateway whose parts are behind Serve's handles."""
 
     def __init__(
-        self, encoder: DeploymentHandle[Any], retriever: DeploymentHandle[Any], config: ServeConfig, checked: Plan
+        self,
+        encoder: DeploymentHandle[Any],
+        retriever: DeploymentHandle[Any],
+        writer: DeploymentHandle[Any] | None,
+        config: ServeConfig,
+        checked: Plan,
     ) -> None:
-        from rayvec.serving.remote import RemoteEncoder, RemoteRetriever
+        from rayvec.serving.remote import RemoteEncoder, RemoteRetriever, RemoteWriter
 
         self._config = config
         self._gateway = Gateway(
             RemoteEncoder(encoder),
             RemoteRetriever(retriever),
+            None if writer is None else RemoteWriter(writer),
             model=checked.model,
+            index_name=checked.name,
+            retrievers=config.replicas.retriever,
             index_version=checked.version,
             limits=config.limits,
             cache_bytes=config.query_cache_mb << 20,
@@ -134,7 +171,9 @@ class GatewayReplica:
 
 
 def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
-    """The application of three deployments, over the version pinned, or the live one and those that follow it.
+    """The application of three deployments, and a writer if asked for.
+
+    It is over the version pinned, or the live one and those that follow it.
 
     The pin is in `user_config`, so that Serve changes it in running replicas, without starting them again.
     """
@@ -156,14 +195,28 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
         max_queued_requests=limits.queued_per_replica,
         user_config={"version": config.index_version},
         **_options(limits.in_flight),
-    )(Retriever).bind(_absolute(config.index), checked.fingerprint, config.reranker)
+    )(Retriever).bind(
+        _absolute(config.index),
+        checked.fingerprint,
+        config.reranker,
+        WRITABLE_POLL_SECONDS if config.writable else POLL_SECONDS,
+    )
+    writer = None
+    if config.writable:
+        writer = serve.deployment(
+            name="Writer",
+            num_replicas=1,  # there is one index to be written, and one may write it at a time
+            ray_actor_options=_actor(config),
+            max_queued_requests=limits.queued_per_replica,
+            **_options(limits.in_flight),
+        )(WriterReplica).bind(_absolute(config.index), encoder, checked.encoder, checked.fingerprint)
     # The gateway refuses by itself, in the shape that clients read, before Serve would (in plain text).
     return serve.deployment(
         name="Gateway",
         num_replicas=replicas.gateway,
         ray_actor_options=_actor(config),
         **_options(4 * limits.in_flight),
-    )(serve.ingress()(GatewayReplica)).bind(encoder, retriever, config, checked)
+    )(serve.ingress()(GatewayReplica)).bind(encoder, retriever, writer, config, checked)
 
 
 def _options(max_ongoing: int) -> dict[str, Any]:

@@ -16,14 +16,26 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Required, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 import numpy as np
 from httpx_retries import Retry, RetryTransport
 from pydantic import BaseModel
 
-from rayvec.serving.schemas import EmbeddingAnswer, Fusion, Include, Mode, Model, Models, Ready, SearchAnswer
+from rayvec.serving.schemas import (
+    EmbeddingAnswer,
+    Fusion,
+    Include,
+    Indexes,
+    Mode,
+    Model,
+    Models,
+    Ready,
+    SearchAnswer,
+    ServedIndex,
+    WriteAnswer,
+)
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -56,6 +68,16 @@ class SearchOptions(TypedDict, total=False):
     min_score: float | None
     unique_by: str | None
     rerank: int | None
+    min_index_version: str | None
+
+
+class DocumentFields(TypedDict, total=False):
+    """A document to put in; `schemas.Document` tells what each field may be. id and text are asked for."""
+
+    id: Required[str]
+    title: str | None
+    text: Required[str]
+    payload: dict[str, Any]
 
 
 def _search_body(query: str | Sequence[str], options: SearchOptions) -> dict[str, Any]:
@@ -125,6 +147,23 @@ class Client:
         answers = [self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
         return _vectors(answers, dimensions or model.dimensions)
 
+    def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
+        """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
+
+        wait: return only when every search finds them. To see them in one search, ask it with
+        `min_index_version=answer.index_version`.
+        """
+        return self._post("/v1/documents", {"documents": list(documents), "wait": wait}, WriteAnswer)
+
+    def delete(self, ids: Sequence[str], *, wait: bool = False) -> WriteAnswer:
+        """Take documents out, by id; ids that are not there are told. Raises ServiceError."""
+        body = {"ids": list(ids), "wait": wait}
+        return _read(self._http.request("DELETE", "/v1/documents", json=body), WriteAnswer)
+
+    def indexes(self) -> list[ServedIndex]:
+        """The index that is served: kind, columns, recall. Raises ServiceError."""
+        return _read(self._http.get("/v1/indexes"), Indexes).data
+
     def model(self) -> Model:
         """The model that is served. Raises ServiceError."""
         return _read(self._http.get("/v1/models"), Models).data[0]
@@ -169,6 +208,23 @@ class AsyncClient:
         bodies = _embed_bodies(texts, model.id, instruction, dimensions)
         answers = [await self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
         return _vectors(answers, dimensions or model.dimensions)
+
+    async def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
+        """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
+
+        wait: return only when every search finds them. To see them in one search, ask it with
+        `min_index_version=answer.index_version`.
+        """
+        return await self._post("/v1/documents", {"documents": list(documents), "wait": wait}, WriteAnswer)
+
+    async def delete(self, ids: Sequence[str], *, wait: bool = False) -> WriteAnswer:
+        """Take documents out, by id; ids that are not there are told. Raises ServiceError."""
+        body = {"ids": list(ids), "wait": wait}
+        return _read(await self._http.request("DELETE", "/v1/documents", json=body), WriteAnswer)
+
+    async def indexes(self) -> list[ServedIndex]:
+        """The index that is served: kind, columns, recall. Raises ServiceError."""
+        return _read(await self._http.get("/v1/indexes"), Indexes).data
 
     async def model(self) -> Model:
         """The model that is served. Raises ServiceError."""

@@ -63,6 +63,8 @@ class ServeConfig(Config):
     proxy: Literal["python", "haproxy"] = "python"
     #: Pages of these origins may ask from a browser ("https://example.org"); none by default.
     cors_origins: tuple[str, ...] = ()
+    #: Whether documents may be put in and taken out over HTTP; where keys are set, by those of scope write.
+    writable: bool = False
     #: A file for one JSON line a request: time, id, route, status, milliseconds, key's id; never a text.
     access_log: str | None = None
     #: Megabytes of query vectors that each gateway keeps, for queries that come again; 0 for none.
@@ -85,6 +87,15 @@ class ServeConfig(Config):
             if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", origin):
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://example.org")
         return origins
+
+    @model_validator(mode="after")
+    def _written_where_it_is_followed(self) -> Self:
+        if self.writable and self.index_version is not None:
+            raise ValueError(
+                "writable=true makes new versions, and index_version pins an old one, which would never show them; "
+                "leave out one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _open_only_with_keys(self) -> Self:

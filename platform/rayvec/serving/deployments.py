@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import numpy as np
 
 from rayvec.errors import RayvecError, UserError
 from rayvec.modeling.tokens import TokenBatch, concatenate
+from rayvec.modeling.windows import Windows
 from rayvec.serving.batcher import Batcher
 from rayvec.serving.config import Limits
+from rayvec.serving.listing import Described, described
 from rayvec.serving.problems import Problem, invalid, unavailable
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.schemas import Hit, Mode
@@ -32,9 +35,14 @@ if TYPE_CHECKING:
     from rayvec.modeling.encoder import Encoder
 
 _LOG = logging.getLogger(__name__)
+_Item = tuple[TokenBatch, Windows | None]
+
+#: Seconds that a search waits for the version that it asks for, and a look at CURRENT meanwhile.
+REACH_SECONDS = 5.0
+REACH_POLL = 0.05
 
 #: Fields of a search request by which an error of the index may begin.
-OPTIONS = frozenset({"filter", "unique_by", "rerank"})
+OPTIONS = frozenset({"filter", "unique_by", "rerank", "include"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,14 @@ class IndexFacts:
     refused: str | None = None
 
 
+@dataclass(frozen=True)
+class Reached:
+    """Whether a copy of the index part serves a version, or a later one."""
+
+    replica: str
+    there: bool
+
+
 class EncoderService(Protocol):
     """What the gateway asks of a QueryEncoder, here or in another process."""
 
@@ -96,6 +112,12 @@ class RetrieverService(Protocol):
     async def facts(self) -> IndexFacts:
         """What is loaded."""
 
+    async def reach(self, version: str) -> Reached:
+        """Serve a version, or a later one, as soon as it can be."""
+
+    async def describe(self) -> Described:
+        """What there is to know of the index."""
+
 
 class QueryEncoder:
     """Encodes texts of many requests in shared batches. Raises MismatchError unless the encoder is the expected one."""
@@ -105,7 +127,7 @@ class QueryEncoder:
             expected.require(encoder.fingerprint, mine="index", theirs="encoder")
         self._encoder = encoder
         self._limits = limits or Limits()
-        self._batcher = Batcher(self._encode_many, self._limits.batch_tokens)
+        self._batcher: Batcher[_Item, np.ndarray] = Batcher(self._encode_many, self._limits.batch_tokens)
         # Tokenizers are not all safe in two threads at once; one thread also keeps the CPUs for the encoder.
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
@@ -136,14 +158,27 @@ class QueryEncoder:
                 f"input: {n_tokens} tokens in one request, {self._limits.request_tokens} allowed; send fewer texts"
             )
             raise invalid(message, "input", code="too_many_tokens")
-        vectors_BD = await self._batcher.run(batch, n_tokens)
+        vectors_BD = await self._batcher.run((batch, None), n_tokens)
         if not np.isfinite(vectors_BD).all():
             raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
         return Encoded(vectors_BD, n_tokens, batch.truncated.tolist())
 
-    def _encode_many(self, batches: Sequence[TokenBatch]) -> list[np.ndarray]:
-        vectors_BD = self._encoder.encode_tokens(concatenate(batches))
-        return np.split(vectors_BD, np.cumsum([len(batch) for batch in batches])[:-1])
+    async def encode_tokens(self, batch: TokenBatch, windows: Windows | None = None) -> np.ndarray:
+        """Vectors of documents that the writer has tokenized: float32 [B, D], or [W, D] of windows within its rows.
+
+        They wait among the queries, and are not checked: who asks has what to do about one that is not finite.
+        """
+        return await self._batcher.run((batch, windows), int(batch.lengths.sum()))
+
+    def _encode_many(self, items: Sequence[_Item]) -> list[np.ndarray]:
+        """Each item's vectors; all that are not of windows go to the encoder together."""
+        whole = [batch for batch, windows in items if windows is None]
+        vectors_BD = self._encoder.encode_tokens(concatenate(whole)) if whole else np.empty((0, self._encoder.dim))
+        pieces = iter(np.split(vectors_BD, np.cumsum([len(batch) for batch in whole])[:-1]))
+        return [
+            next(pieces) if windows is None else self._encoder.encode_windows(batch, windows)
+            for batch, windows in items
+        ]
 
     async def facts(self) -> EncoderFacts:
         """What is loaded."""
@@ -179,6 +214,8 @@ class Retriever:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")  # a load takes long, and no search waits for it
         self._index: Index | None = None
         self._refused: tuple[str, str] | None = None
+        self._looking = asyncio.Lock()
+        self._replica = uuid.uuid4().hex
         self._follower: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -201,6 +238,10 @@ class Retriever:
 
     async def look(self) -> None:
         """Take the live version, if it is another than the one that is served and was not refused already."""
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         from rayvec.indexing import versions
 
         live = self._live()
@@ -224,7 +265,7 @@ class Retriever:
     def _open(self, version: str | None) -> Index:
         from rayvec.indexing.searcher import Index
 
-        index = Index.open(self._uri, version)
+        index = Index.open(self._uri, version, before=self._index)
         if self._expected is not None:
             index.fingerprint.require(self._expected, mine="index", theirs="encoder")
         search_index(index, ["warm up"], np.ones((1, index.dim), np.float32), Options(k=1, mode=index_modes(index)[0]))
@@ -237,6 +278,9 @@ class Retriever:
 
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The k best documents of each query, fewer where the index has fewer."""
+        if options.min_index_version is not None and not (await self.reach(options.min_index_version)).there:
+            message = f"{options.min_index_version} is not served yet; try again shortly"
+            raise unavailable(message, code="version_not_served")
         index = self._live()  # taken once: a change of version during this request does not reach it
         if options.mode not in index_modes(index):
             allowed = " or ".join(index_modes(index))
@@ -247,6 +291,21 @@ class Retriever:
             field, _, _ = str(error).partition(":")
             raise invalid(str(error), field if field in OPTIONS else "query") from None
         return Found(hits, index.version)
+
+    async def reach(self, version: str) -> Reached:
+        """Serve a version, or a later one, as soon as it can be, within some seconds. A pinned part stays as it is."""
+        end = asyncio.get_running_loop().time() + REACH_SECONDS
+        while not (there := _number(self._live().version) >= _number(version)):
+            if self._follower is None or asyncio.get_running_loop().time() > end:
+                break
+            await self.look()
+            await asyncio.sleep(0 if _number(self._live().version) >= _number(version) else REACH_POLL)
+        return Reached(self._replica, there)
+
+    async def describe(self) -> Described:
+        """What there is to know of the index."""
+        facts = await self.facts()
+        return Described(described(self._live()), facts.refused)
 
     async def _in(self, threads: ThreadPoolExecutor, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
@@ -259,3 +318,7 @@ class Retriever:
 
     async def check_health(self) -> None:
         """Called by Serve; it answers while searches run, since they are off the event loop."""
+
+
+def _number(version: str) -> int:
+    return int(version[1:])

@@ -15,43 +15,61 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from rayvec.serving.cache import CachedEncoder
+from rayvec.serving.changes import Change
 from rayvec.serving.config import Limits
 from rayvec.serving.deployments import Encoded, EncoderFacts, EncoderService, IndexFacts, RetrieverService
 from rayvec.serving.metrics import Metrics
 from rayvec.serving.problems import Problem, invalid, overloaded, unavailable
 from rayvec.serving.schemas import (
+    DeleteRequest,
     Embedding,
     EmbeddingAnswer,
     EmbeddingRequest,
+    Indexes,
     Model,
     Models,
     Ready,
     SearchAnswer,
     SearchRequest,
     SearchResult,
+    ServedIndex,
     Timings,
+    UpsertRequest,
     Usage,
+    WriteAnswer,
 )
+from rayvec.serving.writer import WriterService
 
 READY_SECONDS = 5.0
+#: How long a write waits for every copy of the retriever, where it was asked to.
+LIVE_SECONDS = 15.0
 
 
 class Gateway:
-    """Answers requests through an encoder and a retriever; `index_version` is the one that it begins with."""
+    """Answers requests through an encoder and a retriever; `index_version` is the one that it begins with.
+
+    writer: None where the index is not written over HTTP. retrievers: how many copies of the retriever there are.
+    """
 
     def __init__(
         self,
         encoder: EncoderService,
         retriever: RetrieverService,
+        writer: WriterService | None = None,
         *,
         model: str,
+        index_name: str = "index",
+        retrievers: int = 1,
         index_version: str = "",
         limits: Limits | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self._encoder = encoder
         self._retriever = retriever
+        self._writer = writer
         self._model = model
+        self._index_name = index_name
+        self._retrievers = retrievers
         self._cached = CachedEncoder(encoder, cache_bytes)
         self.metrics = Metrics()
         self._version = index_version
@@ -60,7 +78,7 @@ class Gateway:
         self._started = int(time.time())
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
+    async def _admitted(self, late: str = "; send less, or try again") -> AsyncIterator[None]:
         """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
         if self._in_flight >= self._limits.in_flight:
             raise overloaded()
@@ -70,7 +88,7 @@ class Gateway:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 yield
         except TimeoutError:
-            message = f"not done within {self._limits.timeout_seconds:g} s; send less, or try again"
+            message = f"not done within {self._limits.timeout_seconds:g} s{late}"
             raise unavailable(message, code="timeout") from None
         finally:
             self._in_flight -= 1
@@ -144,6 +162,73 @@ class Gateway:
             message = "instruction: token ids are taken as they are; send text, or leave the instruction out"
             raise invalid(message, "instruction")
         return await self._encoder.encode_ids(ids)
+
+    async def upsert(self, request: UpsertRequest) -> WriteAnswer:
+        """Put documents in. They are on disk when this answers."""
+        return await self._write(Change(documents=request.documents), request.wait)
+
+    async def delete(self, request: DeleteRequest) -> WriteAnswer:
+        """Take documents out. They are out on disk when this answers."""
+        return await self._write(Change(ids=list(dict.fromkeys(request.ids))), request.wait)
+
+    async def _write(self, change: Change, wait: bool) -> WriteAnswer:
+        if self._writer is None:
+            message = (
+                "this service does not take writes; start it with --set writable=true, on an index that it follows"
+            )
+            raise Problem(403, "read_only", message)
+        begin = time.perf_counter()
+        async with self._admitted("; it may be done all the same, and may be sent again"):
+            written = await self._writer.write(change)
+            live = await self._reached(written.version, wait)
+        counts = {
+            "added": written.added,
+            "replaced": written.replaced,
+            "unchanged": written.unchanged,
+            "deleted": written.deleted,
+            "unknown": len(written.unknown_ids),
+        }
+        self.metrics.wrote(counts, {**written.seconds, "total": time.perf_counter() - begin})
+        self.metrics.encoded(written.n_tokens)
+        return WriteAnswer(
+            index_version=written.version,
+            live=live,
+            added=written.added,
+            replaced=written.replaced,
+            unchanged=written.unchanged,
+            deleted=written.deleted,
+            unknown_ids=written.unknown_ids,
+            truncated=written.truncated,
+            usage=Usage(prompt_tokens=written.n_tokens, total_tokens=written.n_tokens),
+            total_ms=_ms(time.perf_counter() - begin),
+        )
+
+    async def _reached(self, version: str, wait: bool) -> bool:
+        """Whether every copy of the retriever serves a version; each is met by asking at random, until all were."""
+        seen: set[str] = set()
+        end = time.monotonic() + LIVE_SECONDS
+        while wait and len(seen) < self._retrievers and time.monotonic() < end:
+            reached = await self._retriever.reach(version)
+            if not reached.there:
+                break
+            seen.add(reached.replica)
+        return len(seen) >= self._retrievers
+
+    async def indexes(self) -> Indexes:
+        """The one index that is served."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                found = await self._retriever.describe()
+        except TimeoutError:
+            raise unavailable("the index does not answer", code="not_ready") from None
+        index = ServedIndex(
+            id=self._index_name,
+            model=self._model,
+            writable=self._writer is not None,
+            refused=found.refused,
+            **found.fields,
+        )
+        return Indexes(data=[index])
 
     async def models(self) -> Models:
         """The one model that is served."""

@@ -7,6 +7,7 @@ label `replica`. Knows numbers and names. Knows no route's meaning, no model, no
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,6 +31,10 @@ class Metrics:
         self._tokens = self._counter("encoded_tokens", "Tokens that the encoder has read")
         self._cache = self._counter("query_cache", "Query vectors asked of the cache", "outcome")
         self._in_flight = self._gauge("requests_in_flight", "Requests that are being answered")
+        self._documents = self._counter("written_documents", "Documents that writes were about", "outcome")
+        self._writes = self._histogram(
+            "write_stage_seconds", "Seconds of a part of the version that a write went into", "stage"
+        )
         self._index = self._gauge("index_info", "1 for the index version that answers", "version")
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -49,6 +54,13 @@ class Metrics:
         """Count what the cache of queries had, and what it had not."""
         self._cache.labels(**self._replica, outcome="hit").inc(hits)
         self._cache.labels(**self._replica, outcome="miss").inc(misses)
+
+    def wrote(self, documents: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        """Count a write: documents by what became of them, and the time of each stage of its version."""
+        for outcome, count in documents.items():
+            self._documents.labels(**self._replica, outcome=outcome).inc(count)
+        for stage, value in seconds.items():
+            self._writes.labels(**self._replica, stage=stage).observe(value)
 
     def in_flight(self, count: int) -> None:
         """Set how many requests are being answered."""

@@ -34,6 +34,8 @@ class Observer:
     ) -> None:
         self._app = app
         self._routes = routes
+        #: Of routes with a part that varies, what stands before it.
+        self._prefixes = {route.partition("{")[0]: route for route in routes if "{" in route}
         self._metrics = metrics
         self._log = access_log
 
@@ -58,8 +60,14 @@ class Observer:
         finally:
             self._note(scope, request_id, status, time.perf_counter() - begin)
 
+    def _route(self, path: str) -> str:
+        """The route that a path is of, never the path itself: it may hold a document's id."""
+        if path in self._routes:
+            return path
+        return next((route for prefix, route in self._prefixes.items() if path.startswith(prefix)), "other")
+
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = scope["path"] if scope["path"] in self._routes else "other"
+        route = self._route(scope["path"])
         self._metrics.answered(route, status, seconds)
         if self._log is None:
             return

@@ -1,6 +1,6 @@
-"""The encoder and the retriever in other processes: calls through Serve's handles, and Ray's errors as HTTP answers.
+"""The service's parts in other processes: calls through Serve's handles, and Ray's errors as HTTP answers.
 
-Both are idempotent, so a request whose replica died is sent once more to another. Knows Ray Serve's handles and errors.
+All are idempotent, so a request whose replica died is sent once more to another. Knows Ray Serve's handles and errors.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from rayvec.serving.deployments import Encoded, EncoderFacts, Found, IndexFacts
+from rayvec.serving.deployments import Encoded, EncoderFacts, Found, IndexFacts, Reached
+from rayvec.serving.listing import Described
 from rayvec.serving.problems import Problem, overloaded, unavailable
 
 if TYPE_CHECKING:
     import numpy as np
     from ray.serve.handle import DeploymentHandle
 
+    from rayvec.modeling.tokens import TokenBatch
+    from rayvec.modeling.windows import Windows
+    from rayvec.serving.changes import Change, Written
     from rayvec.serving.search import Options
 
 ATTEMPTS = 2
@@ -36,6 +40,10 @@ class RemoteEncoder:
         """Vectors of texts that are tokenized already."""
         return await _call(self._handle.encode_ids, ids)
 
+    async def encode_tokens(self, batch: TokenBatch, windows: Windows | None = None) -> np.ndarray:
+        """Vectors of documents that are tokenized already."""
+        return await _call(self._handle.encode_tokens, batch, windows)
+
     async def facts(self) -> EncoderFacts:
         """What is loaded."""
         return await _call(self._handle.facts)
@@ -54,6 +62,25 @@ class RemoteRetriever:
     async def facts(self) -> IndexFacts:
         """What is loaded."""
         return await _call(self._handle.facts)
+
+    async def reach(self, version: str) -> Reached:
+        """Serve a version, or a later one, as soon as it can be."""
+        return await _call(self._handle.reach, version)
+
+    async def describe(self) -> Described:
+        """What there is to know of the index."""
+        return await _call(self._handle.describe)
+
+
+class RemoteWriter:
+    """A WriterService behind a deployment handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def write(self, change: Change) -> Written:
+        """Make a change, and answer when it is on disk. One that was made already changes nothing when sent again."""
+        return await _call(self._handle.write, change)
 
 
 async def _call(method: Any, *arguments: Any) -> Any:

@@ -21,10 +21,17 @@ MAX_INSTRUCTION = 2_000
 MAX_IDS = 32_768
 
 MAX_RERANKED = 200
+#: Of one write.
+MAX_DOCUMENTS = 256
+MAX_DELETES = 1_000
+MAX_ID_BYTES = 512
+MAX_COLUMNS = 256
+#: Numbers of all vectors that one answer carries.
+MAX_VALUES = 2_000_000
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Fusion = Literal["weighted", "rrf"]
-Include = Literal["text", "payload"]
+Include = Literal["text", "payload", "vector"]
 
 
 def _encodable(text: str) -> str:
@@ -42,6 +49,14 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _short(id_: str) -> str:
+    if len(id_.encode()) > MAX_ID_BYTES:
+        raise ValueError(f"has more than {MAX_ID_BYTES} bytes")
+    return id_
+
+
+DocumentId = Annotated[str, Field(min_length=1), AfterValidator(_encodable), AfterValidator(_short)]
+Version = Annotated[str, Field(pattern=r"^v[1-9][0-9]{0,17}$")]
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_encodable), AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
 Instruction = Annotated[str, Field(max_length=MAX_INSTRUCTION), AfterValidator(_encodable)]
@@ -101,7 +116,11 @@ class SearchRequest(Request):
     instruction: Instruction | None = Field(
         None, description="what the query is for; goes before it, as the encoder does"
     )
-    include: list[Include] = Field(default=["text", "payload"], max_length=2, description="what each hit carries")
+    include: list[Include] = Field(
+        default=["text", "payload"],
+        max_length=3,
+        description="what each hit carries; vector: the document's as the index holds it, at length 1",
+    )
     filter: Annotated[Filter, AfterValidator(check)] | None = Field(
         None,
         description="only documents that pass; conditions on columns (eq, ne, gt, gte, lt, lte, in), and, or, not",
@@ -121,12 +140,17 @@ class SearchRequest(Request):
         None, ge=1, le=MAX_RERANKED, description="put the first so many hits in the order of the service's reranker"
     )
 
+    min_index_version: Version | None = Field(
+        None, description="answer from this version or a later one: what a write answered, so that it is seen here"
+    )
+
     @property
     def options(self) -> Options:
         """All but the queries and their instruction."""
         from rayvec.serving.search import Options
 
-        names = ("k", "mode", "filter", "fusion", "dense_weight", "min_score", "unique_by", "rerank")
+        own = {"query", "instruction", "include"}
+        names = type(self).model_fields.keys() - own
         return Options(**{name: getattr(self, name) for name in names}, include=tuple(self.include))
 
     @property
@@ -151,6 +175,7 @@ class Hit(Answer):
     title: str | None = None
     text: str | None = None
     payload: dict[str, Any] | None = None
+    vector: list[float] | None = None
     signals: dict[str, Signal] = {}
 
 
@@ -186,6 +211,121 @@ class SearchAnswer(Answer):
     results: list[SearchResult]
     usage: Usage
     timings: Timings
+
+
+class Document(Request):
+    """A document to be put in; the same shape that hits have."""
+
+    id: DocumentId
+    title: Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_encodable)] | None = None
+    text: Text
+    payload: dict[str, Any] = Field(
+        default={}, max_length=MAX_COLUMNS, description="values of the index's other columns; those left out are null"
+    )
+
+
+def _different(documents: list[Document]) -> list[Document]:
+    ids = set()
+    for place, document in enumerate(documents):
+        if document.id in ids:
+            raise ValueError(f"document {place} has the id of an earlier one; send each id once")
+        ids.add(document.id)
+    return documents
+
+
+class WriteRequest(Request):
+    """Base of what changes the index."""
+
+    wait: bool = Field(False, description="answer only when every search finds it (`live`), not as soon as it is kept")
+
+
+class UpsertRequest(WriteRequest):
+    """Documents to put in; one whose id is there replaces it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"documents": [{"id": "note-1", "title": "Paths", "text": "join two paths"}], "wait": True}]
+        }
+    )
+
+    documents: Annotated[list[Document], Field(min_length=1, max_length=MAX_DOCUMENTS), AfterValidator(_different)]
+
+
+class DeleteRequest(WriteRequest):
+    """Ids of documents to take out."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": ["note-1", "note-2"]}]})
+
+    ids: list[DocumentId] = Field(min_length=1, max_length=MAX_DELETES)
+
+
+class WriteAnswer(Answer):
+    """What a write did. It is on disk: no kill of any process loses it.
+
+    `index_version` is the version that holds it, or the one that held it already; `live`: every search finds it now.
+    `unchanged` documents were there already, word for word. `truncated` names those of which the encoder saw only the
+    beginning.
+    """
+
+    object: Literal["write"] = "write"
+    index_version: str
+    live: bool
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    unknown_ids: list[str] = []
+    truncated: list[str] = []
+    usage: Usage
+    total_ms: float
+
+
+class Column(Answer):
+    """A column of the documents: its Arrow type, and whether a filter may test it."""
+
+    name: str
+    type: str
+    filterable: bool
+
+
+class Proof(Answer):
+    """The recall that was measured when the version was made, and how many rows have changed since it was."""
+
+    recall: float
+    target: float
+    queries: int | None = None
+    unproved_rows: int = 0
+
+
+class ServedIndex(Answer):
+    """The index that is served, and the version that answers. `refused`: a newer version that is not, and why."""
+
+    id: str
+    object: Literal["index"] = "index"
+    created: int
+    version: str
+    writable: bool
+    documents: int
+    deleted_rows: int
+    segments: int
+    dimensions: int
+    dimensions_indexed: int
+    metric: str
+    kind: str
+    search: dict[str, int]
+    modes: list[Mode]
+    columns: list[Column]
+    model: str
+    fingerprint: str
+    proof: Proof
+    refused: str | None = None
+
+
+class Indexes(Answer):
+    """The indices that are served: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedIndex]
 
 
 class EmbeddingRequest(Request):

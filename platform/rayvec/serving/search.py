@@ -18,7 +18,7 @@ from rayvec.indexing.filters import Filter
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.serving.problems import unavailable
 from rayvec.serving.rerank import Reranker
-from rayvec.serving.schemas import Fusion, Hit, Include, Mode, Signal
+from rayvec.serving.schemas import MAX_VALUES, Fusion, Hit, Include, Mode, Signal
 
 if TYPE_CHECKING:
     from rayvec.indexing.ranking import Ranking
@@ -45,6 +45,7 @@ class Options:
     min_score: float | None = None
     unique_by: str | None = None
     rerank: int | None = None
+    min_index_version: str | None = None
 
     @property
     def encodes(self) -> bool:
@@ -79,6 +80,8 @@ def search_index(
     """
     if options.unique_by is not None and options.unique_by not in index.columns:
         raise UserError(f"unique_by: no column {options.unique_by!r}; the documents have {', '.join(index.columns)}")
+    if "vector" in options.include and (values := len(queries) * options.k * index.shards[0].dim) > MAX_VALUES:
+        raise UserError(f"include: {values} numbers of vectors, and {MAX_VALUES} are allowed; ask for fewer hits")
     selection = None if options.filter is None else index.select(options.filter)
     count = index.count if selection is None else selection.count
     wanted = min(max(options.k, options.rerank or 0), count)
@@ -197,10 +200,12 @@ def _reranked(
 def _with_documents(index: Index, found: list[Candidate], include: Sequence[Include]) -> list[Hit]:
     """Hits: ranks and scores with the documents: id, title, and of text and payload what was asked for."""
     wanted = [name for name in index.columns if name in (ID, TITLE) or _part_of(name) in include]
-    documents = index.documents([one.row for one in found], wanted) if found else []
+    rows = [one.row for one in found]
+    documents = index.documents(rows, wanted) if found else []
+    vectors = index.vectors(rows).tolist() if found and "vector" in include else [None] * len(found)
     return [
-        Hit(rank=rank, score=one.score, signals=one.signals, **_shown(document, include))
-        for rank, (one, document) in enumerate(zip(found, documents, strict=True), 1)
+        Hit(rank=rank, score=one.score, signals=one.signals, vector=vector, **_shown(document, include))
+        for rank, (one, document, vector) in enumerate(zip(found, documents, vectors, strict=True), 1)
     ]
 
 

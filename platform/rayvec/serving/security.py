@@ -38,7 +38,7 @@ Access = Literal["read", "write"]
 #: Everything but these asks for a key, where keys are set.
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
 #: What changes the index, and so asks for a key that may.
-WRITING_PATHS = frozenset({"/v1/documents"})
+WRITING_PATHS = ("/v1/documents",)
 
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -207,7 +207,7 @@ class Guard:
             message = "no valid API key; send the header `Authorization: Bearer KEY`"
             return Problem(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
         scope[KEY_ID] = key.name
-        needed: Access = "write" if path in WRITING_PATHS else "read"
+        needed: Access = "write" if _writes(path) else "read"
         if needed not in key.scopes:
             return Problem(403, "key_not_allowed", f"this API key has no {needed} scope; use one that has")
         wait = self._rates.refused(key)
@@ -215,6 +215,10 @@ class Guard:
             return None
         message = f"this API key may ask {key.per_minute} times a minute; wait {wait} s"
         return Problem(429, "rate_limited", message, headers={"Retry-After": str(wait)})
+
+
+def _writes(path: str) -> bool:
+    return any(path == root or path.startswith(f"{root}/") for root in WRITING_PATHS)
 
 
 def _host_name(host: str) -> str:

@@ -75,7 +75,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            if request.method == "POST":
+            if self.body_field is not None:
                 _check_headers(request)
             return await handle(StrictRequest(request.scope, request.receive))
 

@@ -1,0 +1,72 @@
+"""What there is to know of an open index, as `GET /v1/indexes` tells it. Knows an index and its manifest. No route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rayvec.serving.search import index_modes
+
+if TYPE_CHECKING:
+    from rayvec.indexing.searcher import Index
+
+
+@dataclass(frozen=True)
+class Described:
+    """Fields of `schemas.ServedIndex` that the index itself tells, and a newer version that is not served, and why."""
+
+    fields: dict[str, Any]
+    refused: str | None
+
+
+def described(index: Index) -> dict[str, Any]:
+    """Facts of the version that is open, by the names of `schemas.ServedIndex`."""
+    manifest = index.manifest
+    proof = manifest["proof"]
+    return {
+        "created": int(datetime.fromisoformat(manifest["made"]).timestamp()),
+        "version": index.version,
+        "documents": index.count,
+        "deleted_rows": len(index.dropped),
+        "segments": len(index.segments),
+        "dimensions": index.dim,
+        "dimensions_indexed": manifest["dim_index"],
+        # Vectors are brought to length 1, so that inner products are cosines.
+        "metric": "cosine" if manifest["normalize"] else "inner_product",
+        "kind": manifest["factory"],
+        "search": manifest["search"],
+        "modes": index_modes(index),
+        "columns": [
+            {"name": name, "type": str(kind), "filterable": is_filterable(kind)}
+            for name, kind in index.column_types().items()
+        ],
+        "fingerprint": index.fingerprint.short,
+        "proof": {
+            "recall": proof["recall"],
+            "target": proof["target"],
+            "queries": proof.get("queries"),
+            "unproved_rows": proof.get("unproved", {}).get("rows", 0),
+        },
+    }
+
+
+def is_filterable(kind: pa.DataType) -> bool:
+    """Whether `filters` can test a column of this type.
+
+    >>> is_filterable(pa.list_(pa.string())), is_filterable(pa.struct([pa.field("a", pa.int8())]))
+    (True, False)
+    """
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return is_filterable(kind.value_type)
+    return bool(
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or (types.is_temporal(kind) and not types.is_duration(kind))
+    )
