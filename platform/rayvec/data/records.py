@@ -243,6 +243,15 @@ def check_unicode(text: str) -> str:
     return text
 
 
+def is_visible(text: str) -> bool:
+    """Whether a text shows anything at all.
+
+    >>> is_visible("a"), is_visible(" \u200b")
+    (True, False)
+    """
+    return bool(pc.match_substring_regex(pa.scalar(text), _VISIBLE).as_py())
+
+
 def refuse_blank(table: pa.Table, offsets: Sequence[int] | None = None) -> UnitData:
     """Move the rows whose text shows nothing out of the table."""
     visible = pc.match_substring_regex(table[TEXT], _VISIBLE)

@@ -91,17 +91,17 @@ def embed(work: Work, documents: pa.Table, tokenizer: Tokenizing, encoder: Vecto
 def publish_part(place: Path, table: pa.Table, work: Work, settings: Mapping[str, Any]) -> EmbeddingsDataset:
     """Write a part as an embeddings folder of its own, and read it back. Raises StorageError when it is not the same.
 
-    settings: as they are to stand in its manifest.
+    settings: as they are to stand in its manifest. Not synced: it lies in a draft, whose commit syncs all that is new.
     """
     data = part_bytes(table)
     file = f"data/{UNIT}-{storage.sha256_bytes(data)[:8]}.parquet"
-    storage.write_bytes(place / file, data)
+    storage.write_bytes(place / file, data, durable=False)
     if storage.read_bytes(place / file) != data:
         raise StorageError(f"{place / file} does not read back as it was written; check the disk and write again")
     plan = Plan((), (), work.fingerprint, settings)
     content = manifest(plan, [record_of(UNIT, file, table, data)], Sink(str(place)), work.reference)
-    storage.write_json(manifest_uri(str(place), 1), {**content, "version": 1})
-    storage.write_bytes(place / CURRENT, b"v1\n")
+    storage.write_bytes(manifest_uri(str(place), 1), storage.to_json({**content, "version": 1}), durable=False)
+    storage.write_bytes(place / CURRENT, b"v1\n", durable=False)
     return EmbeddingsDataset.open(str(place), 1)
 
 

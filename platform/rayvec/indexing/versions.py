@@ -21,6 +21,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,9 @@ HISTORY = "HISTORY"
 VERSIONS = "versions"
 MANIFEST = "manifest.json"
 SEAL = "sha256"
+SYNCS_AT_ONCE = 16
+#: How a version that is removed is called until its files are gone.
+TRASH = "old"
 #: What a commit writes itself.
 WRITTEN = ("format", "version", "parent", "made", "files", SEAL)
 NAME = re.compile(r"v[1-9][0-9]*")
@@ -190,24 +194,35 @@ def prune(output: str | Path, keep: int = 2) -> list[str]:
         raise UserError(f"keep = {keep}: keep at least 1 version")
     folder = local_folder(output)
     with writing(folder):
-        return remove(folder, list_versions(folder)[:-keep])
+        gone = remove(folder, list_versions(folder)[:-keep])
+        empty_trash(folder)
+    return gone
 
 
 def remove(folder: Path, names: Iterable[str]) -> list[str]:
-    """Remove those of these versions that are neither live nor open; only while `writing`. Returns their names."""
+    """Take those of these versions away that are neither live nor open; only while `writing`. Returns their names.
+
+    Their files stay until `empty_trash`: a version of many segments has hundreds, and a writer need not wait for them.
+    """
     live = current(folder)
     return [name for name in names if name != live and _remove_unless_held(folder, name)]
+
+
+def empty_trash(output: str | Path) -> None:
+    """Remove the files of versions that were taken away, if they are still there. Needs no lock."""
+    for trash in (local_folder(output) / VERSIONS).glob(f".v*.{TRASH}"):
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _remove_unless_held(folder: Path, name: str) -> bool:
     try:
         descriptor = os.open(folder / VERSIONS / name / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:  # damaged: nobody can have it open
-        _remove(folder, name)
+        _take_away(folder, name)
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(folder, name)
+        _take_away(folder, name)
     except BlockingIOError:
         return False
     finally:
@@ -216,10 +231,14 @@ def _remove_unless_held(folder: Path, name: str) -> bool:
 
 
 def _remove(folder: Path, name: str) -> None:
+    shutil.rmtree(_take_away(folder, name))
+
+
+def _take_away(folder: Path, name: str) -> Path:
     """Renamed first, so that a reader finds the whole version or none of it. Files shared with others stay there."""
-    trash = _temporary(folder, name)
+    trash = _temporary(folder, name).with_suffix(f".{TRASH}")
     (folder / VERSIONS / name).rename(trash)
-    shutil.rmtree(trash)
+    return trash
 
 
 def _temporary(folder: Path, name: str) -> Path:
@@ -317,13 +336,17 @@ class Draft:
     def commit(self, facts: Mapping[str, Any]) -> JsonObject:
         """Seal the manifest over every file in the folder, rename the folder, and make it the live version."""
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        places = {self.folder, *(path.parent for path in paths)}
         failpoint("before_seal")
+        # All at once: the disk writes its journal once for many that ask; one after the other, each waits for it.
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as threads:
+            list(threads.map(_sync, [path for path in paths if not self._is_taken(path)]))
         sums = {name: self._sum(name, path) for path in paths for name in [str(path.relative_to(self.folder))]}
         head = {"format": FORMAT, "version": self.name, "parent": _parent(self.output), "made": _now()}
         manifest = _sealed({**head, **facts, "files": sums})
         storage.write_json(self.folder / MANIFEST, manifest)
-        for place in {self.folder / Path(name).parent for name in sums}:  # the names in it, beside the files
-            storage.sync_folder(place)
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as threads:
+            list(threads.map(storage.sync_folder, places))  # the names in them, beside the files
         failpoint("before_rename")
         self.folder.rename(self.output / VERSIONS / self.name)
         storage.sync_folder(self.output / VERSIONS)
@@ -331,6 +354,11 @@ class Draft:
         _point_to(self.output, self.name)
         failpoint("after_current")
         return manifest
+
+    def _is_taken(self, path: Path) -> bool:
+        """Whether a file is a link to one that a version has, and so on disk already."""
+        old, _ = self._taken.get(str(path.relative_to(self.folder)), (path, {}))
+        return old != path and path.samefile(old)
 
     def _sum(self, name: str, path: Path) -> JsonObject:
         """Size and checksum of a file.
@@ -342,7 +370,6 @@ class Draft:
         old, facts = self._taken.get(name, (path, {}))
         if facts and path.samefile(old) and path.stat().st_size == facts["bytes"]:
             return facts
-        _sync(path)
         found = {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
         if facts and facts != found:
             raise VerificationError(f"{old} does not match its checksum; roll back, or build the index again")

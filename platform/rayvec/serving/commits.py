@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvec.data.embeddings import read_part
+from rayvec.data.records import is_visible
 from rayvec.encoding.direct import embed, joined, publish_part
 from rayvec.encoding.work import Work
 from rayvec.errors import VerificationError
@@ -69,6 +71,7 @@ class Committer:
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._own: list[str] | None = None
+        self._trash = ThreadPoolExecutor(1, thread_name_prefix="trash")
 
     def commit(self, changes: Sequence[Change]) -> list[Written | Problem]:
         """Put all changes into one version, in their order; a change that cannot be made is a Problem in its place.
@@ -159,6 +162,7 @@ class Committer:
             self._own.append(draft.name)
         removed = set(versions.remove(draft.output, self._own[:-KEPT_VERSIONS]))
         self._own = [name for name in self._own if name not in removed]
+        self._trash.submit(versions.empty_trash, draft.output)
 
 
 class _Clock:
@@ -234,6 +238,9 @@ def _table(documents: Sequence[Document], fields: Sequence[pa.Field]) -> pa.Tabl
         if unknown:
             has = ", ".join(sorted(known)) or "none beside id, title and text"
             raise invalid(f"documents: {_where(place, unknown[0])} is no column of this index; it has {has}", "payload")
+    blank = [place for place, document in enumerate(documents) if not is_visible(document.text)]
+    if blank:
+        raise invalid(f"documents: the text of document {blank[0]} shows nothing", f"documents.{blank[0]}.text")
     columns = [
         pa.array([document.id for document in documents], pa.string()),
         pa.array([document.title or None for document in documents], pa.string()),
