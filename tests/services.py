@@ -47,7 +47,8 @@ async def make_gateway(
     await retriever.reconfigure({"version": None if writable else "v1"})
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
     writer = Writer(str(index), service, MODEL, encoder.fingerprint) if writable else None
-    return Gateway(service, retriever, writer, model=MODEL, index_name=index.name, index_version="v1", limits=limits, cache_bytes=1 << 20)
+    names = {"model": MODEL, "index_name": index.name, "index_version": "v1"}
+    return Gateway(service, retriever, writer, **names, limits=limits, cache_bytes=1 << 20)
 
 
 @contextmanager

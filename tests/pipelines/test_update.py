@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.compact import CompactConfig, compact
 from pipelines.index import IndexConfig, index
 from pipelines.update import UpdateConfig, update
+from pipelines.versions import verify_index
 from rayvec import storage
+from rayvec.encoding.direct import embed, publish_part, work_of
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
 from rayvec.indexing import versions
 from rayvec.indexing.searcher import Index
-from tests.artifacts import texts_for, write_embeddings
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.schema import DOCUMENT
+from rayvec.serving.changes import Change, Written
+from rayvec.serving.commits import Committer
+from rayvec.serving.schemas import Document
+from rayvec.serving.writer import settings_of
+from tests.artifacts import EMBEDDED, texts_for, write_embeddings
 from tests.updates import COUNT, QUERIES, VECTORS, Model, check, check_dense, dense_ids
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -135,6 +144,43 @@ def test_windows_of_an_old_text_do_not_stay_beside_those_of_the_new(tmp_path: Pa
     opened = Index.open(model.index, threads=1)
     found = [row["id"] for row in opened.documents(opened.dense(QUERIES[:1], opened.count).rows[0], ["id"])]
     assert sorted(id_ for id_ in found if id_.startswith(("doc-3#", "doc-5#"))) == ["doc-3#0", "doc-3#1"]
+
+
+def test_what_a_service_wrote_is_compacted_with_the_rest(tmp_path: Path) -> None:
+    """An index of windows: a document is several rows, which go and come together, and whose text is known again."""
+    encoder = HashEncoder(dim=16)
+    settings = {**EMBEDDED, "long": "windows", "window_tokens": 4, "overlap_tokens": 1}
+    work = work_of(settings, "hash:16", encoder.fingerprint)
+    ids = [f"doc-{i}" for i in range(60)]
+    texts = [f"{text} and then some more of it" for text in texts_for(60)]
+    table = pa.table([ids, [None] * 60, texts], schema=DOCUMENT)
+    dataset = publish_part(tmp_path / "embeddings", embed(work, table, encoder, encoder)[0], work, settings)
+    output = str(tmp_path / "index")
+    index(IndexConfig(embeddings=dataset.uri, output=output, factory="IVF4,Flat", recall_target=0.9))
+    writer = Committer(output, work, settings_of(output), encoder, encoder)
+
+    def commit(*documents: Document, ids: tuple[str, ...] = ()) -> Written:
+        [written] = writer.commit([Change(documents, ids)])
+        assert isinstance(written, Written)
+        return written
+
+    long = "one two three four five six seven eight nine ten"
+    assert commit(*(Document(id=f"new-{i}", text=f"{long} {i}") for i in range(3))).added == 3
+    assert commit(Document(id="new-0", text=f"{long} 0"), Document(id="doc-5", text=texts[5])).unchanged == 2
+    assert commit(Document(id="doc-5", text=long), ids=("doc-6", "new-2")).replaced == 1
+    opened = Index.open(output)
+    assert len(opened.segments) > 1 and len(opened.dropped)
+    before = {row["id"] for row in opened.documents(opened.dense(QUERIES[:1], opened.count).rows[0], ["id"])}
+    assert {id_.partition("#")[0] for id_ in before} == {*ids, "new-0", "new-1"} - {"doc-6"}
+
+    assert compact(CompactConfig(index=output))["documents"] == len(before)
+    opened = Index.open(output)
+    assert {row["id"] for row in opened.documents(range(opened.count), ["id"])} == before
+    assert commit(Document(id="doc-5", text=long)).unchanged == 1
+    assert commit(Document(id="new-1", text="short")).replaced == 1
+    versions.prune(output, 1)
+    assert compact(CompactConfig(index=output))["segments_before"] == 2
+    assert verify_index(output)["faults"] == 0
 
 
 @pytest.mark.parametrize("factory", ["IVF16,SQ8", "HNSW8", "SQ8", "RR16,IVF16,RaBitQ,RFlat"])

@@ -279,8 +279,7 @@ class Retriever:
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The k best documents of each query, fewer where the index has fewer."""
         if options.min_index_version is not None and not (await self.reach(options.min_index_version)).there:
-            message = f"{options.min_index_version} is not served yet; try again shortly"
-            raise unavailable(message, code="version_not_served")
+            raise await self._in(self._loader, self._not_served, options.min_index_version)
         index = self._live()  # taken once: a change of version during this request does not reach it
         if options.mode not in index_modes(index):
             allowed = " or ".join(index_modes(index))
@@ -291,6 +290,14 @@ class Retriever:
             field, _, _ = str(error).partition(":")
             raise invalid(str(error), field if field in OPTIONS else "query") from None
         return Found(hits, index.version)
+
+    def _not_served(self, version: str) -> Problem:
+        from rayvec.indexing import versions
+
+        if all(_number(name) < _number(version) for name in versions.list_versions(self._uri)):
+            message = f"min_index_version: there is no version {version}; give the one that a write answered"
+            return invalid(message, "min_index_version")
+        return unavailable(f"{version} is not served yet; try again shortly", code="version_not_served")
 
     async def reach(self, version: str) -> Reached:
         """Serve a version, or a later one, as soon as it can be, within some seconds. A pinned part stays as it is."""

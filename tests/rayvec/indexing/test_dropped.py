@@ -9,6 +9,7 @@ import pytest
 
 from rayvec.indexing import shards, spec
 from rayvec.indexing.shards import Effort, Shard
+from rayvec.indexing.vectors import unit
 from tests.artifacts import random_vectors
 
 COUNT, DIM = 500, 16
@@ -67,3 +68,15 @@ def test_stored_vectors_come_with_their_rows(tmp_path: Path, factory: str) -> No
     rows, vectors = shard(tmp_path, factory, start=7).stored(np.arange(COUNT))
     assert sorted(rows.tolist()) == list(range(7, COUNT + 7))
     np.testing.assert_allclose(vectors, VECTORS[rows - 7], atol=0.02)
+
+
+def test_stored_vectors_of_product_codes_are_near_those_that_came(tmp_path: Path) -> None:
+    """FAISS's own way to give back a vector of fast-scan codes ends the process."""
+    for number, factory in enumerate(("IVF16,PQ16x4fs", "OPQ8,IVF16,PQ8x4fs", "IVF16,PQ8")):
+        opened = shard(tmp_path, factory, start=7)
+        rows, vectors = opened.stored(np.arange(COUNT))
+        assert sorted(rows.tolist()) == list(range(7, COUNT + 7)), number
+        assert (unit(vectors) * VECTORS[rows - 7]).sum(axis=1).mean() > 0.8
+        wanted = np.array([9, 7, 300, 9])
+        order = np.argsort(rows)
+        np.testing.assert_allclose(opened.vectors(wanted), vectors[order][wanted - 7], atol=1e-6)

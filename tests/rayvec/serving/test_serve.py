@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from rayvec import Client
 from rayvec.modeling.hash_encoder import HashEncoder
 from tests.artifacts import texts_for
 from tests.services import COUNT, MODEL, write_service_index
+from tests.services import Client as InProcess
 
 READY_SECONDS = 200
 TEXT = "sort the list in place"
@@ -56,6 +57,15 @@ class Service:
         below = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in below if f"ServeReplica:rayvec:{deployment}" in " ".join(one.cmdline())]
 
+    def kill_everything(self) -> None:
+        """End every process of the service as a power cut would, without a chance to finish anything."""
+        job = psutil.Process(self.process.pid)
+        everything = [job, *job.children(recursive=True)]
+        for one in everything:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(everything, timeout=30)
+
     def wait_for(self, text: str) -> None:
         while text not in (line := self.news.get(timeout=READY_SECONDS)):
             assert line, f"the job ended before it said {text!r}:\n" + "\n".join(self.lines)
@@ -70,9 +80,16 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def service(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     index = shutil.copytree(index, tmp_path_factory.mktemp("served") / "index")  # its versions change here
+    with serving(index, "limits.in_flight=8", "replicas.encoder=2", "replicas.retriever=2", "writable=true") as service:
+        yield service
+
+
+@contextmanager
+def serving(index: Path, *settings: str) -> Iterator[Service]:
+    """The job over an index, from when it is ready until the block ends, if it has not ended before."""
     port = free_port()
     command = [sys.executable, "-m", "jobs.serve", "--recipe", "hash.serve"]
-    options = [f"index={index}", f"port={port}", "limits.in_flight=8", "replicas.encoder=2", "replicas.retriever=2"]
+    options = [f"index={index}", f"port={port}", *settings]
     process = subprocess.Popen(
         command + [part for option in options for part in ("--set", option)],
         env={**os.environ, **worker_environment()},
@@ -243,6 +260,40 @@ def test_the_index_changes_under_load_and_no_answer_is_of_two_versions(service: 
     assert hits == {("v1", COUNT), ("v2", COUNT - 10)}
 
 
+def test_writes_while_others_search_are_all_kept_and_found_by_every_copy(service: Service) -> None:
+    def write(number: int) -> str:
+        with Client(service.address) as client:
+            document = {"id": f"m-{number}", "text": f"marmot number{number}", "payload": {"line": number}}
+            answer = client.upsert([document], wait=number % 4 == 0)  # type: ignore[list-item]
+            assert (answer.added, answer.live) == (1, number % 4 == 0)
+            found = client.search(f"marmot number{number}", k=1, min_index_version=answer.index_version)
+            assert found.results[0].hits[0].id == f"m-{number}"
+            return answer.index_version
+
+    with asking(service, 3) as answers, ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(write, range(32)))
+        newest = max(made, key=lambda name: int(name[1:]))
+        write_service_index(service.index, count=COUNT)  # a job builds the index anew: what was written goes with it
+        seen = len(answers)
+        while len(answers) < seen + 50:
+            time.sleep(0.05)
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(set(made)) <= 32 and int(newest[1:]) > 3
+    with Client(service.address) as client:
+        again = client.upsert([{"id": "m-1", "text": "marmot number1"}], wait=True)
+        assert (again.added, again.live, client.ready().documents) == (1, True, COUNT + 1)
+        gone = client.delete(["m-1", "m-2"], wait=True)
+        assert (gone.deleted, gone.unknown_ids) == (1, ["m-2"])
+        [index] = client.indexes()
+        assert (index.documents, index.writable, index.version) == (COUNT, True, gone.index_version)
+
+
+def test_one_document_is_deleted_by_its_path(service: Service) -> None:
+    answer = httpx.delete(f"{service.address}/v1/documents/doc-3?wait=true", timeout=30)
+    assert (answer.status_code, answer.json()["deleted"]) == (200, 1)
+    assert "doc-3" not in search(service, query=texts_for(COUNT)[3], k=COUNT).text
+
+
 def test_page_stands_at_the_root(service: Service) -> None:
     page = httpx.get(service.address, timeout=30)
     assert "<title>rayvec search</title>" in page.text
@@ -267,3 +318,20 @@ def test_sigterm_ends_it_drained_and_quietly(service: Service) -> None:
     assert ready.startswith("serve: ready in ")
     assert [finishing, done] == ["serve: finishing the requests under way", "serve: done"]
     assert [fact.split()[0] for fact in facts] == ["index", "served_seconds"]
+
+
+def test_a_kill_of_every_process_after_an_answer_loses_no_document(index: Path, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(index, tmp_path / "index"))
+    with serving(index, "writable=true") as service:
+        with Client(service.address) as client:
+            for number in range(3):
+                answer = client.upsert([{"id": f"m-{number}", "text": f"marmot number{number}"}])
+            client.delete(["doc-1"])
+        service.kill_everything()
+    after = InProcess(index, writable=True)
+    found = after.post("/v1/search", query="marmot", k=COUNT + 3, mode="dense").json()["results"][0]["hits"]
+    assert {hit["id"] for hit in found[:3]} == {"m-0", "m-1", "m-2"}
+    assert "doc-1" not in {hit["id"] for hit in found} and len(found) == COUNT + 2
+    assert after.post("/v1/documents", documents=[{"id": "m-3", "text": "marmot"}]).json()["added"] == 1
+    assert int(answer.index_version[1:]) == 4
+    after.close()

@@ -167,10 +167,17 @@ def test_a_search_waits_for_the_version_it_asks_for(service: Client) -> None:
     assert found(service, "marmot", k=1, min_index_version=version)[0]["id"] == "m"
 
 
-def test_a_version_that_never_comes_is_503(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_does_not_come_is_503_and_one_that_is_none_422(
+    service: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rayvec.serving.deployments.REACH_SECONDS", 0.1)
-    answer = service.post("/v1/search", query="x", min_index_version="v99")
+    put(service, document("m"))
+    versions.rollback(folder, "v1")
+    service.runner.run(asyncio.sleep(0.3))
+    answer = service.post("/v1/search", query="x", min_index_version="v2")
     assert (error(answer)[:2], answer.headers["retry-after"]) == ((503, "version_not_served"), "1")
+    answer = service.post("/v1/search", query="x", min_index_version="v3")
+    assert error(answer) == (422, "invalid_value", "min_index_version")
 
 
 @pytest.mark.parametrize(
