@@ -33,7 +33,7 @@ from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, Index, projection_of
 from rayvec.indexing.segments import DELTA, Segment, Source
 from rayvec.indexing.shards import Shard
 from rayvec.indexing.tasks import Clock
-from rayvec.indexing.upserts import Matches, ids_of, match
+from rayvec.indexing.upserts import Kept, Matches, ids_of, match
 from rayvec.indexing.versions import Draft
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import Fingerprint, JsonObject
@@ -89,9 +89,9 @@ class Before:
         }
         return Before(self.folder, manifest, self.dropped[self.dropped < kept[-1].stop])
 
-    def match(self, ids: pa.Array) -> Matches:
-        """The live rows of these documents. Not of a version without some of its segments."""
-        return match(self.folder, self.manifest, ids)
+    def match(self, ids: pa.Array, kept: Kept | None = None) -> Matches:
+        """The live rows of these documents. Not of a version without some of its segments. kept: see upserts.match."""
+        return match(self.folder, self.manifest, ids, kept)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from rayvec.data.ids import Hashes, concatenate, hash_ids
 from rayvec.errors import UserError
 from rayvec.indexing.ranking import NO_ROW, Rows
 from rayvec.indexing.searcher import DOCUMENTS
-from rayvec.indexing.segments import load_dropped, local, segments_of
+from rayvec.indexing.segments import Segment, load_dropped, local, segments_of
 from rayvec.indexing.vectors import Part, read_slice, slices
 from rayvec.schema import ID, PARENT_ID
 
@@ -51,11 +52,18 @@ class Matches:
     found: Mask
 
 
-def match(folder: Path, manifest: Mapping[str, Any], wanted: pa.Array) -> Matches:
-    """Look ids up in a version, each of which `wanted` holds once. An id that stands in several rows gives them all."""
+#: Columns of ids that were read, by the checksum of their file and the first of their row groups.
+Kept = MutableMapping[tuple[str, str, int], pa.ChunkedArray]
+
+
+def match(folder: Path, manifest: Mapping[str, Any], wanted: pa.Array, kept: Kept | None = None) -> Matches:
+    """Look ids up in a version, each of which `wanted` holds once. An id that stands in several rows gives them all.
+
+    kept: for who looks up again and again: what is in it is not read, and what is read is put into it.
+    """
     found = np.zeros(len(wanted), np.bool_)
     rows, of_row = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for start, keys, live in live_columns(folder, manifest, None):
+    for start, keys, live in live_columns(folder, manifest, None, kept):
         places = pc.index_in(keys, value_set=wanted).fill_null(-1).to_numpy().astype(np.int64)
         hit = (places >= 0) & live
         found[places[hit]] = True
@@ -75,7 +83,7 @@ def rows_with(folder: Path, manifest: Mapping[str, Any], ids: pa.Array) -> Rows:
 
 
 def live_columns(
-    folder: Path, manifest: Mapping[str, Any], column: str | None
+    folder: Path, manifest: Mapping[str, Any], column: str | None, kept: Kept | None = None
 ) -> Iterator[tuple[int, pa.ChunkedArray, Mask]]:
     """One column of the documents (None: that which names them) in stretches: first row, values, which are live."""
     dropped = load_dropped(folder, manifest)
@@ -84,12 +92,23 @@ def live_columns(
             name = column or key_of(file.schema_arrow.names)
             start = segment.start
             for groups in _stretches(file.metadata):
-                values = file.read_row_groups(groups, columns=[name], use_threads=False)[name]
+                key = (_sha256(manifest, segment), name, groups[0])
+                values = None if kept is None else kept.get(key)
+                if values is None:
+                    values = file.read_row_groups(groups, columns=[name], use_threads=False)[name]
+                    with contextlib.suppress(ValueError):  # larger than all that may be kept
+                        if kept is not None:
+                            kept[key] = values
                 live = np.ones(len(values), np.bool_)
                 gone = local(dropped, start, len(values))
                 live[[] if gone is None else gone] = False
                 yield start, values, live
                 start += len(values)
+
+
+def _sha256(manifest: Mapping[str, Any], segment: Segment) -> str:
+    name = f"{segment.folder}/{DOCUMENTS}" if segment.folder else DOCUMENTS
+    return str(manifest.get("files", {}).get(name, {}).get("sha256"))
 
 
 def _stretches(metadata: pq.FileMetaData) -> Iterator[list[int]]:

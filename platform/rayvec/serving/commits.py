@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 
 from rayvec.data.embeddings import read_part
 from rayvec.data.records import is_visible
@@ -34,7 +35,7 @@ from rayvec.indexing.ranking import Rows
 from rayvec.indexing.searcher import DOCUMENTS
 from rayvec.indexing.segments import EMBEDDINGS, Segment
 from rayvec.indexing.updates import Before, Delta
-from rayvec.indexing.upserts import Matches, key_of
+from rayvec.indexing.upserts import Kept, Matches, key_of
 from rayvec.indexing.versions import Draft
 from rayvec.modeling.encoder import Tokenizing, Vectorizing
 from rayvec.schema import CHAR_START, DOCUMENT, ID, N_TOKENS, TEXT, TRUNCATED, WINDOW, WINDOW_FIELDS
@@ -54,6 +55,9 @@ MERGED_ROWS = 8192
 #: them is missed; what probing can lose by deleted rows is less than their share.
 UNPROVED_SHARE = 0.01
 
+#: Of ids that stay in memory: about 20 million short ones. Those beyond are read for every version.
+IDS_BYTES = 512 << 20
+
 Values = dict[str, Any]
 
 
@@ -70,6 +74,7 @@ class Committer:
         self._settings = settings
         self._tokenizer = tokenizer
         self._encoder = encoder
+        self._ids: LRUCache[tuple[str, str, int], pa.ChunkedArray] = LRUCache(IDS_BYTES, lambda ids: int(ids.nbytes))
         self._own: list[str] | None = None
         self._trash = ThreadPoolExecutor(1, thread_name_prefix="trash")
 
@@ -104,7 +109,7 @@ class Committer:
             except Problem as problem:
                 problems[number] = problem
         while True:
-            plan = _Plan.of(before, {n: (table, changes[n].ids) for n, table in tables.items()}, clock)
+            plan = _Plan.of(before, {n: (table, changes[n].ids) for n, table in tables.items()}, clock, self._ids)
             part, refused = self._embedded(plan, clock)
             if not refused:
                 break
@@ -187,12 +192,14 @@ class _Plan:
     outcomes: dict[int, Written]
 
     @classmethod
-    def of(cls, before: Before, changes: Mapping[int, tuple[pa.Table, Sequence[str]]], clock: _Clock) -> _Plan:
+    def of(
+        cls, before: Before, changes: Mapping[int, tuple[pa.Table, Sequence[str]]], clock: _Clock, kept: Kept
+    ) -> _Plan:
         """Settle changes one after the other, each as if those before it were made."""
         asked = [id_ for table, ids in changes.values() for id_ in (*table[ID].to_pylist(), *ids)]
         wanted = pa.array(dict.fromkeys(asked), pa.string())
         with clock("ids"):
-            matches = before.match(wanted)
+            matches = before.match(wanted, kept)
             there = _documents(before, wanted, matches)
         now: dict[str, Values | None] = dict(there)
         places: dict[str, tuple[int, int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,30 @@ def test_a_request_that_found_no_room_is_sent_again(address: str, index: Path) -
             client.search(QUERY)
     service.close()
     assert faltering.seen == 4 and (raised.value.status, raised.value.code) == (503, "no_answer")
+
+
+def test_documents_are_written_and_the_index_is_listed_by_either_client(index: Path, tmp_path: Path) -> None:
+    service = InProcess(Path(shutil.copytree(index, tmp_path / "index")), writable=True)
+
+    async def write(address: str) -> tuple[Any, Any, Any]:
+        async with AsyncClient(address) as client:
+            added = await client.upsert([{"id": "b", "text": "marmot two"}], wait=True)
+            gone = await client.delete(["b", "none"], wait=True)
+            return added, gone, await client.indexes()
+
+    with listening(service.app) as address, Client(address) as client:
+        answer = client.upsert([{"id": "a", "title": "One", "text": "marmot", "payload": {"line": 5}}])
+        hit = (
+            client.search("marmot", k=1, include=["vector"], min_index_version=answer.index_version).results[0].hits[0]
+        )
+        np.testing.assert_allclose(hit.vector, HashEncoder(64).encode(["One\nmarmot"])[0], atol=1e-6)
+        added, gone, [listed] = asyncio.run(write(address))
+        assert (added.added, gone.deleted, gone.unknown_ids) == (1, 1, ["none"])
+        assert listed == client.indexes()[0] and listed.version == gone.index_version
+        with pytest.raises(ServiceError, match="it has line") as raised:
+            client.upsert([{"id": "a", "text": "x", "payload": {"lime": 1}}])
+        assert (client.delete(["a"], wait=True).deleted, raised.value.status) == (1, 422)
+    service.close()
 
 
 def test_the_key_goes_with_each_request(index: Path) -> None:
