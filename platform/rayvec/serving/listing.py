@@ -24,6 +24,8 @@ class Described:
 
 def described(index: Index) -> dict[str, Any]:
     """Facts of the version that is open, by the names of `schemas.ServedIndex`."""
+    from rayvec.indexing.updates import advice
+
     manifest = index.manifest
     proof = manifest["proof"]
     return {
@@ -50,6 +52,7 @@ def described(index: Index) -> dict[str, Any]:
             "queries": proof.get("queries"),
             "unproved_rows": proof.get("unproved", {}).get("rows", 0),
         },
+        "advice": advice(manifest),
     }
 
 

@@ -298,7 +298,10 @@ class Proof(Answer):
 
 
 class ServedIndex(Answer):
-    """The index that is served, and the version that answers. `refused`: a newer version that is not, and why."""
+    """The index that is served, and the version that answers.
+
+    `advice`: why it should be compacted, if it should; `refused`: a newer version that is not served, and why.
+    """
 
     id: str
     object: Literal["index"] = "index"
@@ -318,6 +321,7 @@ class ServedIndex(Answer):
     model: str
     fingerprint: str
     proof: Proof
+    advice: str | None = None
     refused: str | None = None
 
 

@@ -340,6 +340,21 @@ def test_the_index_is_listed(service: Client) -> None:
     assert listed["fingerprint"] == ENCODER.fingerprint.short and listed["proof"]["target"] == 0.95
 
 
+def test_recall_is_measured_again_when_enough_has_changed(tmp_path: Path) -> None:
+    texts = texts_for(400)
+    vectors = ENCODER.encode(texts)
+    write_index(tmp_path, vectors, texts, "IVF8,SQ8", search={"nprobe": 8}, made_by=ENCODER.fingerprint, encoder=MODEL)
+    client = Client(tmp_path, writable=True)
+    unproved = []
+    for number in range(5):
+        put(client, document(f"m-{number}", f"marmot number{number}"))
+        [listed] = client.get("/v1/indexes").json()["data"]
+        unproved.append(listed["proof"]["unproved_rows"])
+    client.close()
+    assert unproved == [1, 2, 3, 4, 0], "1 % of 400 rows may change"
+    assert listed["proof"]["recall"] >= 0.95 and listed["proof"]["queries"] and listed["advice"] is None
+
+
 def test_writes_are_counted(service: Client) -> None:
     put(service, document("m"), document("doc-1", "new"))
     metrics = service.get("/metrics").text
