@@ -17,32 +17,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from cachetools import LRUCache
 
 from rayvec.data.embeddings import read_part
-from rayvec.data.records import is_visible
-from rayvec.encoding.direct import embed, joined, publish_part
+from rayvec.encoding.direct import embed, publish_part
 from rayvec.encoding.work import Work
 from rayvec.errors import VerificationError
 from rayvec.indexing import segments, tasks, updates, versions
-from rayvec.indexing.documents import Documents
 from rayvec.indexing.ranking import Rows
-from rayvec.indexing.searcher import DOCUMENTS
 from rayvec.indexing.segments import EMBEDDINGS, Segment
 from rayvec.indexing.updates import Before, Delta
-from rayvec.indexing.upserts import Kept, Matches, key_of
+from rayvec.indexing.upserts import Kept, key_of
 from rayvec.indexing.versions import Draft
 from rayvec.modeling.encoder import Tokenizing, Vectorizing
-from rayvec.schema import CHAR_START, DOCUMENT, ID, N_TOKENS, TEXT, TRUNCATED, WINDOW, WINDOW_FIELDS
+from rayvec.schema import ID, N_TOKENS, TRUNCATED
 from rayvec.serving.changes import Change, Written
-from rayvec.serving.columns import MisfitError, column
 from rayvec.serving.problems import Problem, invalid
-from rayvec.serving.schemas import Document
+from rayvec.serving.tables import Values, documents_of, fields_of, table_of
 from rayvec.storage import Fingerprint, JsonObject
 
 #: Who made a version, in its manifest.
@@ -57,8 +51,6 @@ UNPROVED_SHARE = 0.01
 
 #: Of ids that stay in memory: about 20 million short ones. Those beyond are read for every version.
 IDS_BYTES = 512 << 20
-
-Values = dict[str, Any]
 
 
 class Committer:
@@ -101,11 +93,11 @@ class Committer:
     ) -> list[Written | Problem]:
         """The outcomes; where a document cannot be embedded, its change is left out and the others are settled anew."""
         problems: dict[int, Problem] = {}
-        fields = _fields(before)
+        fields = fields_of(before)
         tables: dict[int, pa.Table] = {}
         for number, change in enumerate(changes):
             try:
-                tables[number] = _table(change.documents, fields)
+                tables[number] = table_of(change.documents, fields)
             except Problem as problem:
                 problems[number] = problem
         while True:
@@ -200,7 +192,7 @@ class _Plan:
         wanted = pa.array(dict.fromkeys(asked), pa.string())
         with clock("ids"):
             matches = before.match(wanted, kept)
-            there = _documents(before, wanted, matches)
+            there = documents_of(before, wanted, matches)
         now: dict[str, Values | None] = dict(there)
         places: dict[str, tuple[int, int]] = {}
         outcomes = {}
@@ -225,69 +217,6 @@ class _Plan:
         of_row = wanted.to_pylist()
         gone = np.array([row for row, i in zip(matches.rows, matches.of_row, strict=True) if of_row[i] in touched])
         return cls(pa.concat_tables(new).combine_chunks() if new else None, gone.astype(np.int64), outcomes)
-
-
-def _fields(before: Before) -> list[pa.Field]:
-    """The columns of documents that a client gives: id, title, text, and the payload without what windows add."""
-    carried = {field.name for field in WINDOW_FIELDS}
-    there = pq.read_schema(before.folder / DOCUMENTS, memory_map=True)
-    payload = [there.field(name) for name in before.manifest["payload"] if name not in carried]
-    return [*DOCUMENT, *payload]
-
-
-def _table(documents: Sequence[Document], fields: Sequence[pa.Field]) -> pa.Table:
-    """Documents as the embed job reads them. Raises Problem naming the document and the column that does not fit."""
-    own = set(DOCUMENT.names)
-    payload = [field for field in fields if field.name not in own]
-    known = {field.name for field in payload}
-    for place, document in enumerate(documents):
-        unknown = sorted(document.payload.keys() - known)
-        if unknown:
-            has = ", ".join(sorted(known)) or "none beside id, title and text"
-            raise invalid(f"documents: {_where(place, unknown[0])} is no column of this index; it has {has}", "payload")
-    blank = [place for place, document in enumerate(documents) if not is_visible(document.text)]
-    if blank:
-        raise invalid(f"documents: the text of document {blank[0]} shows nothing", f"documents.{blank[0]}.text")
-    columns = [
-        pa.array([document.id for document in documents], pa.string()),
-        pa.array([document.title or None for document in documents], pa.string()),
-        pa.array([document.text for document in documents], pa.string()),
-    ]
-    for one in payload:
-        try:
-            columns.append(column([document.payload.get(one.name) for document in documents], one.type))
-        except MisfitError as error:
-            message = f"documents: {_where(error.row, one.name)} is a column of {one.type}, and {error}"
-            raise invalid(message, f"documents.{error.row}.payload.{one.name}") from None
-    return pa.table(columns, schema=pa.schema(list(fields)))
-
-
-def _where(place: int, name: str) -> str:
-    shown = name if len(name) <= 64 else f"{name[:64]}…"
-    return f"payload.{shown} of document {place}"
-
-
-def _documents(before: Before, wanted: pa.Array, matches: Matches) -> dict[str, Values]:
-    """What the index holds of these documents now, as a client gives it; texts that were not kept are missing."""
-    ids, names = wanted.to_pylist(), [field.name for field in _fields(before)]
-    rows: dict[str, list[Values]] = {}
-    for segment in segments.segments_of(before.manifest):
-        inside = (matches.rows >= segment.start) & (matches.rows < segment.stop)
-        if inside.any():
-            found = Documents(segment.file(before.folder, DOCUMENTS)).read(matches.rows[inside] - segment.start)
-            for number, values in zip(matches.of_row[inside].tolist(), found, strict=True):
-                rows.setdefault(ids[number], []).append(values)
-    return {id_: _whole(id_, values, names) for id_, values in rows.items()}
-
-
-def _whole(id_: str, rows: list[Values], names: Sequence[str]) -> Values:
-    """One document from its row, or from those of its windows."""
-    first = rows[0]
-    whole = {name: first[name] for name in names if name in first}
-    if key_of(list(first)) != ID and TEXT in first:
-        ordered = sorted(rows, key=lambda row: row[WINDOW])
-        whole[TEXT] = joined([row[CHAR_START] for row in ordered], [row[TEXT] for row in ordered])
-    return whole | {ID: id_}
 
 
 def absorbing(before: Before, new: int, gone: Rows) -> int:
