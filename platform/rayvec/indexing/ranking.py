@@ -43,6 +43,11 @@ class Ranking:
         return list(zip(self.rows[query, found].tolist(), self.scores[query, found].tolist(), strict=True))
 
 
+def nothing(queries: int) -> Ranking:
+    """A ranking of no place for each of so many queries."""
+    return Ranking(np.empty((queries, 0), np.int64), np.empty((queries, 0), np.float32))
+
+
 def best(rows_QN: Rows, scores_QN: Scores, k: int) -> Ranking:
     """The k best of N candidates a query, best first; of equal scores the smaller row goes first, so nothing wavers.
 

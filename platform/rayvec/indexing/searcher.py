@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from rayvec.indexing.documents import Documents, SegmentDocuments
 from rayvec.indexing.filters import Filter, mask
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.lexical_segments import LexicalSegments, Texts
-from rayvec.indexing.ranking import Ranking, Rows, check_k
+from rayvec.indexing.part import WHOLE, Part
+from rayvec.indexing.ranking import Ranking, Rows, check_k, nothing
 from rayvec.indexing.segments import Segment, load_dropped, local, segments_of
 from rayvec.indexing.selection import Selection
 from rayvec.indexing.shards import Effort, Shard
@@ -57,10 +58,16 @@ class Index:
     """
 
     def __init__(
-        self, folder: Path, manifest: JsonObject, threads: int | None = None, before: Index | None = None
+        self,
+        folder: Path,
+        manifest: JsonObject,
+        threads: int | None = None,
+        before: Index | None = None,
+        part: Part = WHOLE,
     ) -> None:
         """Take `Index.open`, which verifies first; `manifest` holds the facts about the files in `folder`."""
         self.manifest = manifest
+        self.part = part
         self.folder = folder
         #: Files that were verified, so that a version which shares them need not read them again.
         self.seen: frozenset[versions.Seen] = frozenset()
@@ -76,7 +83,8 @@ class Index:
         self._projection = projection_of(folder, manifest)
         self.segments = segments_of(manifest)
         self.dropped = load_dropped(folder, manifest)
-        self.shards = [self._shard(facts) for facts in manifest["shards"]]
+        entries = part.shards(manifest)
+        self.shards = [self._shard(facts) for facts in entries]
         #: For each shard, its own rows that are deleted; always these very arrays, so that FAISS's selectors are kept.
         self.dropped_of = [local(self.dropped, shard.start, shard.count) for shard in self.shards]
         self._documents = SegmentDocuments(
@@ -85,19 +93,26 @@ class Index:
         self._lock = threading.Lock()
         self._selections: LRUCache[str, Selection] = LRUCache(KEPT_SELECTIONS)
         self._columns: dict[str, pa.ChunkedArray] = {}
-        self._lexical = self._open_lexical(folder) if manifest["lexical"] is not None else None
-        self._check_counts(folder)
+        has_words = manifest["lexical"] is not None and part.has_words
+        self._lexical = self._open_lexical(folder) if has_words else None
+        self._check_counts(folder, sum(int(facts["rows"]) for facts in entries))
         self._before = {}
 
     @classmethod
     def open(
-        cls, uri: str | Path, version: str | None = None, threads: int | None = None, before: Index | None = None
-    ) -> Index:
+        cls,
+        uri: str | Path,
+        version: str | None = None,
+        threads: int | None = None,
+        before: Index | None = None,
+        part: Part = WHOLE,
+    ) -> Self:
         """Open a version, the live one by default, after every size and checksum was verified.
 
         threads: OpenMP threads that a dense search takes; all cores by default. Give 1 where many searches run at once.
         before: an open version of the same index. What the two share, by hard link and checksum, is neither verified
         nor read again: a version that adds a few documents opens in milliseconds. While it is open, it is not pruned.
+        part: what of it is opened; the files of other parts are neither verified nor read.
 
         Raises UserError when there is no such index or version, VerificationError naming the file that is damaged.
         """
@@ -105,9 +120,10 @@ class Index:
         held = versions.hold(folder)
         try:
             manifest = versions.read_manifest(folder)
-            seen = versions.verify(folder, manifest, frozenset() if before is None else before.seen)
-            trial.run(trial.candidates(folder, manifest, TRANSFORM))
-            index = cls(folder, manifest, threads, before)
+            own = part.cut(manifest)
+            seen = versions.verify(folder, own, frozenset() if before is None else before.seen)
+            trial.run(trial.candidates(folder, own, TRANSFORM))
+            index = cls(folder, manifest, threads, before, part)
         except BaseException:
             os.close(held)
             raise
@@ -141,7 +157,7 @@ class Index:
         if found is None:
             passing = np.array(mask(filter_, self._column))
             passing[self.dropped] = False
-            found = Selection.of(passing, [(shard.start, shard.count) for shard in self.shards])
+            found = Selection.of(passing, [(shard.start, shard.count) for shard in self.shards], key)
             with self._lock:
                 self._selections[key] = found
         return found
@@ -185,10 +201,17 @@ class Index:
         Raises UserError when k is below 1, or a vector has another dimension, is not finite, or is zero.
         """
         queries = self.prepared(vectors_QD)
+        return self.nearest(
+            queries, check_k(k, self.count if selection is None else max(selection.count, 1)), selection
+        )
+
+    def nearest(self, queries: Vectors, k: int, selection: Selection | None = None) -> Ranking:
+        """The k live documents of this part nearest to each of the `prepared` queries: [Q, k], or fewer of a part."""
+        if not self.shards:
+            return nothing(len(queries))
         shards.use_threads(self._threads)
         if selection is None:
-            return shards.search(self.shards, queries, check_k(k, self.count), self._effort, self.dropped_of)
-        k = check_k(k, max(selection.count, 1))
+            return shards.search(self.shards, queries, k, self._effort, self.dropped_of)
         share = self.count / max(selection.count, 1)
         if selection.count <= COMPARED_ONE_BY_ONE or share > WIDEST:
             pairs = zip(self.shards, selection.dropped_of, strict=True)
@@ -272,11 +295,11 @@ class Index:
         self._opened[key] = found
         return found
 
-    def _check_counts(self, folder: Path) -> None:
+    def _check_counts(self, folder: Path, rows: int) -> None:
         """Files of one build agree in number; this catches a manifest that was sealed over the wrong files."""
-        rows = self.segments[-1].stop
-        _check_count(folder / DOCUMENTS, self._documents.count, rows)
-        _check_count(folder / "shards", sum(shard.count for shard in self.shards), rows)
+        every = self.segments[-1].stop
+        _check_count(folder / DOCUMENTS, self._documents.count, every)
+        _check_count(folder / "shards", sum(shard.count for shard in self.shards), rows if self.part.of else every)
 
 
 def _check_count(path: Path, found: int, rows: int) -> None:

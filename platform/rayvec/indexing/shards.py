@@ -23,7 +23,7 @@ from rayvec.indexing import gpu, layers
 from rayvec.indexing.effort import Effort, Selector, keep_all_but, parameters, selected
 from rayvec.indexing.forms import KMEANS_ROUNDS, SAMPLES_A_CENTROID
 from rayvec.indexing.layers import READABLE, faiss, inner, refinement
-from rayvec.indexing.ranking import NO_SCORE, Ranking, Rows, best
+from rayvec.indexing.ranking import NO_SCORE, Ranking, Rows, best, nothing
 from rayvec.indexing.spec import Spec
 from rayvec.indexing.vectors import Vectors
 
@@ -220,7 +220,7 @@ class Shard:
         """
         k = min(k, self.live(dropped))
         if not k:
-            return _nothing(len(queries_QD))
+            return nothing(len(queries_QD))
         selector = self._selector(dropped)
         params = parameters(self._index, effort, self.count / k, selector)
         scores, rows = self._index.search(queries_QD, k, params=params)
@@ -237,7 +237,7 @@ class Shard:
         """The min(k, live) nearest by comparing each query with every vector as it is stored."""
         k = min(k, self.live(dropped))
         if not k:
-            return _nothing(len(queries_QD))
+            return nothing(len(queries_QD))
         scores, rows = self._everywhere(queries_QD, k, self._selector(dropped))
         return Ranking(rows.astype(np.int64) + self.start, scores)
 
@@ -328,15 +328,11 @@ def merge_rankings(rankings: Sequence[Ranking], k: int) -> Ranking:
 
 def exact(batches: Iterable[tuple[int, Vectors]], queries_QD: Vectors, k: int) -> Ranking:
     """The true k nearest: every vector compared with every query. `batches` give (first row, vectors [N, D])."""
-    ranking = _nothing(len(queries_QD))
+    ranking = nothing(len(queries_QD))
     for start, vectors in batches:
         scores, rows = faiss.knn(queries_QD, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
         ranking = merge_rankings([ranking, Ranking(rows.astype(np.int64) + start, scores)], k)
     return ranking
-
-
-def _nothing(queries: int) -> Ranking:
-    return Ranking(np.empty((queries, 0), np.int64), np.empty((queries, 0), np.float32))
 
 
 def _first_line(error: Exception) -> str:

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from rayvec import storage
 from rayvec.errors import RayvecError, UserError
+from rayvec.indexing.part import Part
 from rayvec.serving.api import make_api
 from rayvec.serving.config import EVERYWHERE, Limits, ServeConfig, is_loopback
 from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
+from rayvec.serving.parts import VectorPart
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.security import Keys
 from rayvec.serving.writer import Writer, settings_of
@@ -79,6 +81,12 @@ def plan(config: ServeConfig) -> Plan:
     manifest = versions.read_manifest(folder)
     if config.writable:
         _check_writable(config.index)
+    if config.replicas.parts > len(manifest["shards"]):
+        parts, files = config.replicas.parts, len(manifest["shards"])
+        raise UserError(
+            f"replicas.parts={parts}, and the vectors of {config.index} lie in {files} files; build it with "
+            f"--set shards={parts}, or serve fewer parts"
+        )
     reference = _absolute(config.encoder or str(manifest["encoder"]))
     fingerprint = Fingerprint.parse(manifest["fingerprint"])
     fingerprint.require(load_tokenizer_only(reference).fingerprint, mine="index", theirs="encoder")
@@ -120,6 +128,23 @@ class EncoderReplica(QueryEncoder):
         encoder = load_encoder(reference)
         encoder.encode(["warm up"])
         super().__init__(encoder, expected, limits)
+
+
+class RetrieverReplica(Retriever):
+    """A Retriever whose parts, if it has any, are behind Serve's handles."""
+
+    def __init__(
+        self,
+        uri: str,
+        expected: Fingerprint,
+        reranker: str | None,
+        poll_seconds: float,
+        parts: list[DeploymentHandle[Any]],
+        part_seconds: float,
+    ) -> None:
+        from rayvec.serving.remote import RemotePart
+
+        super().__init__(uri, expected, reranker, poll_seconds, [RemotePart(part) for part in parts], part_seconds)
 
 
 class WriterReplica(Writer):
@@ -171,7 +196,7 @@ class GatewayReplica:
 
 
 def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
-    """The application of three deployments, and a writer if asked for.
+    """The application of three deployments; parts of the vectors and a writer if asked for.
 
     It is over the version pinned, or the live one and those that follow it.
 
@@ -183,23 +208,32 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
     replicas, limits = config.replicas, config.limits
     encoder = serve.deployment(
         name="QueryEncoder",
-        num_replicas=replicas.encoder,
+        **_copies(replicas.encoder, replicas.encoder_most, replicas.target_requests),
         ray_actor_options=_actor(config, replicas.encoder_cpus, replicas.encoder_gpus),
         max_queued_requests=limits.queued_per_replica,
         **_options(limits.in_flight),
     )(EncoderReplica).bind(checked.encoder, checked.fingerprint, limits)
+    poll_seconds = WRITABLE_POLL_SECONDS if config.writable else POLL_SECONDS
+    parts = [
+        serve.deployment(
+            name=f"Vectors-{number}",
+            num_replicas=replicas.part_copies,
+            ray_actor_options=_actor(config, replicas.part_cpus),
+            max_queued_requests=limits.queued_per_replica,
+            user_config={"version": config.index_version},
+            **_options(limits.in_flight),
+        )(VectorPart).bind(_absolute(config.index), Part(number, replicas.parts), checked.fingerprint, poll_seconds)
+        for number in range(replicas.parts if replicas.parts > 1 else 0)
+    ]
     retriever = serve.deployment(
         name="Retriever",
-        num_replicas=replicas.retriever,
+        **_copies(replicas.retriever, replicas.retriever_most, replicas.target_requests),
         ray_actor_options=_actor(config),
         max_queued_requests=limits.queued_per_replica,
         user_config={"version": config.index_version},
         **_options(limits.in_flight),
-    )(Retriever).bind(
-        _absolute(config.index),
-        checked.fingerprint,
-        config.reranker,
-        WRITABLE_POLL_SECONDS if config.writable else POLL_SECONDS,
+    )(RetrieverReplica).bind(
+        _absolute(config.index), checked.fingerprint, config.reranker, poll_seconds, parts, limits.part_seconds
     )
     writer = None
     if config.writable:
@@ -228,6 +262,14 @@ def _options(max_ongoing: int) -> dict[str, Any]:
         "max_constructor_retry_count": 1,
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
     }
+
+
+def _copies(least: int, most: int | None, target: float) -> dict[str, Any]:
+    """A fixed number of copies, or from the least to the most of them, as requests come."""
+    if most is None:
+        return {"num_replicas": least}
+    autoscaling = {"min_replicas": least, "max_replicas": max(least, most), "target_ongoing_requests": target}
+    return {"num_replicas": "auto", "autoscaling_config": autoscaling}
 
 
 def _actor(config: ServeConfig, cpus: float = 0.0, gpus: float = 0.0) -> dict[str, Any]:

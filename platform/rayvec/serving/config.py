@@ -25,18 +25,30 @@ class Limits(Config):
     batch_tokens: int = Field(16_384, ge=1, le=1_000_000)
     in_flight: int = Field(128, ge=1, le=100_000)
     queued_per_replica: int = Field(256, ge=1, le=100_000)
+    #: How long a search waits for one part of the vectors, before it answers without that part, and says so.
+    part_seconds: float = Field(5.0, gt=0, le=600)
     timeout_seconds: float = Field(30.0, gt=0, le=3_600)
 
 
 class Replicas(Config):
     """How many copies of each part run; the CPUs and GPUs that Ray sets aside for a copy of the encoder.
 
-    `threads` is how many a copy of the encoder or the retriever computes with; all of the machine's by default.
+    Where `encoder_most` or `retriever_most` is set, Serve starts copies up to it while more than `target_requests` wait
+    or run in each, and takes them down again. `parts` spreads the vectors over so many processes, of which each has
+    `part_copies` and holds its shards alone (a machine's memory then holds a part of the index): the retriever keeps
+    words and documents, asks all parts, and puts together what they find. `threads` is how many a copy of the encoder
+    or the retriever computes with; all of the machine's by default.
     """
 
     gateway: int = Field(1, ge=1)
     encoder: int = Field(1, ge=1)
     retriever: int = Field(1, ge=1)
+    encoder_most: int | None = Field(None, ge=1)
+    retriever_most: int | None = Field(None, ge=1)
+    target_requests: float = Field(8.0, gt=0)
+    parts: int = Field(1, ge=1, le=4_096)
+    part_copies: int = Field(1, ge=1)
+    part_cpus: float = Field(0.0, ge=0)
     encoder_cpus: float = Field(0.0, ge=0)
     encoder_gpus: float = Field(0.0, ge=0)
     threads: int | None = Field(None, ge=1, le=1_024)

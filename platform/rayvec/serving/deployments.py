@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from rayvec.modeling.windows import Windows
 from rayvec.serving.batcher import Batcher
 from rayvec.serving.config import Limits
 from rayvec.serving.listing import Described, described
+from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredIndex
 from rayvec.serving.problems import Problem, invalid, unavailable
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.schemas import Hit, Mode
@@ -40,6 +41,8 @@ _Item = tuple[TokenBatch, Windows | None]
 #: Seconds that a search waits for the version that it asks for, and a look at CURRENT meanwhile.
 REACH_SECONDS = 5.0
 REACH_POLL = 0.05
+#: Searches that ask parts at a time.
+ASKING_THREADS = 32
 
 #: Fields of a search request by which an error of the index may begin.
 OPTIONS = frozenset({"filter", "unique_by", "rerank", "include"})
@@ -56,10 +59,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Found:
-    """The hits of each query, all from one version of the index."""
+    """The hits of each query, all from one version of the index.
+
+    coverage: the share of the vectors that were searched; missing: the parts that hold the others.
+    """
 
     hits: list[list[Hit]]
     version: str
+    coverage: float = 1.0
+    missing: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,10 @@ class IndexFacts:
     modes: list[Mode]
     #: A newer version that is not served, and why.
     refused: str | None = None
+    #: Parts of the vectors that did not answer a moment ago.
+    missing: list[int] = field(default_factory=list)
+    #: Of a few stored vectors, the share of their true nearest ten that a search finds; None before the first look.
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -205,12 +217,18 @@ class Retriever:
         expected: Fingerprint | None = None,
         reranker: str | None = None,
         poll_seconds: float = 2.0,
+        parts: Sequence[PartService] = (),
+        part_seconds: float = 5.0,
     ) -> None:
         self._uri = uri
+        self._parts, self._part_seconds = parts, part_seconds
+        self._scatter: Scatter | None = None
+        self._recall: float | None = None
         self._reranker = None if reranker is None else load_reranker(reranker)
         self._expected = expected
         self._poll_seconds = poll_seconds
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+        # A thread that asks parts waits most of the time; one that searches by itself works.
+        self._threads = ThreadPoolExecutor(ASKING_THREADS if parts else 2, thread_name_prefix="search")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")  # a load takes long, and no search waits for it
         self._index: Index | None = None
         self._refused: tuple[str, str] | None = None
@@ -224,6 +242,8 @@ class Retriever:
         Raises MismatchError unless the index was made by the expected encoder, VerificationError when it is damaged;
         the version before then goes on.
         """
+        if self._parts and self._scatter is None:
+            self._scatter = Scatter(self._parts, self._part_seconds)
         pinned = user_config.get("version")
         if self._index is None or pinned not in (None, self._index.version):
             self._index = await self._load(pinned)
@@ -255,6 +275,8 @@ class Retriever:
             try:
                 self._index = await self._load(name)
                 self._refused = None
+            except NotYetError as error:
+                self._refused = (f"{name}, which is tried again", str(error))
             except Exception as error:  # whatever is wrong with the new one, the old one is served
                 self._refused = (name, str(error))
                 _LOG.warning("index %s is refused, %s goes on: %s", name, live.version, error)
@@ -265,10 +287,17 @@ class Retriever:
     def _open(self, version: str | None) -> Index:
         from rayvec.indexing.searcher import Index
 
-        index = Index.open(self._uri, version, before=self._index)
+        index = (
+            Index.open(self._uri, version, before=self._index)
+            if self._scatter is None
+            else ScatteredIndex.over(self._scatter, self._uri, version, self._index)
+        )
         if self._expected is not None:
             index.fingerprint.require(self._expected, mine="index", theirs="encoder")
-        search_index(index, ["warm up"], np.ones((1, index.dim), np.float32), Options(k=1, mode=index_modes(index)[0]))
+        asked = _for_request(index)
+        search_index(asked, ["warm up"], np.ones((1, index.dim), np.float32), Options(k=1, mode=index_modes(index)[0]))
+        if missing := _missing(asked)[1]:
+            raise NotYetError(f"parts {', '.join(map(str, missing))} of {index.version} are not loaded")
         return index
 
     def _live(self) -> Index:
@@ -280,7 +309,8 @@ class Retriever:
         """The k best documents of each query, fewer where the index has fewer."""
         if options.min_index_version is not None and not (await self.reach(options.min_index_version)).there:
             raise await self._in(self._loader, self._not_served, options.min_index_version)
-        index = self._live()  # taken once: a change of version during this request does not reach it
+        # Taken once: a change of version during this request does not reach it.
+        index = _for_request(self._live())
         if options.mode not in index_modes(index):
             allowed = " or ".join(index_modes(index))
             raise invalid(f"mode: this index has no {options.mode} search; use {allowed}", "mode")
@@ -289,7 +319,11 @@ class Retriever:
         except UserError as error:  # a query whose vector has no direction, a column that is not there
             field, _, _ = str(error).partition(":")
             raise invalid(str(error), field if field in OPTIONS else "query") from None
-        return Found(hits, index.version)
+        coverage, missing = _missing(index)
+        if missing and not options.allow_partial:
+            message = f"parts {', '.join(map(str, missing))} of the vectors do not answer; try again shortly"
+            raise unavailable(message, code="shards_missing")
+        return Found(hits, index.version, coverage, missing)
 
     def _not_served(self, version: str) -> Problem:
         from rayvec.indexing import versions
@@ -321,10 +355,20 @@ class Retriever:
         """What is loaded."""
         index = self._live()
         refused = None if self._refused is None else f"{self._refused[0]}: {self._refused[1]}"
-        return IndexFacts(index.version, index.count, index_modes(index), refused)
+        resting = self._scatter.resting if self._scatter else []
+        return IndexFacts(index.version, index.count, index_modes(index), refused, resting, self._recall)
 
     async def check_health(self) -> None:
         """Called by Serve; it answers while searches run, since they are off the event loop."""
+
+
+def _for_request(index: Index) -> Index:
+    return index.for_request() if isinstance(index, ScatteredIndex) else index
+
+
+def _missing(index: Index) -> tuple[float, list[int]]:
+    """The share of the vectors that a request's searches saw, and the parts that did not answer them."""
+    return (index.coverage, sorted(index.missing)) if isinstance(index, ScatteredIndex) else (1.0, [])
 
 
 def _number(version: str) -> int:

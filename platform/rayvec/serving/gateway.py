@@ -108,6 +108,8 @@ class Gateway:
             found = await self._retriever.search(queries, vectors_QD, options)
             end = time.perf_counter()
         self._count(encoded, found.version, middle - begin, end - middle)
+        if found.missing:
+            self.metrics.incomplete()
         truncated = encoded.truncated if encoded else [False] * len(queries)
         return SearchAnswer(
             model=self._model,
@@ -120,6 +122,8 @@ class Gateway:
                 search_ms=_ms(end - middle),
                 total_ms=_ms(end - begin),
             ),
+            coverage=round(found.coverage, 6),
+            missing_parts=found.missing,
         )
 
     def _count(self, encoded: Encoded | None, version: str, encode_seconds: float, search_seconds: float) -> None:
@@ -253,6 +257,8 @@ class Gateway:
             documents=index.count,
             modes=index.modes,
             refused=index.refused,
+            missing_parts=index.missing,
+            recall=index.recall,
         )
 
     async def _encoder_facts(self) -> EncoderFacts:

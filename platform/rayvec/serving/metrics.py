@@ -31,6 +31,7 @@ class Metrics:
         self._tokens = self._counter("encoded_tokens", "Tokens that the encoder has read")
         self._cache = self._counter("query_cache", "Query vectors asked of the cache", "outcome")
         self._in_flight = self._gauge("requests_in_flight", "Requests that are being answered")
+        self._incomplete = self._counter("incomplete_answers", "Answers without some part of the vectors")
         self._documents = self._counter("written_documents", "Documents that writes were about", "outcome")
         self._writes = self._histogram(
             "write_stage_seconds", "Seconds of a part of the version that a write went into", "stage"
@@ -61,6 +62,10 @@ class Metrics:
             self._documents.labels(**self._replica, outcome=outcome).inc(count)
         for stage, value in seconds.items():
             self._writes.labels(**self._replica, stage=stage).observe(value)
+
+    def incomplete(self) -> None:
+        """Count an answer that parts of the vectors are missing from."""
+        self._incomplete.labels(**self._replica).inc()
 
     def in_flight(self, count: int) -> None:
         """Set how many requests are being answered."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ray.serve.handle import DeploymentHandle
 
+    from rayvec.indexing.ranking import Ranking
     from rayvec.modeling.tokens import TokenBatch
     from rayvec.modeling.windows import Windows
     from rayvec.serving.changes import Change, Written
@@ -70,6 +71,21 @@ class RemoteRetriever:
     async def describe(self) -> Described:
         """What there is to know of the index."""
         return await _call(self._handle.describe)
+
+
+class RemotePart:
+    """A PartService behind a deployment handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def nearest(self, version: str, queries_QR: np.ndarray, k: int, filter_: str | None) -> Ranking:
+        """The nearest of its own rows."""
+        return await _call(self._handle.nearest, version, queries_QR, k, filter_)
+
+    async def vectors(self, version: str, rows_N: np.ndarray) -> np.ndarray:
+        """Vectors of its own rows."""
+        return await _call(self._handle.vectors, version, rows_N)
 
 
 class RemoteWriter:

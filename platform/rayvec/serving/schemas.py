@@ -143,6 +143,11 @@ class SearchRequest(Request):
     min_index_version: Version | None = Field(
         None, description="answer from this version or a later one: what a write answered, so that it is seen here"
     )
+    allow_partial: bool = Field(
+        True,
+        description="where the vectors lie in several processes and one does not answer: search the others and say so "
+        "in `coverage` and `missing_parts`; if false, answer 503",
+    )
 
     @property
     def options(self) -> Options:
@@ -211,6 +216,8 @@ class SearchAnswer(Answer):
     results: list[SearchResult]
     usage: Usage
     timings: Timings
+    coverage: float = Field(1.0, description="share of the vectors that were searched; below 1 where parts are missing")
+    missing_parts: list[int] = Field([], description="parts of the vectors that did not answer")
 
 
 class Document(Request):
@@ -401,6 +408,8 @@ class Ready(Answer):
     documents: int
     modes: list[Mode]
     refused: str | None = None
+    missing_parts: list[int] = Field([], description="parts of the vectors that did not answer a moment ago")
+    recall: float | None = Field(None, description="share of true neighbours found, of a few vectors searched lately")
 
 
 class ErrorBody(Answer):

@@ -46,6 +46,7 @@ class Options:
     unique_by: str | None = None
     rerank: int | None = None
     min_index_version: str | None = None
+    allow_partial: bool = True
 
     @property
     def encodes(self) -> bool:
@@ -80,7 +81,10 @@ def search_index(
     """
     if options.unique_by is not None and options.unique_by not in index.columns:
         raise UserError(f"unique_by: no column {options.unique_by!r}; the documents have {', '.join(index.columns)}")
-    if "vector" in options.include and (values := len(queries) * options.k * index.shards[0].dim) > MAX_VALUES:
+    if (
+        "vector" in options.include
+        and (values := len(queries) * options.k * int(index.manifest["dim_index"])) > MAX_VALUES
+    ):
         raise UserError(f"include: {values} numbers of vectors, and {MAX_VALUES} are allowed; ask for fewer hits")
     selection = None if options.filter is None else index.select(options.filter)
     count = index.count if selection is None else selection.count
