@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-
 from pydantic import TypeAdapter
 
 from rayvec.errors import RayvecError
@@ -155,7 +154,7 @@ class Scatter:
 
 
 class ScatteredIndex(Index):
-    """An index without shards, whose dense searches ask the parts; one `for_request` notes which of them are missing."""
+    """An index without shards, whose dense searches ask the parts; one `for_request` notes which are missing."""
 
     scatter: Scatter
     missing: frozenset[int] = frozenset()
