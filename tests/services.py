@@ -40,6 +40,7 @@ async def make_gateway(
     limits: Limits | None = None,
     reranker: str | None = None,
     writable: bool = False,
+    traces: str | None = None,
 ) -> Gateway:
     """The gateway and its parts, as Serve would start them, without Serve. A writable index is followed, not pinned."""
     encoder = encoder or HashEncoder.parse(MODEL)
@@ -48,7 +49,7 @@ async def make_gateway(
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
     writer = Writer(str(index), service, MODEL, encoder.fingerprint) if writable else None
     names = {"model": MODEL, "index_name": index.name, "index_version": "v1"}
-    return Gateway(service, retriever, writer, **names, limits=limits, cache_bytes=1 << 20)
+    return Gateway(service, retriever, writer, **names, limits=limits, cache_bytes=1 << 20, traces=traces)
 
 
 @contextmanager
@@ -77,10 +78,11 @@ class Client:
         encoder: HashEncoder | None = None,
         reranker: str | None = None,
         writable: bool = False,
+        traces: str | None = None,
         **options: Any,
     ) -> None:
         self.runner = asyncio.Runner()
-        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker, writable))
+        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker, writable, traces))
         self.gateway = gateway
         self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys, **options)
         # An error that no handler takes must be seen as the 500 that a client would see.

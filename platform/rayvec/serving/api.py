@@ -93,7 +93,7 @@ def make_api(
             allow_headers=["authorization", "content-type", REQUEST_ID],
             expose_headers=[REQUEST_ID, "retry-after"],
         )
-    return Observer(guarded, routes, gateway.metrics, access_log)
+    return Observer(guarded, routes, gateway.metrics, access_log, gateway.tracer)
 
 
 def _v1(gateway: Gateway) -> APIRouter:

@@ -30,6 +30,7 @@ from rayvec.serving.observer import open_log
 from rayvec.serving.parts import VectorPart
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.security import Keys
+from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import Writer, settings_of
 from rayvec.storage import Fingerprint
 
@@ -73,6 +74,8 @@ def plan(config: ServeConfig) -> Plan:
     choose_proxy(config)
     if config.keys:
         Keys.load(config.keys)
+    if config.traces:
+        Tracer(config.traces)
     if config.access_log:
         open_log(config.access_log)
     if config.reranker:
@@ -141,10 +144,12 @@ class RetrieverReplica(Retriever):
         poll_seconds: float,
         parts: list[DeploymentHandle[Any]],
         part_seconds: float,
+        recall_seconds: float,
     ) -> None:
         from rayvec.serving.remote import RemotePart
 
-        super().__init__(uri, expected, reranker, poll_seconds, [RemotePart(part) for part in parts], part_seconds)
+        remote = [RemotePart(part) for part in parts]
+        super().__init__(uri, expected, reranker, poll_seconds, remote, part_seconds, recall_seconds)
 
 
 class WriterReplica(Writer):
@@ -180,6 +185,7 @@ class GatewayReplica:
             index_version=checked.version,
             limits=config.limits,
             cache_bytes=config.query_cache_mb << 20,
+            traces=config.traces,
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -233,7 +239,13 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
         user_config={"version": config.index_version},
         **_options(limits.in_flight),
     )(RetrieverReplica).bind(
-        _absolute(config.index), checked.fingerprint, config.reranker, poll_seconds, parts, limits.part_seconds
+        _absolute(config.index),
+        checked.fingerprint,
+        config.reranker,
+        poll_seconds,
+        parts,
+        limits.part_seconds,
+        config.recall_seconds,
     )
     writer = None
     if config.writable:

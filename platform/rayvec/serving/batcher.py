@@ -22,7 +22,17 @@ Result = TypeVar("Result")
 class _Waiting(Generic[Item, Result]):
     item: Item
     size: int
-    future: asyncio.Future[Result]
+    since: float
+    future: asyncio.Future[tuple[Result, Batched]]
+
+
+@dataclass(frozen=True)
+class Batched:
+    """The batch that an item was in: how many items and what size together, and how long the item waited for it."""
+
+    items: int
+    tokens: int
+    waited_seconds: float
 
 
 class Batcher(Generic[Item, Result]):
@@ -47,8 +57,14 @@ class Batcher(Generic[Item, Result]):
 
     async def run(self, item: Item, size: int) -> Result:
         """Wait for a turn, and give the result of one item."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, size, future))
+        result, _ = await self.run_told(item, size)
+        return result
+
+    async def run_told(self, item: Item, size: int) -> tuple[Result, Batched]:
+        """The same, with the batch that it was in."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[Result, Batched]] = loop.create_future()
+        self._waiting.append(_Waiting(item, size, loop.time(), future))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._drain())
         return await future
@@ -73,7 +89,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
-        self._since = loop.time()
+        self._since = start = loop.time()
         try:
             results = await loop.run_in_executor(self._thread, self._work, [waiting.item for waiting in batch])
             assert len(results) == len(batch), "one result an item"
@@ -84,6 +100,7 @@ class Batcher(Generic[Item, Result]):
             return
         finally:
             self._since = None
+        tokens = sum(waiting.size for waiting in batch)
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
-                waiting.future.set_result(result)
+                waiting.future.set_result((result, Batched(len(batch), tokens, start - waiting.since)))

@@ -43,10 +43,10 @@ class CachedEncoder:
         missing = [text for text, known in found.items() if known is None]
         self._hits += len(texts) - len(missing)
         self._misses += len(missing)
-        n_tokens = 0
+        n_tokens, batch = 0, None
         if missing:
             encoded = await self._encoder.encode(missing, instruction)
-            n_tokens = encoded.n_tokens
+            n_tokens, batch = encoded.n_tokens, encoded.batch
             for text, vector_D, cut in zip(missing, encoded.vectors_BD, encoded.truncated, strict=True):
                 found[text] = known = _Known(vector_D.copy(), cut)
                 self._keep((instruction, text), known)
@@ -55,6 +55,7 @@ class CachedEncoder:
             np.stack([known.vector_D for known in answers if known is not None]),
             n_tokens,
             [known.truncated for known in answers if known is not None],
+            batch,
         )
 
     def _keep(self, key: tuple[str | None, str], known: _Known) -> None:

@@ -79,8 +79,12 @@ class ServeConfig(Config):
     writable: bool = False
     #: A file for one JSON line a request: time, id, route, status, milliseconds, key's id; never a text.
     access_log: str | None = None
+    #: Where spans of requests are sent: an OpenTelemetry collector's OTLP address, "http://host:4318/v1/traces".
+    traces: str | None = Field(None, pattern=r"^https?://[^\s]+$")
     #: Megabytes of query vectors that each gateway keeps, for queries that come again; 0 for none.
     query_cache_mb: int = Field(16, ge=0, le=65_536)
+    #: Seconds between looks at the recall of a few stored vectors, which are compared with all of them; 0 for none.
+    recall_seconds: float = Field(300.0, ge=0)
     #: What `rerank` in a request asks: "cross-encoder:NAME_OR_FOLDER", or "package.module:name" of a callable.
     reranker: str | None = None
     replicas: Replicas = Replicas()

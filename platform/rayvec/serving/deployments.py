@@ -21,11 +21,12 @@ import numpy as np
 from rayvec.errors import RayvecError, UserError
 from rayvec.modeling.tokens import TokenBatch, concatenate
 from rayvec.modeling.windows import Windows
-from rayvec.serving.batcher import Batcher
+from rayvec.serving.batcher import Batched, Batcher
 from rayvec.serving.config import Limits
 from rayvec.serving.listing import Described, described
 from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredIndex
 from rayvec.serving.problems import Problem, invalid, unavailable
+from rayvec.serving.recall import recall_now
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.schemas import Hit, Mode
 from rayvec.serving.search import Options, index_modes, search_index
@@ -43,6 +44,8 @@ REACH_SECONDS = 5.0
 REACH_POLL = 0.05
 #: Searches that ask parts at a time.
 ASKING_THREADS = 32
+#: How long a retriever waits at its start for parts that are being loaded.
+PARTS_SECONDS = 600.0
 
 #: Fields of a search request by which an error of the index may begin.
 OPTIONS = frozenset({"filter", "unique_by", "rerank", "include"})
@@ -55,6 +58,7 @@ class Encoded:
     vectors_BD: np.ndarray
     n_tokens: int
     truncated: list[bool]
+    batch: Batched | None = None
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,10 @@ class QueryEncoder:
                 f"input: {n_tokens} tokens in one request, {self._limits.request_tokens} allowed; send fewer texts"
             )
             raise invalid(message, "input", code="too_many_tokens")
-        vectors_BD = await self._batcher.run((batch, None), n_tokens)
+        vectors_BD, batched = await self._batcher.run_told((batch, None), n_tokens)
         if not np.isfinite(vectors_BD).all():
             raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
-        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist())
+        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist(), batched)
 
     async def encode_tokens(self, batch: TokenBatch, windows: Windows | None = None) -> np.ndarray:
         """Vectors of documents that the writer has tokenized: float32 [B, D], or [W, D] of windows within its rows.
@@ -219,8 +223,11 @@ class Retriever:
         poll_seconds: float = 2.0,
         parts: Sequence[PartService] = (),
         part_seconds: float = 5.0,
+        recall_seconds: float = 0.0,
     ) -> None:
         self._uri = uri
+        self._recall_seconds = recall_seconds
+        self._watcher: asyncio.Task[None] | None = None
         self._parts, self._part_seconds = parts, part_seconds
         self._scatter: Scatter | None = None
         self._recall: float | None = None
@@ -246,10 +253,21 @@ class Retriever:
             self._scatter = Scatter(self._parts, self._part_seconds)
         pinned = user_config.get("version")
         if self._index is None or pinned not in (None, self._index.version):
-            self._index = await self._load(pinned)
+            self._index = await self._load_when_parts_are_there(pinned)
         if self._follower is not None:
             self._follower.cancel()
         self._follower = asyncio.create_task(self._follow()) if pinned is None else None
+        if self._recall_seconds and self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Look again and again whether a search finds what comparing with all vectors finds."""
+        while True:
+            await asyncio.sleep(self._recall_seconds)
+            try:
+                self._recall = await self._in(self._loader, recall_now, self._live())
+            except Exception as error:  # whatever it is, searches go on
+                _LOG.warning("recall could not be looked at: %s", error)
 
     async def _follow(self) -> None:
         while True:
@@ -280,6 +298,17 @@ class Retriever:
             except Exception as error:  # whatever is wrong with the new one, the old one is served
                 self._refused = (name, str(error))
                 _LOG.warning("index %s is refused, %s goes on: %s", name, live.version, error)
+
+    async def _load_when_parts_are_there(self, version: str | None) -> Index:
+        """At the start parts may still be loading: wait for them, and not for ever."""
+        end = asyncio.get_running_loop().time() + PARTS_SECONDS
+        while True:
+            try:
+                return await self._load(version)
+            except NotYetError:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(REACH_POLL)
 
     async def _load(self, version: str | None) -> Index:
         return await self._in(self._loader, self._open, version)

@@ -38,6 +38,7 @@ from rayvec.serving.schemas import (
     Usage,
     WriteAnswer,
 )
+from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import WriterService
 
 READY_SECONDS = 5.0
@@ -63,7 +64,9 @@ class Gateway:
         index_version: str = "",
         limits: Limits | None = None,
         cache_bytes: int = 0,
+        traces: str | None = None,
     ) -> None:
+        self.tracer = Tracer(traces)
         self._encoder = encoder
         self._retriever = retriever
         self._writer = writer
@@ -102,10 +105,12 @@ class Gateway:
             encoded = None
             options = request.options
             if options.encodes:
-                encoded = await self._cached.encode(queries, request.instruction)
+                with self.tracer.part("encode"):
+                    encoded = await self._cached.encode(queries, request.instruction)
             middle = time.perf_counter()
             vectors_QD = None if encoded is None else encoded.vectors_BD
-            found = await self._retriever.search(queries, vectors_QD, options)
+            with self.tracer.part("search"):
+                found = await self._retriever.search(queries, vectors_QD, options)
             end = time.perf_counter()
         self._count(encoded, found.version, middle - begin, end - middle)
         if found.missing:
@@ -132,6 +137,7 @@ class Gateway:
         if encoded is not None:
             self.metrics.stage("encode", encode_seconds)
             self.metrics.encoded(encoded.n_tokens)
+            self.metrics.batched(encoded.batch)
             self.metrics.cached(*self._cached.take_counts())
 
     def _seen(self, version: str) -> None:
@@ -145,9 +151,11 @@ class Gateway:
             raise Problem(404, "model_not_found", message, "model")
         async with self._admitted():
             begin = time.perf_counter()
-            encoded = await self._encode(request)
+            with self.tracer.part("encode"):
+                encoded = await self._encode(request)
             self.metrics.stage("encode", time.perf_counter() - begin)
             self.metrics.encoded(encoded.n_tokens)
+            self.metrics.batched(encoded.batch)
         vectors_BD = _shortened(encoded.vectors_BD, request.dimensions)
         as_json = _to_base64 if request.encoding_format == "base64" else _to_floats
         return EmbeddingAnswer(
@@ -183,7 +191,8 @@ class Gateway:
             raise Problem(403, "read_only", message)
         begin = time.perf_counter()
         async with self._admitted("; it may be done all the same, and may be sent again"):
-            written = await self._writer.write(change)
+            with self.tracer.part("write"):
+                written = await self._writer.write(change)
             live = await self._reached(written.version, wait)
         counts = {
             "added": written.added,
@@ -251,6 +260,8 @@ class Gateway:
         """Both parts answer, or Problem 503."""
         _, index = await asyncio.gather(self._encoder_facts(), self._index_facts())
         self._seen(index.version)
+        if index.recall is not None:
+            self.metrics.recall(index.recall)
         return Ready(
             model=self._model,
             index_version=index.version,

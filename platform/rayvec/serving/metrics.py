@@ -7,15 +7,20 @@ label `replica`. Knows numbers and names. Knows no route's meaning, no model, no
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from rayvec.serving.batcher import Batched
 
 Stage = Literal["encode", "search"]
 
 #: Seconds; a search takes milliseconds, a request that waits takes seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+#: Powers of two; texts are packed without padding, so that a batch is its tokens and no more.
+TOKENS = tuple(2.0**power for power in range(3, 18))
+REQUESTS = tuple(2.0**power for power in range(9))
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -31,6 +36,10 @@ class Metrics:
         self._tokens = self._counter("encoded_tokens", "Tokens that the encoder has read")
         self._cache = self._counter("query_cache", "Query vectors asked of the cache", "outcome")
         self._in_flight = self._gauge("requests_in_flight", "Requests that are being answered")
+        self._queue = self._histogram("queue_seconds", "Seconds that texts waited for the encoder")
+        self._batch_tokens = self._histogram("batch_tokens", "Tokens of a request's batch", buckets=TOKENS)
+        self._batch_requests = self._histogram("batch_requests", "Requests of a request's batch", buckets=REQUESTS)
+        self._recall = self._gauge("index_recall", "Share of true neighbours found, of a few vectors searched lately")
         self._incomplete = self._counter("incomplete_answers", "Answers without some part of the vectors")
         self._documents = self._counter("written_documents", "Documents that writes were about", "outcome")
         self._writes = self._histogram(
@@ -63,6 +72,17 @@ class Metrics:
         for stage, value in seconds.items():
             self._writes.labels(**self._replica, stage=stage).observe(value)
 
+    def batched(self, batch: Batched | None) -> None:
+        """Count the batch that a request's texts were encoded in, and how long they waited for it."""
+        if batch is not None:
+            self._queue.labels(**self._replica).observe(batch.waited_seconds)
+            self._batch_tokens.labels(**self._replica).observe(batch.tokens)
+            self._batch_requests.labels(**self._replica).observe(batch.items)
+
+    def recall(self, share: float) -> None:
+        """Set what the last look at the recall found."""
+        self._recall.labels(**self._replica).set(share)
+
     def incomplete(self) -> None:
         """Count an answer that parts of the vectors are missing from."""
         self._incomplete.labels(**self._replica).inc()
@@ -83,8 +103,8 @@ class Metrics:
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
         return Counter(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry)
 
-    def _histogram(self, name: str, help_: str, *labels: str) -> Histogram:
-        return Histogram(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry, buckets=BUCKETS)
+    def _histogram(self, name: str, help_: str, *labels: str, buckets: Sequence[float] = BUCKETS) -> Histogram:
+        return Histogram(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry, buckets=buckets)
 
     def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
         return Gauge(f"rayvec_{name}", help_, ["replica", *labels], registry=self.registry)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayvec.errors import UserError
 from rayvec.serving.metrics import Metrics
+from rayvec.serving.tracing import Tracer, answered
 
 REQUEST_ID = "x-request-id"
 #: Where the guard leaves the id of the key that a request came with.
@@ -30,8 +31,14 @@ class Observer:
     """Gives each request an id (the client's own, if it sends a usable one), and counts and logs its answer."""
 
     def __init__(
-        self, app: ASGIApp, routes: frozenset[str], metrics: Metrics, access_log: logging.Logger | None = None
+        self,
+        app: ASGIApp,
+        routes: frozenset[str],
+        metrics: Metrics,
+        access_log: logging.Logger | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or Tracer()
         self._app = app
         self._routes = routes
         #: Of routes with a part that varies, what stands before it.
@@ -44,7 +51,8 @@ class Observer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID, "")
         request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
         begin, status = time.perf_counter(), _NO_ANSWER
 
@@ -55,10 +63,12 @@ class Observer:
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            self._note(scope, request_id, status, time.perf_counter() - begin)
+        with self._tracer.request(scope["method"], headers) as span:
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                answered(span, scope["method"], self._route(scope["path"]), status, request_id)
+                self._note(scope, request_id, status, time.perf_counter() - begin)
 
     def _route(self, path: str) -> str:
         """The route that a path is of, never the path itself: it may hold a document's id."""

@@ -55,6 +55,8 @@ def test_ready_names_model_and_index(client: Client) -> None:
         "documents": COUNT,
         "modes": ["hybrid", "dense", "lexical"],
         "refused": None,
+        "missing_parts": [],
+        "recall": None,
     }
 
 

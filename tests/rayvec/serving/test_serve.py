@@ -26,7 +26,7 @@ import pytest
 from pipelines._ray import worker_environment
 from rayvec import Client
 from rayvec.modeling.hash_encoder import HashEncoder
-from tests.artifacts import texts_for
+from tests.artifacts import texts_for, write_index
 from tests.services import COUNT, MODEL, write_service_index
 from tests.services import Client as InProcess
 
@@ -335,3 +335,27 @@ def test_a_kill_of_every_process_after_an_answer_loses_no_document(index: Path, 
     assert after.post("/v1/documents", documents=[{"id": "m-3", "text": "marmot"}]).json()["added"] == 1
     assert int(answer.index_version[1:]) == 4
     after.close()
+
+
+def test_a_killed_part_of_the_vectors_is_told_until_it_is_back(tmp_path: Path) -> None:
+    texts, encoder = texts_for(60), HashEncoder.parse(MODEL)
+    write_index(tmp_path, encoder.encode(texts), texts, pieces=3, made_by=encoder.fingerprint, encoder=MODEL)
+    with serving(tmp_path, "replicas.parts=3", "limits.part_seconds=1") as service:
+        ask = {"query": TEXT, "mode": "dense", "k": 60}
+        whole = search(service, **ask).json()
+        assert len(whole["results"][0]["hits"]) == 60 and whole["coverage"] == 1.0 and whole["missing_parts"] == []
+        (part,) = service.replicas("Vectors-1")
+        part.kill()
+        end, answers = time.monotonic() + 60, []
+        while time.monotonic() < end and (not answers or answers[-1]["coverage"] < 1.0 or len(answers) < 5):
+            answer = search(service, **ask)
+            assert answer.status_code == 200, answer.text
+            answers.append(answer.json())
+            whole_only = search(service, **ask, allow_partial=False)
+            assert whole_only.status_code in (200, 503)
+        for answer in answers:
+            missing = len(answer["missing_parts"])
+            assert len(answer["results"][0]["hits"]) == 60 - 20 * missing
+            assert answer["coverage"] == pytest.approx(1 - missing / 3, abs=1e-5)
+        assert answers[-1]["coverage"] == 1.0 and answers[-1]["results"] == whole["results"]
+        assert any(answer["missing_parts"] == [1] for answer in answers)
