@@ -41,9 +41,12 @@ nightly: setup  ## slow variants; embedding and indexing killed, fifty times; lo
 	@RAYVEC_KILLS=50 $(BIN)/python -m pytest -s tests/cluster/test_embed_chaos.py
 	@RAYVEC_KILLS=50 RAYVEC_UPDATES=20 $(BIN)/python -m pytest -s -k "random_moments or any_updates" tests/jobs/test_index_kill.py tests/pipelines/test_update.py
 
-check: setup  ## format, lint, types, floors
+check: setup  ## format, lint, types, floors, images, manifests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/yamllint --strict -c .yamllint.yaml infra
+	@$(BIN)/hadolint infra/docker/Dockerfile.*
+	@$(BIN)/shellcheck -s bash .ci/run infra/docker/*.sh infra/kuberay/*.sh
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 

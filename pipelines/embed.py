@@ -204,6 +204,7 @@ def _run(config: EmbedConfig, output: str, started: float, guard: Guard) -> Repo
 def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> tuple[list[Record], int, Spent]:
     """All records in the order of the units, how many units were done before, and what the others took."""
     from rayvec.encoding.limit import QuarantineLimit
+    from rayvec.encoding.metrics import RunMetrics
     from rayvec.encoding.progress import Progress
     from rayvec.encoding.spent import Spent
     from rayvec.encoding.stages import run_units
@@ -220,11 +221,13 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> 
             contextlib.closing(progress),
             contextlib.closing(run_units(work, pending, _pool(config))) as records,
         ):
+            metrics = RunMetrics(work.output, len(plan.units), resumed)
             for record, spent in records:
                 guard.check()
                 done[record.unit] = record
                 total.add(spent)
                 progress.add(record, spent)
+                metrics.add(record, spent)
                 limit.add(record)
                 _check_limit(config, limit, work.output)
     return [done[unit.name] for unit in plan.units], resumed, total
