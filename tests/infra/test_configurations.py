@@ -1,4 +1,4 @@
-"""The rest of infra/: YAML that is well-formed, launcher files that Ray takes, a Serve file that Serve and rayvec take."""
+"""The rest of infra/: well-formed YAML, launcher files that Ray takes, a Serve file that Serve and rayvec take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images: linted, not root, the versions that the Makefile and the package have, and nothing copied that is not let in."""
+"""The images: linted, not root, of the Makefile's and the package's versions, and no more copied than is let in."""
 
 from __future__ import annotations
 

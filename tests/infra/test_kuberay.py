@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: Kubernetes' own schemas, KubeRay's fields, hardened pods, and configurations that are ours."""
+"""The Kubernetes manifests: Kubernetes' schemas, KubeRay's fields, hardened pods, configurations that are ours."""
 
 from __future__ import annotations
 

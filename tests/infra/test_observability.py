@@ -1,4 +1,4 @@
-"""Alerts and dashboards: promtool's own checks, expressions that parse, and metrics that rayvec or Ray really export."""
+"""Alerts and dashboards: promtool's own checks, expressions that parse, metrics that rayvec or Ray do export."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What Prometheus is told of a run, beside Ray's own numbers: records by outcome, tokens, seconds of each step.
 
-Counted in the driver as units are committed, and exported by Ray's agent of that node with its prefix: `ray_rayvec_embed_…`.
+Counted in the driver as units are committed; exported by Ray's agent of that node as `ray_rayvec_embed_…`.
 `infra/grafana/embedding.json` draws them. Knows Ray's metrics. Knows no pipeline.
 """
 
