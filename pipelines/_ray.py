@@ -11,15 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines import doctor
 from rayvec.errors import UserError
-
-#: Switches that make Ray unpickle what it finds in files; never set where we run.
-UNSAFE_SWITCHES = (
-    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
-    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
-    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
-    "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
-)
 
 #: Set before Ray is imported: quiet, and the workers' libraries leave each other the cores.
 ENVIRONMENT = {
@@ -40,9 +33,9 @@ def ray_session(**options: Any) -> Iterator[None]:
     Joins the cluster named by RAY_ADDRESS (Ray sets it for submitted jobs), else starts one on this machine alone,
     with `options` for `ray.init`.
     """
-    for name in UNSAFE_SWITCHES:
-        if os.environ.get(name, "0") not in ("", "0", "false", "False"):
-            raise UserError(f"{name} lets Ray run code that lies in data files; unset it")
+    for finding in doctor.quick():
+        if finding.level == "error":
+            raise UserError(f"{finding.what}; {finding.cure}")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
