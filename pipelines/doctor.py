@@ -290,9 +290,9 @@ def _kernels() -> Iterator[Finding]:
     if find_spec("flash_attn") is None:
         yield Finding("note", "flash-attn is not installed; torch's own kernels are used")
     if find_spec("faiss") is not None:
-        import faiss
+        from rayvec.indexing import gpu
 
-        if not hasattr(faiss, "StandardGpuResources"):
+        if not gpu.is_supported():
             yield Finding("note", "faiss has no GPU part: indices are built on CPUs")
 
 
