@@ -6,13 +6,17 @@ import contextlib
 import logging
 import os
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines import doctor
 from rayvec.errors import UserError
+
+LOG = logging.getLogger("rayvec.ray")
 
 #: Set before Ray is imported: quiet, and the workers' libraries leave each other the cores.
 ENVIRONMENT = {
@@ -68,6 +72,37 @@ def ray_session(**options: Any) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> bool:
+    """Ask the cluster's autoscaler for room for all these at once, and wait for it; whether it is there.
+
+    Where nothing scales the cluster, it only waits. Whoever needs the room says what is missing.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = Counter[str]()
+    for bundle in bundles:
+        wanted.update(bundle)
+    end = time.monotonic() + seconds
+    asked = False
+    try:
+        while not (room := _has(ray.cluster_resources(), wanted)) and time.monotonic() < end:
+            if not asked:
+                request_resources(bundles=[dict(bundle) for bundle in bundles])
+                told = ", ".join(f"{value:g} {name}s" for name, value in wanted.items() if value)
+                LOG.info("waiting up to %.0f s for a cluster with %s", seconds, told)
+                asked = True
+            time.sleep(min(2.0, seconds))
+        return room
+    finally:
+        if asked:  # else the autoscaler would keep them for ever
+            request_resources(bundles=[])
+
+
+def _has(there: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(there.get(name, 0.0) >= value for name, value in wanted.items())
 
 
 def largest_node_cpus() -> float:
