@@ -11,7 +11,7 @@ export PYTHONPATH := platform:.
 export TOKENIZERS_PARALLELISM := false
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 
-.PHONY: help setup demo serve test nightly check format clean
+.PHONY: help setup demo serve test nightly check release format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,16 @@ check: setup  ## format, lint, types, floors, images, manifests
 	@$(BIN)/shellcheck -s bash .ci/run infra/docker/*.sh infra/kuberay/*.sh
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# dist/ gets all of it. pip-audit asks an advisory database over the network; where there is none, it says so and the rest stands.
+release: setup  ## wheel, sdist, SBOM, licences, known vulnerabilities
+	@rm -rf dist
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '.[release]'
+	@$(BIN)/python -m build
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
+	@$(BIN)/pip-licenses --format=markdown --with-urls --output-file=dist/LICENCES.md
+	@$(BIN)/pip-audit --no-deps --disable-pip --requirement constraints.txt --output dist/audit.txt \
+	  || echo "pip-audit: see dist/audit.txt; when it could not reach its database, run it where it can"
 
 format: setup  ## put the code in shape
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
