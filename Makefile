@@ -36,7 +36,7 @@ serve: setup  ## serve the demo's index again
 test: setup  ## the whole suite without a GPU
 	@$(BIN)/python -m pytest -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
 
-nightly: setup  ## slow variants; embedding and indexing killed, fifty times; long sequences of updates
+nightly: setup  ## slow variants; several nodes; every command of the docs; embedding and indexing killed, fifty times; long sequences of updates
 	@$(BIN)/python -m pytest -m "nightly and not gpu" tests
 	@RAYVEC_KILLS=50 $(BIN)/python -m pytest -s tests/cluster/test_embed_chaos.py
 	@RAYVEC_KILLS=50 RAYVEC_UPDATES=20 $(BIN)/python -m pytest -s -k "random_moments or any_updates" tests/jobs/test_index_kill.py tests/pipelines/test_update.py

@@ -18,7 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Two steps, on the test's own texts and pairs, instead of minutes on all docstrings that are installed.
 SHORT = "--set steps=2 --set batch_size=8"
+TEXTS = "--set 'data.source={kind: jsonl, path: corpus.jsonl}'"
+PAIRS = "--set 'data.sets=[{name: pairs, path: pairs.jsonl}]'"
 _BLOCK = re.compile(r"(?:<!-- test: (?P<asks>[^>]*) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
 
 
@@ -80,6 +83,11 @@ def blocks(file: Path) -> list[Block]:
                 assert verb in ("serves", "short", "cluster"), f"{block.where}: {verb}?"
                 setattr(block, verb, True)
         if block.short:
-            block.text = re.sub(r"(?m)^(?!.*--dry-run)(.*jobs[./]train.*?)(\\?)$", rf"\1 {SHORT} \2", block.text)
+            block.text = re.sub(r"(?m)^(?!.*--dry-run)(.*jobs[./]train.*?)(\\?)$", _shortened, block.text)
         found.append(block)
     return found
+
+
+def _shortened(line: re.Match[str]) -> str:
+    data = PAIRS if "tiny.supervised" in line[1] else TEXTS
+    return f"{line[1]} {SHORT} {data} {line[2]}"

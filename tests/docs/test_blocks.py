@@ -105,6 +105,7 @@ def checkout(folder: Path) -> Iterator[Path]:
     for name in ("platform", "pipelines", "jobs", "infra"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
+    shutil.copy(ROOT / ".gitignore", folder)  # what it names is not uploaded with a working directory
     write_corpus(folder)
     yield folder
     shutil.rmtree(folder / "runs", ignore_errors=True)
