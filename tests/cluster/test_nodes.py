@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from pipelines._ray import worker_environment
+from pipelines._ray import wait_for_room, worker_environment
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from tests.clusters import free_port
@@ -218,3 +219,28 @@ def test_a_service_on_two_nodes_outlives_one(nodes: Nodes, folder: Path) -> None
     finally:
         service.terminate()
         assert service.wait(90) == 0, log.read_text()[-3000:]
+
+
+def test_what_is_waited_for_is_asked_of_the_autoscaler_and_seen_when_it_comes(nodes: Nodes) -> None:
+    """Another thread stands for the autoscaler: it sees the request where Ray's reads it, and adds a node."""
+    import ray
+    from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    asked: list[bytes] = []
+
+    def scale() -> None:
+        while not asked:
+            asked.extend(filter(None, [_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)]))
+            time.sleep(0.1)
+        nodes.add()
+
+    ray.init(nodes.cluster.address, log_to_driver=False)
+    try:
+        bundles = [{"CPU": float(CPUS), "GPU": 0.0}] * (len(nodes.workers) + 1)
+        threading.Thread(target=scale, daemon=True).start()
+        assert wait_for_room(bundles, 240)
+        assert json.loads(asked[0]) == bundles
+        assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
+    finally:
+        ray.shutdown()
