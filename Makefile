@@ -57,7 +57,7 @@ release: setup  ## wheel, sdist, SBOM, licences, known vulnerabilities
 	@$(BIN)/python -m build
 	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
 	@$(BIN)/pip-licenses --format=markdown --with-urls --output-file=dist/LICENCES.md
-	@$(BIN)/pip-audit --no-deps --disable-pip --requirement constraints.txt --output dist/audit.txt \
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt --output dist/audit.txt \
 	  || echo "pip-audit: see dist/audit.txt; when it could not reach its database, run it where it can"
 
 format: setup  ## put the code in shape
