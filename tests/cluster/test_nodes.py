@@ -82,8 +82,6 @@ def _children(node: Node) -> list[str]:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    from ray.cluster_utils import Cluster
-
     with (
         tempfile.TemporaryDirectory(prefix="rn", ignore_cleanup_errors=True) as short,
         pytest.MonkeyPatch.context() as patch,
@@ -94,6 +92,9 @@ def nodes() -> Iterator[Nodes]:
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "DS_ACCELERATOR": "cpu"}
         for name, value in {**worker_environment(), **own}.items():
             patch.setenv(name, value)
+        # Not before: Ray reads how it authenticates when it is first imported.
+        from ray.cluster_utils import Cluster
+
         head = {"num_cpus": 1, "temp_dir": short, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:

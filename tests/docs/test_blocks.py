@@ -136,7 +136,8 @@ def test_the_blocks_of_a_file_run(file: Path, cluster: Head, tmp_path: Path) -> 
                 _prepare(what, here, {**base, "RAY_ADDRESS": cluster.gcs})
             if block.skip:
                 continue
-            environment = base if block.cluster else {**base, "RAY_ADDRESS": cluster.gcs}
+            submitting = {"RAY_API_SERVER_ADDRESS": cluster.dashboard}
+            environment = base | (submitting if block.cluster else {"RAY_ADDRESS": cluster.gcs})
             for part in _parts(text) if block.serves else [text]:
                 if "jobs.serve" in part:
                     _serve(part, here, base, ended)
@@ -175,7 +176,7 @@ def _serve(command: str, here: Path, environment: dict[str, str], ended: context
     def end() -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(service.pid, signal.SIGTERM)
-            service.wait(60)
+            service.wait(180)
 
     ended.callback(end)
     _wait_until_ready(f"http://127.0.0.1:{port}", service)
