@@ -223,25 +223,27 @@ def test_a_service_on_two_nodes_outlives_one(nodes: Nodes, folder: Path) -> None
 
 
 def test_what_is_waited_for_is_asked_of_the_autoscaler_and_seen_when_it_comes(nodes: Nodes) -> None:
-    """Another thread stands for the autoscaler: it sees the request where Ray's reads it, and adds a node."""
+    """The test stands for the autoscaler: it finds the request where Ray's reads it, and adds a node."""
     import ray
     from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
     from ray.experimental.internal_kv import _internal_kv_get
 
-    asked: list[bytes] = []
-
-    def scale() -> None:
-        while not asked:
-            asked.extend(filter(None, [_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)]))
-            time.sleep(0.1)
-        nodes.add()
+    def asked() -> Any:
+        return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"[]")
 
     ray.init(nodes.cluster.address, log_to_driver=False)
     try:
         bundles = [{"CPU": float(CPUS), "GPU": 0.0}] * (len(nodes.workers) + 1)
-        threading.Thread(target=scale, daemon=True).start()
-        assert wait_for_room(bundles, 240)
-        assert json.loads(asked[0]) == bundles
-        assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
+        found: list[bool] = []
+        waiting = threading.Thread(target=lambda: found.append(wait_for_room(bundles, 240)), daemon=True)
+        waiting.start()
+        end = time.monotonic() + 60
+        while asked() != bundles:
+            assert time.monotonic() < end and not found, asked()
+            time.sleep(0.1)
+        nodes.add()
+        waiting.join(timeout=240)
+        assert found == [True]
+        assert asked() == []
     finally:
         ray.shutdown()
