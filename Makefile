@@ -11,7 +11,7 @@ export PYTHONPATH := platform:.
 export TOKENIZERS_PARALLELISM := false
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 
-.PHONY: help setup demo serve test nightly check format clean
+.PHONY: help setup demo serve test nightly check release format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,16 +36,29 @@ serve: setup  ## serve the demo's index again
 test: setup  ## the whole suite without a GPU
 	@$(BIN)/python -m pytest -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
 
-nightly: setup  ## slow variants; embedding and indexing killed, fifty times; long sequences of updates
+nightly: setup  ## slow variants; several nodes; every command of the docs; embedding and indexing killed, fifty times; long sequences of updates
 	@$(BIN)/python -m pytest -m "nightly and not gpu" tests
 	@RAYVEC_KILLS=50 $(BIN)/python -m pytest -s tests/cluster/test_embed_chaos.py
 	@RAYVEC_KILLS=50 RAYVEC_UPDATES=20 $(BIN)/python -m pytest -s -k "random_moments or any_updates" tests/jobs/test_index_kill.py tests/pipelines/test_update.py
 
-check: setup  ## format, lint, types, floors
+check: setup  ## format, lint, types, floors, images, manifests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/yamllint --strict -c .yamllint.yaml infra
+	@$(BIN)/hadolint infra/docker/Dockerfile.*
+	@$(BIN)/shellcheck -s bash .ci/run infra/docker/*.sh infra/kuberay/*.sh
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# dist/ gets all of it. pip-audit asks an advisory database over the network; where there is none, it says so and the rest stands.
+release: setup  ## wheel, sdist, SBOM, licences, known vulnerabilities
+	@rm -rf dist
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '.[release]'
+	@$(BIN)/python -m build
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
+	@$(BIN)/pip-licenses --format=markdown --with-urls --output-file=dist/LICENCES.md
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt --output dist/audit.txt \
+	  || echo "pip-audit: see dist/audit.txt; when it could not reach its database, run it where it can"
 
 format: setup  ## put the code in shape
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

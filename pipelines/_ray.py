@@ -6,20 +6,17 @@ import contextlib
 import logging
 import os
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines import doctor
 from rayvec.errors import UserError
 
-#: Switches that make Ray unpickle what it finds in files; never set where we run.
-UNSAFE_SWITCHES = (
-    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
-    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
-    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
-    "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
-)
+LOG = logging.getLogger("rayvec.ray")
 
 #: Set before Ray is imported: quiet, and the workers' libraries leave each other the cores.
 ENVIRONMENT = {
@@ -40,9 +37,9 @@ def ray_session(**options: Any) -> Iterator[None]:
     Joins the cluster named by RAY_ADDRESS (Ray sets it for submitted jobs), else starts one on this machine alone,
     with `options` for `ray.init`.
     """
-    for name in UNSAFE_SWITCHES:
-        if os.environ.get(name, "0") not in ("", "0", "false", "False"):
-            raise UserError(f"{name} lets Ray run code that lies in data files; unset it")
+    for finding in doctor.quick():
+        if finding.level == "error":
+            raise UserError(f"{finding.what}; {finding.cure}")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -75,6 +72,37 @@ def ray_session(**options: Any) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> bool:
+    """Ask the cluster's autoscaler for room for all these at once, and wait for it; whether it is there.
+
+    Where nothing scales the cluster, it only waits. Whoever needs the room says what is missing.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = Counter[str]()
+    for bundle in bundles:
+        wanted.update(bundle)
+    end = time.monotonic() + seconds
+    asked = False
+    try:
+        while not (room := _has(ray.cluster_resources(), wanted)) and time.monotonic() < end:
+            if not asked:
+                request_resources(bundles=[dict(bundle) for bundle in bundles])
+                told = ", ".join(f"{value:g} {name}s" for name, value in wanted.items() if value)
+                LOG.info("waiting up to %.0f s for a cluster with %s", seconds, told)
+                asked = True
+            time.sleep(min(2.0, seconds))
+        return room
+    finally:
+        if asked:  # else the autoscaler would keep them for ever
+            request_resources(bundles=[])
+
+
+def _has(there: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return all(there.get(name, 0.0) >= value for name, value in wanted.items())
 
 
 def largest_node_cpus() -> float:

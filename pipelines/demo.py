@@ -7,23 +7,23 @@ stopped. Knows the order of the steps; each step is a pipeline of its own.
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import PositiveInt
 
 from pipelines._ray import ray_session
-from pipelines.embed import EmbedConfig, embed
-from pipelines.index import IndexConfig, index
+from pipelines._steps import Line, Step, say, shown
+from pipelines.embed import EmbedConfig
+from pipelines.index import IndexConfig
+from pipelines.llm2vec import embed_step, index_step, train_steps
 from pipelines.measure import MeasureConfig, measure
-from pipelines.report import Report, summary_line
+from pipelines.report import Report
 from pipelines.serve import serve
-from pipelines.train import TrainConfig, train
+from pipelines.train import TrainConfig
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
@@ -36,11 +36,6 @@ UNTRAINED = (
     ("base, bidirectional, mean", "bidirectional", "mean"),
 )
 SHIPPED = "shipped encoder"
-TITLES = {
-    "mntp": "train MNTP: mask words, predict them from both sides",
-    "simcse": "train SimCSE: two views of a text close, others apart",
-    "supervised": "train supervised: summaries find the rest of their docstrings",
-}
 METRICS = ("ndcg@10", "recall@10")
 
 
@@ -66,34 +61,24 @@ class DemoConfig(Config):
     serving: bool = True
 
 
-class Step(NamedTuple):
-    """What is told when it starts, the file that says it is done, and the work."""
-
-    title: str
-    done: Path
-    run: Callable[[], Any]
-
-
 def demo(config: DemoConfig) -> Report:
     """Text to encoder to vectors to index to served search, on the Python docs of this environment."""
     started = time.monotonic()
     home = Path(config.output).absolute()
     home.mkdir(parents=True, exist_ok=True)
-    steps = _steps(config, home)
-    pending = [step for step in steps if not step.done.exists()]
-    if pending:
+    line = Line(_steps(config, home))
+    if line.pending:
         with ray_session():
-            for number, step in enumerate(steps, 1):
-                _run(step, number, len(steps))
+            line.run()
     else:
-        _say(f"demo: all {len(steps)} steps are done already in {_shown(home)} (remove it to start over)")
-    _say("\n" + (home / "table.txt").read_text().rstrip())
-    _say("\n" + (home / "answers.txt").read_text().rstrip())
-    _say(f"\ndemo: {time.monotonic() - started:.0f} s; everything lies in {_shown(home)}")
+        say(f"demo: all {len(line.steps)} steps are done already in {shown(home)} (remove it to start over)")
+    say("\n" + (home / "table.txt").read_text().rstrip())
+    say("\n" + (home / "answers.txt").read_text().rstrip())
+    say(f"\ndemo: {time.monotonic() - started:.0f} s; everything lies in {shown(home)}")
     if config.serving:
-        _say("")
+        say("")
         return serve(config.serve.replace(index=str(home / "index")))
-    return {"seconds": round(time.monotonic() - started, 1), "output": _shown(home), "next": "make serve"}
+    return {"seconds": round(time.monotonic() - started, 1), "output": shown(home), "next": "make serve"}
 
 
 def _steps(config: DemoConfig, home: Path) -> list[Step]:
@@ -102,36 +87,22 @@ def _steps(config: DemoConfig, home: Path) -> list[Step]:
     pairs = Pairs(sets=(PairSet(name="docstrings", path=str(corpus)),), max_examples=config.train_on)
     stages = {
         "mntp": config.mntp.replace(data=texts),
-        "simcse": config.simcse.replace(data=texts, start=str(home / "mntp")),
-        "supervised": config.supervised.replace(data=pairs, start=str(home / "simcse")),
+        "simcse": config.simcse.replace(data=texts),
+        "supervised": config.supervised.replace(data=pairs),
     }
+    source = SourceConfig(path=str(_library(home)), payload="all")
+    title = "embed the corpus with the shipped encoder"
     return [
-        Step("collect the docs of this Python environment", corpus, partial(_collect, config, corpus)),
-        *(
-            Step(TITLES[name], home / name / "report.json", partial(_train, stage.replace(output=str(home / name))))
-            for name, stage in stages.items()
-        ),
-        Step(
-            "embed the corpus with the shipped encoder", home / "embeddings/report.json", partial(_embed, config, home)
-        ),
-        Step("index: FAISS and BM25, recall proved", home / "index/report.json", partial(_index, config, home)),
-        Step("measure every stage on held-out documents", home / "table.txt", partial(_measure, config, home)),
-        Step("ask", home / "answers.txt", partial(_ask, config, home)),
+        Step("collect the docs of this Python environment", str(corpus), partial(_collect, config, corpus)),
+        *train_steps(stages, str(home)),
+        embed_step(config.embed.replace(source=source), str(home), title),
+        index_step(config.index, str(home)),
+        Step("measure every stage on held-out documents", str(home / "table.txt"), partial(_measure, config, home)),
+        Step("ask", str(home / "answers.txt"), partial(_ask, config, home)),
     ]
 
 
-def _run(step: Step, number: int, total: int) -> None:
-    head = f"[{number}/{total}] {step.title}"
-    if step.done.exists():
-        _say(f"{head}: done already")
-        return
-    _say(head)
-    begin = time.monotonic()
-    step.run()
-    _say(f"      {time.monotonic() - begin:.0f} s")
-
-
-def _collect(config: DemoConfig, corpus: Path) -> None:
+def _collect(config: DemoConfig, corpus: Path) -> Report:
     """All that is installed to train on, and the packages to index, in random order: a first part is a fair sample."""
     import numpy as np
     import pyarrow as pa
@@ -147,34 +118,14 @@ def _collect(config: DemoConfig, corpus: Path) -> None:
     order = np.random.default_rng(0).permutation(table.num_rows)
     storage.write_parquet(corpus, table.take(order))
     packages = len(table.column("package").unique())
-    _told(
-        {"documents": table.num_rows, "packages": packages, "to_index": chosen.num_rows},
-        "documents",
-        "packages",
-        "to_index",
-    )
+    return {"documents": table.num_rows, "packages": packages, "to_index": chosen.num_rows}
 
 
 def _library(home: Path) -> Path:
     return home / "library.parquet"
 
 
-def _train(config: TrainConfig) -> None:
-    _told(train(config), "steps", "first_loss", "last_loss", "curves")
-
-
-def _embed(config: DemoConfig, home: Path) -> None:
-    source = SourceConfig(path=str(_library(home)), payload="all")
-    report = embed(config.embed.replace(source=source, output=str(home / "embeddings")))
-    _told(report, "embedded", "tokens", "truncated", "quarantined")
-
-
-def _index(config: DemoConfig, home: Path) -> None:
-    report = index(config.index.replace(embeddings=str(home / "embeddings"), output=str(home / "index")))
-    _told(report, "documents", "factory", "recall@10", "latency_ms")
-
-
-def _measure(config: DemoConfig, home: Path) -> None:
+def _measure(config: DemoConfig, home: Path) -> Report:
     """One row a system; dense ones by themselves, the shipped one beside BM25 and the hybrid of both."""
     rows: dict[str, Path] = {}
     for name, attention, pooling in UNTRAINED:
@@ -182,12 +133,13 @@ def _measure(config: DemoConfig, home: Path) -> None:
     rows |= {"+ MNTP": home / "mntp", "+ MNTP + SimCSE": home / "simcse", "+ supervised": home / "supervised"}
     results = {}
     for name, encoder in rows.items():
-        _say(f"      {name}")
+        say(f"      {name}")
         results[name] = _scores(config, str(encoder), home / "measure" / f"{encoder.name}.json", ("dense",))["dense"]
-    _say(f"      {SHIPPED}, BM25 and hybrid")
+    say(f"      {SHIPPED}, BM25 and hybrid")
     last = _scores(config, config.embed.encoder, home / "measure" / "shipped.json", ("dense", "lexical", "hybrid"))
     results |= {SHIPPED: last["dense"], "BM25": last["lexical"], "hybrid (shipped + BM25)": last["hybrid"]}
     _write_table(home, results)
+    return {}
 
 
 def _untrained(folder: Path, attention: Any, pooling: Any) -> Path:
@@ -226,11 +178,11 @@ def _write_table(home: Path, results: dict[str, Any]) -> None:
         if (c["a"], c["b"]) == ("hybrid", "lexical") and c["metric"] in METRICS
     ]
     bar_chart(estimates, METRICS, "Each stage's worth", str(home / "table.png"))
-    text = "\n".join([head, "", table(estimates), "", *lines, f"chart: {_shown(home / 'table.png')}"])
+    text = "\n".join([head, "", table(estimates), "", *lines, f"chart: {shown(home / 'table.png')}"])
     storage.write_bytes(home / "table.txt", (text + "\n").encode())
 
 
-def _ask(config: DemoConfig, home: Path) -> None:
+def _ask(config: DemoConfig, home: Path) -> Report:
     """The example queries, hybrid, as the search page would answer them."""
     from rayvec.indexing.hybrid import hybrid
     from rayvec.indexing.searcher import Index
@@ -249,20 +201,4 @@ def _ask(config: DemoConfig, home: Path) -> None:
             lines.append(f"  {hit['id']}  ({hit['package']} {hit['version']}, {hit['file']}:{hit['line']})")
             lines.append(f"      {textwrap.shorten(hit['text'], 100, placeholder=' …')}")
     storage.write_bytes(home / "answers.txt", ("\n".join(lines) + "\n").encode())
-
-
-def _told(report: Report, *names: str) -> None:
-    """A step's own figures, on one line."""
-    shown = {name: report[name] for name in names or report if report.get(name) not in (None, {}, [])}
-    _say("      " + summary_line(shown))
-
-
-def _shown(path: Path) -> str:
-    """A path as it is shortest from here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    return {}

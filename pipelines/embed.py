@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines._ray import largest_node_cpus, ray_session
+from pipelines._ray import largest_node_cpus, ray_session, wait_for_room
 from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
@@ -88,6 +88,8 @@ class EmbedConfig(Config):
     accelerator_type: str | None = None
     #: Of each encoder on a CPU.
     threads: PositiveInt | None = None
+    #: Seconds to wait for nodes that an autoscaler brings: for the encoders to begin with, one where none are asked.
+    wait_s: float = Field(default=0.0, ge=0)
     #: Where the output is a bucket: seconds after which a run that gives no sign of life no longer holds it.
     lease_s: PositiveFloat = 60.0
 
@@ -204,6 +206,7 @@ def _run(config: EmbedConfig, output: str, started: float, guard: Guard) -> Repo
 def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> tuple[list[Record], int, Spent]:
     """All records in the order of the units, how many units were done before, and what the others took."""
     from rayvec.encoding.limit import QuarantineLimit
+    from rayvec.encoding.metrics import RunMetrics
     from rayvec.encoding.progress import Progress
     from rayvec.encoding.spent import Spent
     from rayvec.encoding.stages import run_units
@@ -220,11 +223,13 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> 
             contextlib.closing(progress),
             contextlib.closing(run_units(work, pending, _pool(config))) as records,
         ):
+            metrics = RunMetrics(work.output, len(plan.units), resumed)
             for record, spent in records:
                 guard.check()
                 done[record.unit] = record
                 total.add(spent)
                 progress.add(record, spent)
+                metrics.add(record, spent)
                 limit.add(record)
                 _check_limit(config, limit, work.output)
     return [done[unit.name] for unit in plan.units], resumed, total
@@ -278,6 +283,9 @@ def _pool(config: EmbedConfig) -> Pool:
 
     from rayvec.encoding.stages import Pool
 
+    if config.wait_s:
+        bundle = {"CPU": float(config.threads or 1), "GPU": config.num_gpus}
+        wait_for_room([bundle] * (config.min_actors or config.actors or 1), config.wait_s)
     there: dict[str, float] = ray.cluster_resources()
     pool = Pool.fit(
         there.get("CPU", 0.0),

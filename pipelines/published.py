@@ -15,6 +15,7 @@ from pipelines.advise import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
+from pipelines.llm2vec import LineConfig
 from pipelines.train import TrainConfig
 from pipelines.update import UpdateConfig
 from rayvec.data.collators import Masking
@@ -76,6 +77,7 @@ Recipes = tuple[
     Callable[[], UpdateConfig],
     Callable[[], CompactConfig],
     Callable[[], AdviseConfig],
+    Callable[[], LineConfig],
 ]
 
 
@@ -94,9 +96,9 @@ class Family:
     dimensions: int | None = 1024
 
     def recipes(self) -> Recipes:
-        """mntp, simcse, supervised, embed, index, update, compact, advise: for the names of a recipe module."""
-        line = (self.mntp, self.simcse, self.supervised, self.embed, self.index)
-        return (*line, self.update, self.compact, self.advise)
+        """mntp, simcse, supervised, embed, index, update, compact, advise, line: the names of a recipe module."""
+        stages = (self.mntp, self.simcse, self.supervised, self.embed, self.index)
+        return (*stages, self.update, self.compact, self.advise, self.line)
 
     def mntp(self) -> TrainConfig:
         """MNTP on WikiText-103: set data.source.path and output."""
@@ -173,3 +175,9 @@ class Family:
     def advise(self) -> AdviseConfig:
         """Which dimensions and index suit what embed made, measured: set embeddings and output."""
         return AdviseConfig()
+
+    def line(self) -> LineConfig:
+        """The whole line, from the base to an index: set corpus.path, output, and pairs or e5-data."""
+        return LineConfig(
+            mntp=self.mntp(), simcse=self.simcse(), supervised=self.supervised(), embed=self.embed(), index=self.index()
+        )

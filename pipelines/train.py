@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, PositiveInt, model_validator
 
-from pipelines._ray import ray_session
+from pipelines._ray import ray_session, wait_for_room
 from pipelines.evaluate import EVALUATOR, Evaluation
 from pipelines.report import Report
 from rayvec import storage
@@ -50,6 +50,8 @@ class TrainConfig(TrainingConfig):
     cpus_per_worker: PositiveInt = 1
     #: "auto": GPUs where the cluster has one for each worker.
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: Seconds to wait for nodes that an autoscaler brings: for the workers' GPUs (unless device=cpu) and CPUs.
+    wait_s: float = Field(0.0, ge=0)
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     #: DeepSpeed's settings: zero0 to zero3, zero2_offload or zero3_offload of infra/deepspeed, or a JSON file's path.
     zero: str = "zero1"
@@ -147,7 +149,7 @@ def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
     saved = storage.join(there.uri, "training", "config.yaml")
     if not storage.exists(saved):
         return None
-    placement = {"output", "cpus_per_worker", "max_failures", "min_workers", "resume_from", "base"}
+    placement = {"output", "cpus_per_worker", "max_failures", "min_workers", "resume_from", "base", "wait_s"}
     ignored = HARMLESS | placement
     old, new = (
         {name: value for name, value in _flat(values).items() if name.partition(".")[0] not in ignored}
@@ -278,6 +280,9 @@ def _run_on_ray(job: Job, config: TrainConfig) -> Outcome:
         from rayvec.training.trainer import Workers, run
 
         logging.getLogger("ray.train").setLevel(logging.WARNING)
+        if config.wait_s:
+            bundle = {"CPU": float(config.cpus_per_worker), "GPU": float(config.device != "cpu")}
+            wait_for_room([bundle] * config.workers, config.wait_s)
         gpus = ray.cluster_resources().get("GPU", 0)
         use_gpu = config.device == "cuda" or (
             config.device == "auto" and gpus >= (config.min_workers or config.workers)

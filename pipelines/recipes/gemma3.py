@@ -10,4 +10,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("google/gemma-3-1b-it", dimensions=None)
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

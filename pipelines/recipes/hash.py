@@ -6,6 +6,7 @@ from pipelines.advise import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
+from pipelines.llm2vec import LineConfig
 from pipelines.measure import MeasureConfig
 from pipelines.update import UpdateConfig
 from rayvec.serving.config import ServeConfig
@@ -44,3 +45,8 @@ def serve() -> ServeConfig:
 def measure() -> MeasureConfig:
     """Measure what hashed words find, beside BM25: set data and output."""
     return MeasureConfig(encoder="hash")
+
+
+def line() -> LineConfig:
+    """Texts to a served index, untrained: set corpus.path and output."""
+    return LineConfig(embed=embed(), index=index(), serve=serve())

@@ -5,4 +5,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("meta-llama/Llama-2-7b-chat-hf")
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

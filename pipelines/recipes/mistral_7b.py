@@ -9,4 +9,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("mistralai/Mistral-7B-Instruct-v0.2", probability=0.8, masking="all", attention_window="full")
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

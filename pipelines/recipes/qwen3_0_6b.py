@@ -10,4 +10,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("Qwen/Qwen3-0.6B", dimensions=None)
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

@@ -5,4 +5,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("Qwen/Qwen3-8B")
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

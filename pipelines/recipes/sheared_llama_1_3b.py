@@ -5,4 +5,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("princeton-nlp/Sheared-LLaMA-1.3B", simcse_batch=32)
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

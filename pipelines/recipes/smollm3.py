@@ -9,4 +9,4 @@ from __future__ import annotations
 from pipelines.published import Family
 
 FAMILY = Family("HuggingFaceTB/SmolLM3-3B")
-mntp, simcse, supervised, embed, index, update, compact, advise = FAMILY.recipes()
+mntp, simcse, supervised, embed, index, update, compact, advise, line = FAMILY.recipes()

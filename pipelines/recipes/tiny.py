@@ -7,6 +7,7 @@ from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
+from pipelines.llm2vec import LineConfig
 from pipelines.measure import MeasureConfig
 from pipelines.mine import MineConfig
 from pipelines.train import TrainConfig
@@ -123,6 +124,19 @@ def words() -> WordsConfig:
 def serve() -> ServeConfig:
     """Serve an index: set index."""
     return ServeConfig()
+
+
+def line() -> LineConfig:
+    """The whole line in minutes, from the embedded decoder to an index: set corpus.path, output and, better, pairs."""
+    texts = Texts()
+    return LineConfig(
+        mntp=mntp().replace(steps=60, data=texts),
+        simcse=simcse().replace(steps=20, batch_size=32, data=texts.replace(title="ignore")),
+        supervised=supervised().replace(steps=30),
+        embed=embed(),
+        index=index(),
+        serve=serve(),
+    )
 
 
 #: Libraries that many people know by heart: enough for a demo to be tried with one's own questions.

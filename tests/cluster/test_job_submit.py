@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +12,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.clusters import RAY, head
+
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RAY = str(Path(sys.executable).with_name("ray"))
-
 
 #: The README's two ways: the checkout's own sources, or rayvec as it is installed on the nodes.
 OVERRIDE = ("--runtime-env", "infra/runtime_env.yaml")
 INSTALLED = ("--working-dir", ".")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -55,52 +42,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="rj", ignore_cleanup_errors=True) as folder:
-        token = Path(folder) / "token"
-        token.write_text(secrets.token_hex(32))
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "DS_ACCELERATOR": "cpu",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        port, dashboard = free_port(), free_port()
-        head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}",
-             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
-             f"--temp-dir={folder}/s",
-             "--object-store-memory=200000000", "--disable-usage-stats"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield Cluster(_wait_for(f"http://127.0.0.1:{dashboard}", head), environment)
-        finally:
-            _end(head)
-
-
-def _end(head: subprocess.Popen[bytes]) -> None:
-    """End the head and all that it started: they are one process group."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-
-
-def _wait_for(address: str, head: subprocess.Popen[bytes]) -> str:
-    for _ in range(240):
-        assert head.poll() is None, "ray start ended early"
-        try:
-            httpx.get(f"{address}/api/gcs_healthz", timeout=2)
-            return address
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise AssertionError("the cluster's dashboard did not answer within two minutes")
+    with head() as started:
+        yield Cluster(started.dashboard, started.environment)
 
 
 def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:

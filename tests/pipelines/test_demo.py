@@ -1,36 +1,16 @@
-"""The demo's steps: what is done is skipped, what fails is done again, and the table holds what was measured."""
+"""The demo's steps, and the table of what was measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from pipelines.demo import METRICS, Step, _run, _steps, _write_table
+from pipelines.demo import METRICS, _steps, _write_table
 from pipelines.recipes.tiny import demo as recipe
 from rayvec import storage
 
 
-def test_a_step_that_is_done_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "done").touch()
-    _run(Step("work", tmp_path / "done", lambda: pytest.fail("was run again")), 1, 1)
-    assert "done already" in capsys.readouterr().out
-
-
-def test_a_step_is_run_until_it_is_done(tmp_path: Path) -> None:
-    runs = []
-    step = Step("work", tmp_path / "done", lambda: runs.append(1))
-    _run(step, 1, 1)
-    _run(step, 1, 1)
-    (tmp_path / "done").touch()
-    _run(step, 1, 1)
-    assert len(runs) == 2
-
-
 def test_each_stage_starts_where_the_one_before_ended(tmp_path: Path) -> None:
-    by_folder = {
-        step.done.parent.name: step.run.args[0] for step in _steps(recipe(), tmp_path) if "train" in step.title
-    }  # type: ignore[attr-defined]
+    by_folder = {step.name: step.run.args[0] for step in _steps(recipe(), tmp_path) if "train" in step.title}  # type: ignore[attr-defined]
     assert by_folder["simcse"].start == by_folder["mntp"].output
     assert by_folder["supervised"].start == by_folder["simcse"].output
 

@@ -1,0 +1,90 @@
+"""A local Ray head with token authentication on, as `ray start` makes it, on free ports and in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass
+class Head:
+    """Where it is, and what a process needs to reach it."""
+
+    dashboard: str
+    gcs: str
+    environment: dict[str, str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def head(**variables: str) -> Iterator[Head]:
+    """Started, answering, and ended with all that it started; `variables` are added to its environment."""
+    with tempfile.TemporaryDirectory(prefix="rj", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))},
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "DS_ACCELERATOR": "cpu",
+            **variables,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        port, dashboard = free_port(), free_port()
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+             f"--temp-dir={folder}/s",
+             "--object-store-memory=200000000", "--disable-usage-stats"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            address = f"http://127.0.0.1:{dashboard}"
+            _wait_for(address, process)
+            yield Head(address, f"127.0.0.1:{port}", environment)
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the head and all that it started: they are one process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "ray start ended early"
+        try:
+            httpx.get(f"{address}/api/gcs_healthz", timeout=2)
+            return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    raise AssertionError("the cluster's dashboard did not answer within two minutes")

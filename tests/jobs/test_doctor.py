@@ -1,0 +1,149 @@
+"""The doctor finds what is wrong, says the cure, and ends with status 1 on errors only."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from jobs.doctor import command
+from pipelines import doctor
+from pipelines._ray import ray_session
+from pipelines.doctor import Finding
+from rayvec.errors import UserError
+
+
+def levels(findings: object) -> list[str]:
+    return [finding.level for finding in findings]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def dashboard(status: int, date: float | None = None) -> Iterator[str]:
+    """An HTTP server that answers as Ray's dashboard does to one without a token."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(status)
+            self.send_header("Date", formatdate(date or time.time(), usegmt=True))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_this_machine_is_told_in_whole(tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, ["--output", str(tmp_path / "new" / "out"), "--json"])
+    report = json.loads(result.output)
+    assert result.exit_code == (0 if report["ok"] else 1)
+    told = " ".join(finding["what"] for finding in report["findings"])
+    assert "can be written" in told and "GB free" in told
+    assert not (tmp_path / "new").exists()
+    assert all(finding["cure"] for finding in report["findings"] if finding["level"] != "note")
+
+
+def test_unsafe_switches_are_errors_with_their_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(doctor.UNSAFE_SWITCHES[0], "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    found = list(doctor.switches())
+    assert levels(found) == ["error", "warning"] and found[0].cure == "unset it"
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 1 and result.output.startswith("error    ") and "→ unset it" in result.output
+
+
+def test_every_job_looks_before_it_starts_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(doctor.UNSAFE_SWITCHES[1], "true")
+    with pytest.raises(UserError, match="unset it"), ray_session():
+        pass
+
+
+def test_an_old_ray_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.ray_version()) == []
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.55.1")
+    assert levels(doctor.ray_version()) == ["error"]
+
+
+def test_libraries_out_of_bounds_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["click>=99", "no-such-library>=1", "pyyaml>=5", "mteb>=9999; extra == 'eval'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: wanted)
+    assert [finding.what.split()[0] for finding in doctor.versions()] == ["click", "no-such-library"]
+
+
+@pytest.mark.parametrize(("status", "level"), [(200, "warning"), (401, "note")])
+def test_a_job_api_without_a_token_is_found(status: int, level: str) -> None:
+    with dashboard(status) as address:
+        assert levels(doctor.authentication(address)) == [level]
+
+
+def test_a_clock_that_is_off_is_found() -> None:
+    with dashboard(401, date=time.time() - 3600) as address:
+        (_, off) = doctor.authentication(address)
+    assert off.level == "warning" and " -36" in off.what
+
+
+def test_nobody_at_the_address_is_an_error() -> None:
+    assert levels(doctor.authentication("http://127.0.0.1:1")) == ["error"]
+
+
+def test_a_storage_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (found,) = doctor.storage_works(str(tmp_path / "file" / "below"))
+    assert found.level == "error" and found.cure
+
+
+def test_a_token_that_others_can_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    token.chmod(0o644)
+    assert levels(doctor.token_file()) == ["warning"]
+    token.chmod(0o600)
+    assert levels(doctor.token_file()) == []
+
+
+def test_little_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"total": 100e9, "free": 4e9})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert set(levels(doctor.disks([str(tmp_path)]))) == {"error"}
+    usage.free = 8e9  # type: ignore[attr-defined]
+    assert set(levels(doctor.disks([str(tmp_path)]))) == {"warning"}
+    usage.free = 1e9  # type: ignore[attr-defined]
+    assert levels(doctor.shared_memory(str(tmp_path))) == ["warning"]
+
+
+def test_errors_come_first_and_name_their_node() -> None:
+    text = doctor.rendered([Finding("note", "b"), Finding("error", "a", "cure it", node="10.0.0.7")])
+    assert text == "error    10.0.0.7: a\n         → cure it\nnote     b"
+
+
+def test_the_quick_look_is_quick() -> None:
+    """It stands before every job: no torch, no network."""
+    import subprocess
+
+    code = (
+        "import sys; from pipelines.doctor import quick; quick(); "
+        "print([m for m in ('torch', 'ray', 'httpx') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.cluster
+def test_every_node_answers_for_itself(ray_cluster: None) -> None:
+    import ray
+
+    found = doctor.on_every_node([])
+    assert {finding.node for finding in found} == {node["NodeManagerAddress"] for node in ray.nodes()}

@@ -1,0 +1,63 @@
+"""Room in a cluster that an autoscaler makes, and what embedding runs tell Prometheus."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+
+import pytest
+
+from pipelines._ray import wait_for_room
+from rayvec.encoding.metrics import RunMetrics
+from rayvec.encoding.sink import Record
+from rayvec.encoding.spent import Spent
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings(r"ignore::Warning:ray\.")]
+
+
+def test_room_that_is_there_is_not_waited_for(ray_cluster: None) -> None:
+    began = time.monotonic()
+    assert wait_for_room([{"CPU": 2.0, "GPU": 0.0}] * 2, 60)
+    assert time.monotonic() - began < 10
+
+
+def test_waiting_for_room_has_an_end(ray_cluster: None) -> None:
+    assert not wait_for_room([{"CPU": 1.0, "GPU": 1.0}], 1)
+
+
+def test_a_run_is_told_to_prometheus(ray_cluster: None) -> None:
+    import ray
+
+    record = Record(
+        unit="000000", file="data/000000.parquet", rows=7, documents=7, bytes=100, sha256="0" * 64, quarantined=2,
+        duplicates=1, truncated=0, tokens=500, lengths=(), lengths_truncated=(), id_digest="",
+        reasons={"empty_text": 2}, quarantine_sha256=None,
+    )  # fmt: skip
+    metrics = RunMetrics("/data/out", units=4, done=1)
+    metrics.add(record, Spent(read=1.0, encode=3.0, tokens=500, places=500))
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    values: dict[str, float] = {}
+    end = time.monotonic() + 90
+    while time.monotonic() < end and len(values) < 8:
+        for line in urllib.request.urlopen(url, timeout=10).read().decode().splitlines():
+            if line.startswith("ray_rayvec_embed"):
+                name, _, value = line.rpartition(" ")
+                labels = dict(
+                    part.split("=", 1) for part in name.partition("{")[2].rstrip("}").split(",") if "=" in part
+                )
+                assert labels["output"] == '"/data/out"'
+                told = labels.get("outcome") or labels.get("reason") or labels.get("step") or ""
+                values[name.partition("{")[0] + told.replace('"', ":")] = float(value)
+        time.sleep(1)
+    prefix = "ray_rayvec_embed_"
+    assert {name.removeprefix(prefix): value for name, value in values.items()} == {
+        "records_total:embedded:": 7.0,
+        "records_total:quarantined:": 2.0,
+        "records_total:duplicate:": 1.0,
+        "quarantined_total:empty_text:": 2.0,
+        "tokens_total": 500.0,
+        "seconds_total:read:": 1.0,
+        "seconds_total:encode:": 3.0,
+        "done_ratio": 0.5,
+    }
