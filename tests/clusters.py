@@ -64,6 +64,7 @@ def head(**variables: str) -> Iterator[Head]:
         try:
             address = f"http://127.0.0.1:{dashboard}"
             _wait_for(address, process)
+            _wait_for_agent(address, token.read_text())
             yield Head(address, f"127.0.0.1:{port}", environment)
         finally:
             _end(process)
@@ -88,3 +89,19 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             time.sleep(0.5)
     raise AssertionError("the cluster's dashboard did not answer within two minutes")
+
+
+def _wait_for_agent(address: str, token: str) -> None:
+    """The head answers before its agent, which takes jobs, has started; on a busy machine long before."""
+    for _ in range(120):
+        answer = httpx.post(
+            f"{address}/api/jobs/",
+            json={"entrypoint": "true"},
+            headers={"authorization": f"Bearer {token}"},
+            timeout=60,
+        )
+        if answer.status_code == httpx.codes.OK:
+            return
+        assert "No available agent" in answer.text, answer.text
+        time.sleep(1)
+    raise AssertionError("the cluster's agent did not take a job within two minutes")

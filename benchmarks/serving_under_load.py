@@ -1,0 +1,245 @@
+"""What a service does when it is asked too much, changed under traffic, or sent rubbish:
+python benchmarks/serving_under_load.py
+
+`jobs.serve` with the encoder of `serving_beside.py` (some 10 ms a query), on Ray Serve:
+
+    overload    requests a second answered by a few clients (the peak), then by `--times` as many requests as that a
+                second for `--seconds`, sent whether or not others are answered; statuses, memory, and how soon after
+                a request alone takes no longer than before
+    swap        a new index version every 5 s under steady traffic: failures, and hits that are of no version named
+    rubbish     `--bodies` bodies of any kind: statuses, memory
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import psutil
+
+from benchmarks.harness import in_words, machine, write_json
+from benchmarks.serving_beside import ROOT, K, free_port, prepare, serving
+from tests.artifacts import random_vectors, write_index
+
+SWAP_SECONDS = 5.0
+CLIENTS = 8
+
+
+def memory() -> int:
+    """Resident bytes of the service's replicas on this machine that this process has started."""
+    total = 0
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "ServeReplica" in " ".join(one.cmdline()):
+                total += one.memory_info().rss
+    return total
+
+
+async def asked(client: httpx.AsyncClient, query: str, seen: Counter[str], times: list[float]) -> httpx.Response | None:
+    begin = time.perf_counter()
+    try:
+        answer = await client.post("/v1/search", json={"query": query, "k": K, "mode": "dense", "include": []})
+    except httpx.HTTPError as error:
+        seen[type(error).__name__] += 1
+        return None
+    seen[str(answer.status_code)] += 1
+    if answer.status_code == httpx.codes.OK:
+        times.append(time.perf_counter() - begin)
+    return answer
+
+
+async def steady(
+    address: str, seconds: float, clients: int, keep: list[tuple[str, str]] | None = None
+) -> dict[str, Any]:
+    """Several clients, each with one request at a time."""
+    seen: Counter[str] = Counter()
+    times: list[float] = []
+    places, end = iter(range(10**9)), time.perf_counter() + seconds
+
+    async def one(client: httpx.AsyncClient) -> None:
+        while time.perf_counter() < end:
+            answer = await asked(client, f"read a table {next(places)}", seen, times)
+            if answer is not None and keep is not None and answer.status_code == httpx.codes.OK:
+                found = answer.json()
+                keep.extend((found["index_version"], hit["id"]) for hit in found["results"][0]["hits"])
+
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+        await asyncio.gather(*(one(client) for _ in range(clients)))
+    return {"rps": len(times) / seconds, "p50_ms": statistics.median(times) * 1e3, "statuses": dict(seen)}
+
+
+async def flood(address: str, rate: float, seconds: float) -> dict[str, Any]:
+    """So many requests a second, sent whether or not others are answered."""
+    seen: Counter[str] = Counter()
+    times: list[float] = []
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=1000)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client, asyncio.TaskGroup() as group:
+        begin, sent = time.perf_counter(), 0
+        while (now := time.perf_counter() - begin) < seconds:
+            while sent < now * rate:
+                group.create_task(asked(client, f"open a socket {sent}", seen, times))
+                sent += 1
+            await asyncio.sleep(0.005)
+    return {
+        "sent_per_second": sent / seconds,
+        "goodput": len(times) / (time.perf_counter() - begin),
+        "p50_ms": statistics.median(times) * 1e3 if times else None,
+        "statuses": dict(seen),
+    }
+
+
+def recovery(address: str, before_ms: float) -> float:
+    """Seconds until a request alone takes no more than twice as long as before."""
+    begin = time.perf_counter()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        while True:
+            start = time.perf_counter()
+            answer = client.post("/v1/search", json={"query": f"sort {start}", "k": K, "mode": "dense"})
+            if answer.status_code == httpx.codes.OK and (time.perf_counter() - start) * 1e3 < 2 * before_ms:
+                return time.perf_counter() - begin
+
+
+def overload(address: str, seconds: float, times: float) -> dict[str, Any]:
+    alone = asyncio.run(steady(address, 5, 1))["p50_ms"]
+    peak = asyncio.run(steady(address, 15, CLIENTS))
+    before = memory()
+    during = asyncio.run(flood(address, times * peak["rps"], seconds))
+    again = recovery(address, alone)
+    return {"peak": peak, "overload": during, "recovery_s": again, "memory": [before, memory()], "alone_ms": alone}
+
+
+def swap(address: str, index: Path, encoder: str, seconds: float, documents: int) -> dict[str, Any]:
+    """Versions whose documents' ids say which version they are of, so that a mixture shows."""
+    from rayvec.modeling.encoder import TextEncoder
+
+    loaded = TextEncoder.load(encoder)
+    stop, published = threading.Event(), []
+
+    def publish() -> None:
+        while not stop.wait(SWAP_SECONDS):
+            number = len(published) + 2
+            ids = [f"v{number}-{row}" for row in range(documents)]
+            vectors = random_vectors(documents, loaded.dim, seed=number)
+            facts = write_index(
+                index, vectors, ["a text"] * documents, made_by=loaded.fingerprint, encoder=encoder, ids=ids
+            )
+            published.append(facts["version"])
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    kept: list[tuple[str, str]] = []
+    found = asyncio.run(steady(address, seconds, CLIENTS, kept))
+    stop.set()
+    thread.join()
+    mixed = sum(1 for version, id_ in kept if version != "v1" and not id_.startswith(f"{version}-"))
+    return {**found, "published": len(published), "served": len({version for version, _ in kept}), "mixed_hits": mixed}
+
+
+def bodies(count: int, seed: int = 0) -> Iterator[bytes]:
+    """Valid requests with something wrong, JSON of any shape, and bytes."""
+    draw = random.Random(seed)
+    names = ["query", "k", "mode", "input", "model", "include", "filter", "min_score", "unique_by", "rerank", "fusion"]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        2**31 - 1,
+        2**63,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "\ud800",
+        "a" * 5_000,
+        [],
+        {},
+    ]
+
+    def value(depth: int) -> Any:
+        kind = draw.random()
+        if depth == 0 or kind < 0.6:
+            return draw.choice(odd)
+        if kind < 0.8:
+            return [value(depth - 1) for _ in range(draw.randrange(4))]
+        return {draw.choice(names): value(depth - 1) for _ in range(draw.randrange(4))}
+
+    for _ in range(count):
+        kind = draw.random()
+        if kind < 0.1:
+            yield draw.randbytes(draw.randrange(200))
+        elif kind < 0.15:
+            yield b"[" * draw.randrange(1, 3_000)
+        elif kind < 0.5:
+            body = {"query": "read a table", "k": 3, draw.choice(names): value(2)}
+            yield json.dumps(body).encode("utf-8", "surrogatepass")
+        else:
+            yield json.dumps(value(4)).encode("utf-8", "surrogatepass")
+
+
+def rubbish(address: str, count: int) -> dict[str, Any]:
+    seen: Counter[str] = Counter()
+
+    async def run() -> None:
+        waiting = bodies(count)
+
+        async def one(client: httpx.AsyncClient) -> None:
+            for body in waiting:
+                path = "/v1/embeddings" if len(body) % 3 == 0 else "/v1/search"
+                answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+                seen[str(answer.status_code)] += 1
+
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            await asyncio.gather(*(one(client) for _ in range(CLIENTS)))
+
+    asyncio.run(steady(address, 5, CLIENTS))
+    before = memory()
+    asyncio.run(run())
+    return {"statuses": dict(sorted(seen.items())), "memory": [before, memory()]}
+
+
+@click.command(help=__doc__)
+@click.option("--documents", default=2_000, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--times", default=10.0, show_default=True, help="the peak that is sent in the overload")
+@click.option("--bodies", "count", default=100_000, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
+def main(documents: int, seconds: float, times: float, count: int, json_path: Path | None) -> None:
+    there = machine()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        encoder, index, _ = prepare(folder, documents, 10)
+        port = free_port()
+        command = [
+            sys.executable, "-m", "jobs.serve", "--set", f"index={index}", "--set", f"port={port}", "--set",
+            "query_cache_mb=0", "--set", "replicas.threads=1", "--set", "limits.in_flight=16",
+        ]  # fmt: skip
+        environment = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", "TOKENIZERS_PARALLELISM": "false"}
+        with serving(command, port, environment, None):
+            address = f"http://127.0.0.1:{port}"
+            result: dict[str, Any] = {"machine": there, "overload": overload(address, seconds, times)}
+            print(in_words(there))
+            print("overload", json.dumps(result["overload"]), flush=True)
+            result["rubbish"] = rubbish(address, count)
+            print("rubbish", json.dumps(result["rubbish"]), flush=True)
+            result["swap"] = swap(address, index, str(encoder), seconds, documents)
+            print("swap", json.dumps(result["swap"]), flush=True)
+        shutil.rmtree(index)
+    write_json(json_path, result)
+
+
+if __name__ == "__main__":
+    main()
