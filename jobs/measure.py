@@ -1,6 +1,7 @@
 """Measure retrieval: python -m jobs.measure --recipe tiny.measure --set data=FOLDER --set output=FILE.json.
 
 Tags of words: python -m jobs.measure --recipe tiny.words --set train=FILE --set test=FILE --set output=FILE.json.
+The paper's systems side by side: python -m jobs.measure --recipe ablation --set output=FILE.json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from jobs._cli import job, main
 from pipelines.measure import MeasureConfig, measure, render
 from pipelines.report import Report
+from pipelines.table import TableConfig, measure_table
+from pipelines.table import render as render_table
 from pipelines.words import WordsConfig, measure_words
 from pipelines.words import render as render_words
 
@@ -34,7 +37,14 @@ def run_words(config: WordsConfig) -> Report:
     return {name: value for name, value in report.items() if name != "systems"}
 
 
-command = job("measure", MeasureConfig, run, (WordsConfig, run_words))
+def run_table(config: TableConfig) -> Report:
+    """Measure systems on tasks of all kinds, with intervals, costs and whether an expected order holds."""
+    report = measure_table(config)
+    click.echo(render_table(report))
+    return {name: report[name] for name in ("title", "encoder", "seconds", "output")}
+
+
+command = job("measure", MeasureConfig, run, (WordsConfig, run_words), (TableConfig, run_table))
 
 if __name__ == "__main__":
     main(command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipelines._systems import SystemConfig
+from pipelines._tasks import ClassificationTask, ClusteringTask, RerankingTask, RetrievalTask, SimilarityTask, WordTask
 from pipelines.advise import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig
@@ -9,6 +11,7 @@ from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
 from pipelines.mine import MineConfig
+from pipelines.table import TableConfig
 from pipelines.train import TrainConfig
 from pipelines.update import UpdateConfig
 from pipelines.words import WordsConfig
@@ -112,6 +115,66 @@ def mine() -> MineConfig:
 def measure() -> MeasureConfig:
     """Measure the embedded encoder, BM25 and the hybrid of both: set data and output."""
     return MeasureConfig(encoder="tiny", data="pydocs")
+
+
+#: The rows of the paper's comparisons, from one folder: its base, and the base after its stages.
+UNI_EOS = SystemConfig(name="Uni + EOS", stages=0, attention="causal", pooling="last_token")
+UNI_WEIGHTED = SystemConfig(name="Uni + weighted mean", stages=0, attention="causal", pooling="weighted_mean")
+BI = SystemConfig(name="Bi + mean", stages=0, attention="bidirectional", pooling="mean")
+NO_SIMCSE = SystemConfig(name="LLM2Vec w/o SimCSE", stages=1)
+LLM2VEC = SystemConfig(name="LLM2Vec", stages=2)
+SUPERVISED = SystemConfig(name="LLM2Vec + supervised", stages=3)
+ECHO = SystemConfig(name="Echo", kind="echo", stages=0, attention="causal", pooling="mean")
+BM25 = SystemConfig(name="BM25", kind="lexical")
+HYBRID = SystemConfig(name="hybrid", kind="hybrid", dense=SUPERVISED.name)
+#: What the paper finds: each stage above the one before it, and weighted mean above the last token.
+PAPER_ORDER = (
+    (UNI_WEIGHTED.name, UNI_EOS.name),
+    (NO_SIMCSE.name, UNI_WEIGHTED.name),
+    (NO_SIMCSE.name, BI.name),
+    (LLM2VEC.name, NO_SIMCSE.name),
+    (LLM2VEC.name, UNI_WEIGHTED.name),
+    (SUPERVISED.name, LLM2VEC.name),
+)
+PYDOCS_TASKS = (
+    RetrievalTask(name="pydocs", data="pydocs", max_queries=1000),
+    RerankingTask(name="pydocs reranking", data="pydocs", max_queries=1000),
+    ClassificationTask(name="pydocs packages", data="pydocs"),
+    ClusteringTask(name="pydocs clusters", data="pydocs"),
+)
+
+
+def ablation() -> TableConfig:
+    """The paper's six systems out of one encoder folder, and whether the paper's order holds: set output."""
+    systems = (UNI_EOS, UNI_WEIGHTED, BI, NO_SIMCSE, LLM2VEC, SUPERVISED)
+    return TableConfig(title="Ablation", systems=systems, tasks=PYDOCS_TASKS, order=PAPER_ORDER)
+
+
+def systems() -> TableConfig:
+    """Every system of the paper with its cost, Echo, BM25 and hybrid among them: set output."""
+    rows = (UNI_EOS, UNI_WEIGHTED, BI, NO_SIMCSE, LLM2VEC, SUPERVISED, ECHO, BM25, HYBRID)
+    order = (*PAPER_ORDER, (LLM2VEC.name, ECHO.name), (HYBRID.name, BM25.name), (HYBRID.name, SUPERVISED.name))
+    return TableConfig(title="Every system", systems=rows, tasks=PYDOCS_TASKS, order=order)
+
+
+def public_sets() -> TableConfig:
+    """Every system on public sets in the usual layouts: set root (their folder) and output."""
+    words = {"kind": "words", "position": "word", "max_sentences": 3000}
+    sets = (
+        SimilarityTask(name="STS-B", data="sts/stsb/stsb-en-test.csv.gz"),
+        RetrievalTask(name="SciFact", data="ir/scifact"),
+        RetrievalTask(name="Cranfield", data="ir/cranfield"),
+        RetrievalTask(name="CACM", data="ir/cacm"),
+        RerankingTask(name="SciFact reranking", data="ir/scifact"),
+        ClassificationTask(name="Banking77", data="classification/banking77"),
+        ClusteringTask(name="Banking77 clusters", data="classification/banking77/test.csv.gz"),
+        WordTask.parse({"name": "WikiANN (NER)", "train": "token/wikiann_en/train.conll.gz", **words}).replace(
+            test="token/wikiann_en/test.conll.gz"
+        ),
+        WordTask.parse({"name": "MASC (POS)", "train": "token/masc_tagged.zip", **words}),
+        WordTask.parse({"name": "CoNLL-2000 (chunks)", "train": "token/conll2000.zip", **words}),
+    )
+    return systems().replace(title="Every system on public sets", tasks=(*sets, PYDOCS_TASKS[0]))
 
 
 def words() -> WordsConfig:
