@@ -2,6 +2,7 @@
 
 Tags of words: python -m jobs.measure --recipe tiny.words --set train=FILE --set test=FILE --set output=FILE.json.
 The paper's systems side by side: python -m jobs.measure --recipe ablation --set output=FILE.json.
+MTEB: python -m jobs.measure --suite mteb-paper-15 --set output=FILE.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from jobs._cli import job, main
 from pipelines.measure import MeasureConfig, measure, render
 from pipelines.report import Report
+from pipelines.suite import SuiteConfig, measure_suite
+from pipelines.suite import render as render_suite
 from pipelines.table import TableConfig, measure_table
 from pipelines.table import render as render_table
 from pipelines.words import WordsConfig, measure_words
@@ -44,7 +47,22 @@ def run_table(config: TableConfig) -> Report:
     return {name: report[name] for name in ("title", "encoder", "seconds", "output")}
 
 
-command = job("measure", MeasureConfig, run, (WordsConfig, run_words), (TableConfig, run_table))
+def run_suite(config: SuiteConfig) -> Report:
+    """Measure an encoder on tasks of MTEB by name, or on a suite of the paper, beside the paper's rows."""
+    report = measure_suite(config)
+    click.echo(render_suite(report))
+    return {name: report[name] for name in ("suite", "average", "seconds", "output")}
+
+
+command = job(
+    "measure",
+    MeasureConfig,
+    run,
+    (WordsConfig, run_words),
+    (TableConfig, run_table),
+    (SuiteConfig, run_suite),
+    shortcuts={"suite": ("mteb", "suite")},
+)
 
 if __name__ == "__main__":
     main(command)

@@ -11,6 +11,7 @@ from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
 from pipelines.mine import MineConfig
+from pipelines.suite import SuiteConfig
 from pipelines.table import TableConfig
 from pipelines.train import TrainConfig
 from pipelines.update import UpdateConfig
@@ -175,6 +176,11 @@ def public_sets() -> TableConfig:
         WordTask.parse({"name": "CoNLL-2000 (chunks)", "train": "token/conll2000.zip", **words}),
     )
     return systems().replace(title="Every system on public sets", tasks=(*sets, PYDOCS_TASKS[0]))
+
+
+def mteb() -> SuiteConfig:
+    """The embedded encoder on MTEB: set suite (mteb-paper-15, mteb-paper-56) or tasks, and output."""
+    return SuiteConfig(system=SystemConfig(name="tiny", encoder="tiny"))
 
 
 def words() -> WordsConfig:

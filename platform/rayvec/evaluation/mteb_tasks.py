@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,9 +171,13 @@ def _sts(task: Any, place: str, split: str) -> Any:
 def _classification(task: Any, place: str, split: str) -> Any:
     train, test = read_split(place)
     text, label = task.input_column_name, task.label_column_name
-    return _splits(
-        {name: {text: part.texts, label: part.labels} for name, part in ((task.train_split, train), (split, test))}
-    )
+    # Numbers in the order of the labels: of two classes mteb takes 1 to be the one that is looked for.
+    numbers = {name: number for number, name in enumerate(sorted(set(train.labels)))}
+    columns = {
+        name: {text: part.texts, label: [numbers[one] for one in part.labels]}
+        for name, part in ((task.train_split, train), (split, test))
+    }
+    return _splits(columns)
 
 
 def _clustering(task: Any, place: str, split: str) -> Any:
@@ -205,7 +210,7 @@ _READERS: dict[str, Callable[[Any, str, str], Any]] = {
 
 
 def run(model: Any, task: Any) -> dict[str, float]:
-    """mteb's own runner on one task whose data is loaded: its metrics, `main_score` among them.
+    """mteb's own runner on one task whose data is loaded: its metrics that are numbers, `main_score` among them.
 
     Nothing is read from or written to mteb's cache of results. Raises UserError when the data is not there.
     """
@@ -217,4 +222,5 @@ def run(model: Any, task: Any) -> dict[str, float]:
         )
     (found,) = result.task_results
     (scores,) = found.scores[task.eval_splits[0]]
-    return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
