@@ -1,14 +1,17 @@
 """Measure retrieval: python -m jobs.measure --recipe tiny.measure --set data=FOLDER --set output=FILE.json.
 
-Tags of words: python -m jobs.measure --recipe tiny.words --set train=FILE --set test=FILE --set output=FILE.json.
-The paper's systems side by side: python -m jobs.measure --recipe ablation --set output=FILE.json.
-MTEB: python -m jobs.measure --suite mteb-paper-15 --set output=FILE.json.
+The paper's systems side by side: --recipe ablation; MTEB: --suite mteb-paper-15; did training help on a corpus of one's
+own: --recipe adaptation; words: --recipe words; looks inside: --recipe mask_map, prefix_test, pooling, masking_sweep,
+sample_efficiency. Each with --set output=FILE.json; --help lists them all.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,51 +19,37 @@ import click
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import job, main
-from pipelines.measure import MeasureConfig, measure, render
+from pipelines import adaptation, analyses, experiments, measure, suite, table, words
 from pipelines.report import Report
-from pipelines.suite import SuiteConfig, measure_suite
-from pipelines.suite import render as render_suite
-from pipelines.table import TableConfig, measure_table
-from pipelines.table import render as render_table
-from pipelines.words import WordsConfig, measure_words
-from pipelines.words import render as render_words
+
+Run = Callable[[Any], Report]
 
 
-def run(config: MeasureConfig) -> Report:
-    """Measure retrieval on a folder in BEIR's layout or a named suite, with intervals and p-values."""
-    report = measure(config)
-    click.echo(render(report))
-    return {name: value for name, value in report.items() if name not in ("systems", "comparisons")}
+def printing(measured: Run, render: Callable[[Report], str]) -> Run:
+    """The pipeline, its tables printed; what is left for the summary is what is no table."""
 
+    @wraps(measured)
+    def run(config: Any) -> Report:
+        report = measured(config)
+        click.echo(render(report))
+        return {name: value for name, value in report.items() if not isinstance(value, dict | list)}
 
-def run_words(config: WordsConfig) -> Report:
-    """Measure what a linear probe reads of tagged words in a frozen encoder's states (chunks, entities, POS)."""
-    report = measure_words(config)
-    click.echo(render_words(report))
-    return {name: value for name, value in report.items() if name != "systems"}
-
-
-def run_table(config: TableConfig) -> Report:
-    """Measure systems on tasks of all kinds, with intervals, costs and whether an expected order holds."""
-    report = measure_table(config)
-    click.echo(render_table(report))
-    return {name: report[name] for name in ("title", "encoder", "seconds", "output")}
-
-
-def run_suite(config: SuiteConfig) -> Report:
-    """Measure an encoder on tasks of MTEB by name, or on a suite of the paper, beside the paper's rows."""
-    report = measure_suite(config)
-    click.echo(render_suite(report))
-    return {name: report[name] for name in ("suite", "average", "seconds", "output")}
+    return run
 
 
 command = job(
     "measure",
-    MeasureConfig,
-    run,
-    (WordsConfig, run_words),
-    (TableConfig, run_table),
-    (SuiteConfig, run_suite),
+    measure.MeasureConfig,
+    printing(measure.measure, measure.render),
+    (words.WordsConfig, printing(words.measure_words, words.render)),
+    (table.TableConfig, printing(table.measure_table, table.render)),
+    (suite.SuiteConfig, printing(suite.measure_suite, suite.render)),
+    (adaptation.AdaptationConfig, printing(adaptation.report_adaptation, adaptation.render)),
+    (analyses.MaskMapConfig, printing(analyses.measure_mask, analyses.render_map)),
+    (analyses.PrefixConfig, printing(analyses.measure_prefixes, analyses.render_prefixes)),
+    (experiments.PoolingConfig, printing(experiments.measure_poolings, experiments.render_poolings)),
+    (experiments.MaskingConfig, printing(experiments.sweep_masking, experiments.render_masking)),
+    (experiments.EfficiencyConfig, printing(experiments.measure_efficiency, experiments.render_efficiency)),
     shortcuts={"suite": ("mteb", "suite")},
 )
 

@@ -74,6 +74,17 @@ class _Search:
             self.ids.extend(ids)
             self.texts.extend(texts)
         self.queries = list(self.task.queries)
+        if task.max_documents is not None:
+            self._keep(task.max_documents)
+
+    def _keep(self, limit: int) -> None:
+        """All judged documents, and of the others as many as fit, at equal distances."""
+        judged = {document for query in self.task.query_ids for document in self.task.qrels[query]}
+        others = [place for place, document in enumerate(self.ids) if document not in judged]
+        room = max(0, limit - (len(self.ids) - len(others)))
+        kept = {others[i * len(others) // room] for i in range(min(room, len(others)))}
+        places = [place for place, document in enumerate(self.ids) if document in judged or place in kept]
+        self.ids, self.texts = [self.ids[place] for place in places], [self.texts[place] for place in places]
 
     @cached_property
     def lexical(self) -> Ranking:
@@ -156,19 +167,19 @@ class _Reranker:
     def score(self, subject: Subject) -> Found:
         from rayvec.evaluation.vector_tasks import reranking
 
-        used = list(dict.fromkeys(document for ids in self.candidates.values() for document in ids))
-        scores = self._lexical(used) if subject.config.kind == "lexical" else self._dense(subject, used)
+        scores = self._lexical() if subject.config.kind == "lexical" else self._dense(subject)
         if subject.config.kind == "hybrid":
-            lexical, weight = self._lexical(used), subject.config.dense_weight
+            lexical, weight = self._lexical(), subject.config.dense_weight
             scores = {q: _summed(lexical[q], dense, weight) for q, dense in scores.items()}
         # Judgements of documents that are no candidates would lower everybody's MAP alike.
         qrels = {q: {d: self.qrels[q].get(d, 0) for d in run} for q, run in scores.items()}
         more = {"queries": len(scores), "ndcg@10": reranking(scores, qrels, "nDCG@10").value}
         return reranking(scores, qrels), more
 
-    def _dense(self, subject: Subject, used: list[str]) -> dict[str, dict[str, float]]:
+    def _dense(self, subject: Subject) -> dict[str, dict[str, float]]:
         assert subject.vectors is not None
-        vectors = dict(zip(used, subject.vectors([self.documents[d] for d in used]), strict=True))
+        # All of them, candidates or not: a retrieval task on the same corpus has made their vectors, or will need them.
+        vectors = dict(zip(self.documents, subject.vectors(list(self.documents.values())), strict=True))
         queries = list(self.candidates)
         asked = subject.vectors([self.queries[query] for query in queries], subject.instruction)
         return {
@@ -176,15 +187,16 @@ class _Reranker:
             for query, vector in zip(queries, asked, strict=True)
         }
 
-    def _lexical(self, used: list[str]) -> dict[str, dict[str, float]]:
+    def _lexical(self) -> dict[str, dict[str, float]]:
         from rayvec.indexing.lexical import Lexical
 
-        lexical = Lexical.build([self.documents[document] for document in used])
+        ids = list(self.documents)
+        lexical = Lexical.build(list(self.documents.values()))
         queries = list(self.candidates)
-        found = lexical.search([self.queries[query] for query in queries], len(used))
+        found = lexical.search([self.queries[query] for query in queries], len(ids))
         result = {}
         for query, rows, scores in zip(queries, found.rows, found.scores, strict=True):
-            by_id = {used[row]: float(value) for row, value in zip(rows.tolist(), scores, strict=True) if row >= 0}
+            by_id = {ids[row]: float(value) for row, value in zip(rows.tolist(), scores, strict=True) if row >= 0}
             result[query] = {document: by_id.get(document, 0.0) for document in self.candidates[query]}
         return result
 

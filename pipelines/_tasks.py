@@ -24,6 +24,8 @@ class RetrievalTask(_TaskConfig):
     data: str
     split: str = "test"
     max_queries: PositiveInt | None = None
+    #: Search only so many documents: all that are judged, and others spread over the corpus. Scores rise by it.
+    max_documents: PositiveInt | None = None
 
 
 class SimilarityTask(_TaskConfig):
@@ -65,6 +67,7 @@ class RerankingTask(_TaskConfig):
     depth: PositiveInt = 50
     split: str = "test"
     max_queries: PositiveInt | None = None
+    max_documents: PositiveInt | None = None
 
 
 class WordTask(_TaskConfig):

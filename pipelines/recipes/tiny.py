@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pipelines._systems import SystemConfig
 from pipelines._tasks import ClassificationTask, ClusteringTask, RerankingTask, RetrievalTask, SimilarityTask, WordTask
+from pipelines.adaptation import AdaptationConfig
 from pipelines.advise import AdviseConfig
+from pipelines.analyses import MaskMapConfig, PrefixConfig
 from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
+from pipelines.experiments import EfficiencyConfig, MaskingConfig, PoolingConfig
 from pipelines.index import IndexConfig
 from pipelines.measure import MeasureConfig
 from pipelines.mine import MineConfig
@@ -20,7 +23,7 @@ from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.serving.config import ServeConfig
 from rayvec.training.optimizers import OptimizerConfig
-from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Simcse, Supervised, Texts
+from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, RetrievalSet, Simcse, Supervised, Texts
 
 PYDOCS = Texts(source=SourceConfig(kind="pydocs"), min_characters=60)
 LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
@@ -160,13 +163,13 @@ def systems() -> TableConfig:
 
 def public_sets() -> TableConfig:
     """Every system on public sets in the usual layouts: set root (their folder) and output."""
-    words = {"kind": "words", "position": "word", "max_sentences": 3000}
+    words = {"kind": "words", "position": "word", "max_sentences": 1000}
     sets = (
         SimilarityTask(name="STS-B", data="sts/stsb/stsb-en-test.csv.gz"),
-        RetrievalTask(name="SciFact", data="ir/scifact"),
+        RetrievalTask(name="SciFact", data="ir/scifact", max_documents=1500),
         RetrievalTask(name="Cranfield", data="ir/cranfield"),
         RetrievalTask(name="CACM", data="ir/cacm"),
-        RerankingTask(name="SciFact reranking", data="ir/scifact"),
+        RerankingTask(name="SciFact reranking", data="ir/scifact", max_documents=1500),
         ClassificationTask(name="Banking77", data="classification/banking77"),
         ClusteringTask(name="Banking77 clusters", data="classification/banking77/test.csv.gz"),
         WordTask.parse({"name": "WikiANN (NER)", "train": "token/wikiann_en/train.conll.gz", **words}).replace(
@@ -175,7 +178,42 @@ def public_sets() -> TableConfig:
         WordTask.parse({"name": "MASC (POS)", "train": "token/masc_tagged.zip", **words}),
         WordTask.parse({"name": "CoNLL-2000 (chunks)", "train": "token/conll2000.zip", **words}),
     )
-    return systems().replace(title="Every system on public sets", tasks=(*sets, PYDOCS_TASKS[0]))
+    rows = tuple(system for system in systems().systems if system.name != UNI_EOS.name)
+    order = tuple(pair for pair in systems().order if UNI_EOS.name not in pair)
+    tasks = (*sets, PYDOCS_TASKS[0])
+    return TableConfig(title="Every system on public sets", systems=rows, tasks=tasks, order=order)
+
+
+def adaptation() -> AdaptationConfig:
+    """Did training help on a corpus of your own? No labels: set source.path, after.encoder and output."""
+    return AdaptationConfig(before=BI.replace(name="before"), after=SystemConfig(name="after", encoder="tiny"))
+
+
+def mask_map() -> MaskMapConfig:
+    """How much the embedded decoder's states change when the causal mask goes, by layer: set output."""
+    return MaskMapConfig(system=BI.replace(name="tiny-decoder", encoder="tiny"))
+
+
+def prefix_test() -> PrefixConfig:
+    """Does the beginning of a text know how it goes on, before and after each stage? Set output."""
+    return PrefixConfig(systems=(UNI_WEIGHTED.replace(name="Uni", pooling="mean"), BI, NO_SIMCSE, LLM2VEC, SUPERVISED))
+
+
+def pooling() -> PoolingConfig:
+    """EOS, mean and weighted mean of every kind of encoder; trains SimCSE from the base, twice: set output."""
+    return PoolingConfig(simcse=simcse().replace(workers=0), tasks=PYDOCS_TASKS[:1])
+
+
+def masking_sweep() -> MaskingConfig:
+    """MNTP at 20 to 80 % masked, BERT's way and all masked: eight short trainings: set output."""
+    return MaskingConfig(mntp=mntp().replace(workers=0, steps=60), tasks=PYDOCS_TASKS[:1])
+
+
+def sample_efficiency() -> EfficiencyConfig:
+    """Score against supervised steps, from the base and from after each stage: set output."""
+    measured = RetrievalSet(name="pydocs", data="pydocs", max_queries=500)
+    run = supervised().replace(workers=0, evaluation=(measured,), evaluate_every=10)
+    return EfficiencyConfig(supervised=run)
 
 
 def mteb() -> SuiteConfig:

@@ -71,7 +71,7 @@ def test_tasks_by_name_run_on_local_data(local: dict[str, str], tmp_path: Path) 
 
 
 def test_a_suite_names_the_cure_for_data_that_is_not_there(local: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the data of ArguAna .* HF_HOME.* --set local\.ArguAna=PATH"):
+    with pytest.raises(UserError, match=r"the data of ArguAna .* \(HF_HOME\).* --set local\.ArguAna=PATH"):
         measure_suite(config(local, tmp_path, suite="mteb-paper-15"))
     report = measure_suite(config(local, tmp_path, suite="mteb-paper-15", absent="leave_out"))
     assert set(report["tasks"]) == set(local)
