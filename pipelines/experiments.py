@@ -83,7 +83,8 @@ def measure_poolings(config: PoolingConfig) -> Report:
     started = time.monotonic()
     systems, order = [], []
     kinds = {kind: SystemConfig(name=kind, stages=stages, attention=attention) for kind, stages, attention in KINDS}
-    for kind, system in {**kinds, **_trained(config, cache)}.items():
+    kinds |= _trained(config, cache)
+    for kind, system in kinds.items():
         for name, pooling in POOLINGS.items():
             systems.append(system.replace(name=f"{kind}, {name}", pooling=pooling))
         order += [(f"{kind}, mean", f"{kind}, EOS"), (f"{kind}, mean", f"{kind}, weighted mean")]
@@ -275,7 +276,7 @@ def _draw_groups(kinds: dict[str, dict[str, dict[str, float]]], label: str, uri:
         axes.bar(places, means, 0.25, yerr=whiskers, label=pooling, color=_COLOURS[index], error_kw={"elinewidth": 1})
     axes.set_xticks(range(len(kinds)), list(kinds), fontsize=8)
     axes.set_ylabel(label, fontsize=8)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, uri)
 
 
@@ -291,7 +292,7 @@ def _draw_lines(
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, uri)
 
 

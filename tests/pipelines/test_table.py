@@ -190,12 +190,10 @@ def test_kept_vectors_are_those_of_the_text_and_the_instruction(root: Path, tmp_
 
 def test_workers_give_the_same_table(root: Path, report: Report, tmp_path: Path, ray_cluster: None) -> None:
     few = config(root, tmp_path, workers=2)
-    few = few.replace(systems=few.systems[2:3], tasks=few.tasks[:2], order=())
+    few = few.replace(systems=few.systems[2:3], tasks=few.tasks[1:2], order=())
     found = measure_table(few)
-    for task in ("beir", "sts"):
-        assert found["systems"]["both ways"][task]["mean"] == pytest.approx(
-            report["systems"]["both ways"][task]["mean"], abs=1e-6
-        )
+    here, there = (one["systems"]["both ways"]["sts"]["mean"] for one in (report, found))
+    assert there == pytest.approx(here, abs=1e-6)
     assert found["costs"]["both ways"]["tokens"] > 0
 
 

@@ -118,7 +118,7 @@ def draw_map(found: MaskMap, title: str, uri: str) -> None:
         axes.set_yticks(layers if len(layers) <= 20 else layers[:: max(1, len(layers) // 12)])
     right.grid(alpha=0.25)
     right.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center")
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
