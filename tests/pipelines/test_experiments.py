@@ -20,11 +20,12 @@ from pipelines.experiments import (
     sweep_masking,
 )
 from pipelines.recipes import tiny
+from pipelines.table import TableConfig, measure_table
 from pipelines.train import TrainConfig, train
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import UserError
 from rayvec.training.stages import Pairs, PairSet, RetrievalSet, Texts
-from tests.models import SENTENCES, tiny_llama
+from tests.models import SENTENCES, save_model, tiny_llama
 
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 4, "max_length": 32, "workers": 0, "trackers": ()}
 
@@ -88,6 +89,23 @@ def test_every_pooling_of_six_kinds(folder: Path, tmp_path: Path) -> None:
     assert "| Uni, mean > Uni, EOS " in render_poolings(report)
     with pytest.raises(UserError, match="output is required"):
         measure_poolings(config.replace(output=""))
+
+
+def test_an_encoder_only_model_takes_simcse_and_is_a_system(folder: Path, tmp_path: Path) -> None:
+    """The paper's BERT and BERT + SimCSE, at their smallest."""
+    bert = str(save_model("bert", tmp_path / "bert"))
+    run = short(tiny.simcse(), folder, start=bert, attention="native", output=str(tmp_path / "simcse"))
+    train(run)
+    systems = [
+        {"name": "BERT", "encoder": bert, "attention": "native"},
+        {"name": "BERT + SimCSE", "encoder": str(tmp_path / "simcse")},
+    ]
+    table = TableConfig.parse(
+        {"systems": systems, "tasks": [TASK], "root": str(folder), "output": str(tmp_path / "t.json")}
+    )
+    found = measure_table(table)["systems"]
+    assert set(found) == {"BERT", "BERT + SimCSE"}
+    assert all(0 < row["beir"]["mean"] <= 1 for row in found.values())
 
 
 def test_masking_by_share_and_way(folder: Path, tmp_path: Path) -> None:
