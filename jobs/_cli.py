@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -23,12 +23,14 @@ def job(
     run: Callable[[C], Report],
     *others: tuple[type[Config], Callable[[Any], Report]],
     plan: Callable[[C], Sequence[str]] | None = None,
+    shortcuts: Mapping[str, tuple[str, str]] | None = None,
 ) -> click.Command:
     """The command of a verb: resolve the configuration, call the pipeline, print the report.
 
     others: further things that the verb does, each with its own type of configuration; `_meant` says which is chosen,
     and each has a flag of its kind's name.
     plan: lines that --dry-run adds, as YAML comments, on what a configuration of the first type would need.
+    shortcuts: options that choose a kind and set one of its values: {"suite": ("mteb", "suite")} takes --suite NAME.
     """
     runs: dict[type[Config], Callable[[Any], Report]] = dict([(config_type, run), *others])
     known = recipes(*runs)
@@ -43,8 +45,17 @@ def job(
     @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one value, as in --set a.b=3.")
     @click.option("--dry-run", is_flag=True, help="Print the whole resolved configuration and exit.")
     def command(
-        recipe: str | None, file: str | None, overrides: tuple[str, ...], dry_run: bool, kind: str | None = None
+        recipe: str | None,
+        file: str | None,
+        overrides: tuple[str, ...],
+        dry_run: bool,
+        kind: str | None = None,
+        **given: str | None,
     ) -> None:
+        for name, value in given.items():
+            if value is not None and shortcuts is not None:
+                kind, key = shortcuts[name]
+                overrides = (f"{key}={value}", *overrides)
         meant = _kinds(runs)[kind] if kind else _meant(tuple(runs), recipe, file, overrides)
         config = resolve(meant, recipe, file, overrides, tuple(runs))
         if dry_run:
@@ -56,6 +67,9 @@ def job(
         click.echo(f"{verb}: done")
         click.echo(summary(report))
 
+    for name, (of_kind, key) in (shortcuts or {}).items():
+        text = f"As --{of_kind} --set {key}=NAME."
+        command.params.append(click.Option([f"--{name}", name], metavar="NAME", help=text))
     for kind, other in _kinds(runs).items():
         command.params.append(click.Option([f"--{kind}", "kind"], flag_value=kind, help=_first_line(runs[other])))
     return command

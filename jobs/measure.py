@@ -1,12 +1,17 @@
 """Measure retrieval: python -m jobs.measure --recipe tiny.measure --set data=FOLDER --set output=FILE.json.
 
-Tags of words: python -m jobs.measure --recipe tiny.words --set train=FILE --set test=FILE --set output=FILE.json.
+The paper's systems side by side: --recipe ablation; MTEB: --suite mteb-paper-15; did training help on a corpus of one's
+own: --recipe adaptation; words: --recipe words; looks inside: --recipe mask_map, prefix_test, pooling, masking_sweep,
+sample_efficiency. Each with --set output=FILE.json; --help lists them all.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,27 +19,39 @@ import click
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import job, main
-from pipelines.measure import MeasureConfig, measure, render
+from pipelines import adaptation, analyses, experiments, measure, suite, table, words
 from pipelines.report import Report
-from pipelines.words import WordsConfig, measure_words
-from pipelines.words import render as render_words
+
+Run = Callable[[Any], Report]
 
 
-def run(config: MeasureConfig) -> Report:
-    """Measure retrieval on a folder in BEIR's layout or a named suite, with intervals and p-values."""
-    report = measure(config)
-    click.echo(render(report))
-    return {name: value for name, value in report.items() if name not in ("systems", "comparisons")}
+def printing(measured: Run, render: Callable[[Report], str]) -> Run:
+    """The pipeline, its tables printed; what is left for the summary is what is no table."""
+
+    @wraps(measured)
+    def run(config: Any) -> Report:
+        report = measured(config)
+        click.echo(render(report))
+        return {name: value for name, value in report.items() if not isinstance(value, dict | list)}
+
+    return run
 
 
-def run_words(config: WordsConfig) -> Report:
-    """Measure what a linear probe reads of tagged words in a frozen encoder's states (chunks, entities, POS)."""
-    report = measure_words(config)
-    click.echo(render_words(report))
-    return {name: value for name, value in report.items() if name != "systems"}
-
-
-command = job("measure", MeasureConfig, run, (WordsConfig, run_words))
+command = job(
+    "measure",
+    measure.MeasureConfig,
+    printing(measure.measure, measure.render),
+    (words.WordsConfig, printing(words.measure_words, words.render)),
+    (table.TableConfig, printing(table.measure_table, table.render)),
+    (suite.SuiteConfig, printing(suite.measure_suite, suite.render)),
+    (adaptation.AdaptationConfig, printing(adaptation.report_adaptation, adaptation.render)),
+    (analyses.MaskMapConfig, printing(analyses.measure_mask, analyses.render_map)),
+    (analyses.PrefixConfig, printing(analyses.measure_prefixes, analyses.render_prefixes)),
+    (experiments.PoolingConfig, printing(experiments.measure_poolings, experiments.render_poolings)),
+    (experiments.MaskingConfig, printing(experiments.sweep_masking, experiments.render_masking)),
+    (experiments.EfficiencyConfig, printing(experiments.measure_efficiency, experiments.render_efficiency)),
+    shortcuts={"suite": ("mteb", "suite")},
+)
 
 if __name__ == "__main__":
     main(command)

@@ -18,6 +18,7 @@ from rayvec.errors import UserError
 from rayvec.evaluation.word_level import Position, ProbeSettings
 
 if TYPE_CHECKING:
+    from rayvec.evaluation.scores import Score
     from rayvec.evaluation.tagged_files import Sentence, Split
     from rayvec.evaluation.word_level import WordVectors
     from rayvec.modeling.encoder import TextEncoder
@@ -57,14 +58,13 @@ def measure_words(config: WordsConfig) -> Report:
     Both learn from the same sentences and are scored on the same words. Raises UserError when the data, the encoder
     or the settings do not fit.
     """
-    from rayvec.evaluation.tag_scores import require_libraries, score
+    from rayvec.evaluation.tag_scores import score
     from rayvec.evaluation.word_level import default_position, majority, train_probe, word_vectors
 
     if not config.output.endswith(".json"):
         raise UserError("output is required; give a file with --set output=FILE.json")
     started = time.monotonic()
-    split = _split(config)
-    require_libraries(tag for sentence in split.test for tag in sentence.tags)
+    split = load_words(config)
     encoder = _encoder(config)
     position = default_position(encoder) if config.position == "auto" else config.position
     train, test = (word_vectors(encoder, sentences, position) for sentences in split)
@@ -91,12 +91,48 @@ def measure_words(config: WordsConfig) -> Report:
     return report
 
 
-def _split(config: WordsConfig) -> Split:
+def load_words(config: WordsConfig) -> Split:
+    """The sentences to learn from and to be asked about, once the libraries that score them are there.
+
+    Raises UserError.
+    """
+    from rayvec.evaluation.tag_scores import require_libraries
     from rayvec.evaluation.tagged_files import Split, load_split
 
     train, test = load_split(config.train, config.test, config.tag_column)
+    require_libraries(tag for sentence in test for tag in sentence.tags)
     seen = config.probe.steps * config.probe.batch_size
     return Split(_spread(train, min(seen, config.max_sentences or seen)), _spread(test, config.max_sentences))
+
+
+def probed(
+    encoder: TextEncoder, split: Split, config: WordsConfig, metric: Literal["accuracy", "entity_f1"]
+) -> tuple[Score, dict[str, float]]:
+    """The probe's score on the test's words with draws of its sentences, and all that was counted.
+
+    Raises UserError when entities are asked for and the tags mark none.
+    """
+    from rayvec.evaluation.scores import of_metric
+    from rayvec.evaluation.tag_scores import are_bio, parts
+    from rayvec.evaluation.word_level import default_position, train_probe, word_vectors
+
+    position = default_position(encoder) if config.position == "auto" else config.position
+    train, test = (word_vectors(encoder, sentences, position) for sentences in split)
+    predicted = train_probe(train, config.probe).predict(test.vectors_WD)
+    counted = {"accuracy": parts(test.tags, predicted, test.offsets, "accuracy")}
+    if are_bio(test.tags):
+        counted["entity_f1"] = parts(test.tags, predicted, test.offsets, "entity_f1")
+    if metric not in counted:
+        raise UserError(f"metric = {metric}: the tags of {config.test or config.train} mark no entities; use accuracy")
+    values = {name: float(part_S.sum() / max(1.0, whole_S.sum())) for name, (part_S, whole_S) in counted.items()}
+    part_S, whole_S = counted[metric]
+    found = of_metric(lambda places: float(part_S[places].sum() / max(1.0, whole_S[places].sum())), len(part_S))
+    return found, {
+        "train_sentences": len(split.train),
+        "words": len(test.words),
+        "tags": len(set(train.tags)),
+        **values,
+    }
 
 
 def _spread(sentences: list[Sentence], limit: int | None) -> list[Sentence]:

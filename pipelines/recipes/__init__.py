@@ -17,6 +17,8 @@ from rayvec.config import Config
 from rayvec.errors import UserError
 
 C = TypeVar("C", bound=Config)
+#: Whose recipe a name without a family stands for: `ablation` is `tiny.ablation`.
+USUAL = "tiny"
 Recipe = Callable[[], Config]
 
 
@@ -29,6 +31,7 @@ def recipes(*config_types: type[Config]) -> dict[str, Recipe]:
 def get_recipe(name: str, *config_types: type[C]) -> C:
     """The configuration that a recipe gives. Raises UserError for an unknown name, listing the known ones."""
     known = recipes(*config_types)
+    name = f"{USUAL}.{name}" if f"{USUAL}.{name}" in known else name
     if name in known:
         config = known[name]()
         assert isinstance(config, config_types)

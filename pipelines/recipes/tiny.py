@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pipelines._systems import SystemConfig
+from pipelines._tasks import ClassificationTask, ClusteringTask, RerankingTask, RetrievalTask, SimilarityTask, WordTask
+from pipelines.adaptation import AdaptationConfig
 from pipelines.advise import AdviseConfig
+from pipelines.analyses import MaskMapConfig, PrefixConfig
 from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
+from pipelines.experiments import EfficiencyConfig, MaskingConfig, PoolingConfig
 from pipelines.index import IndexConfig
 from pipelines.llm2vec import LineConfig
 from pipelines.measure import MeasureConfig
 from pipelines.mine import MineConfig
+from pipelines.suite import SuiteConfig
+from pipelines.table import TableConfig
 from pipelines.train import TrainConfig
 from pipelines.update import UpdateConfig
 from pipelines.words import WordsConfig
@@ -17,7 +24,7 @@ from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.serving.config import ServeConfig
 from rayvec.training.optimizers import OptimizerConfig
-from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Simcse, Supervised, Texts
+from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, RetrievalSet, Simcse, Supervised, Texts
 
 PYDOCS = Texts(source=SourceConfig(kind="pydocs"), min_characters=60)
 LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
@@ -113,6 +120,106 @@ def mine() -> MineConfig:
 def measure() -> MeasureConfig:
     """Measure the embedded encoder, BM25 and the hybrid of both: set data and output."""
     return MeasureConfig(encoder="tiny", data="pydocs")
+
+
+#: The rows of the paper's comparisons, from one folder: its base, and the base after its stages.
+UNI_EOS = SystemConfig(name="Uni + EOS", stages=0, attention="causal", pooling="last_token")
+UNI_WEIGHTED = SystemConfig(name="Uni + weighted mean", stages=0, attention="causal", pooling="weighted_mean")
+BI = SystemConfig(name="Bi + mean", stages=0, attention="bidirectional", pooling="mean")
+NO_SIMCSE = SystemConfig(name="LLM2Vec w/o SimCSE", stages=1)
+LLM2VEC = SystemConfig(name="LLM2Vec", stages=2)
+SUPERVISED = SystemConfig(name="LLM2Vec + supervised", stages=3)
+ECHO = SystemConfig(name="Echo", kind="echo", stages=0, attention="causal", pooling="mean")
+BM25 = SystemConfig(name="BM25", kind="lexical")
+HYBRID = SystemConfig(name="hybrid", kind="hybrid", dense=SUPERVISED.name)
+#: What the paper finds: each stage above the one before it, and weighted mean above the last token.
+PAPER_ORDER = (
+    (UNI_WEIGHTED.name, UNI_EOS.name),
+    (NO_SIMCSE.name, UNI_WEIGHTED.name),
+    (NO_SIMCSE.name, BI.name),
+    (LLM2VEC.name, NO_SIMCSE.name),
+    (LLM2VEC.name, UNI_WEIGHTED.name),
+    (SUPERVISED.name, LLM2VEC.name),
+)
+PYDOCS_TASKS = (
+    RetrievalTask(name="pydocs", data="pydocs", max_queries=1000),
+    RerankingTask(name="pydocs reranking", data="pydocs", max_queries=1000),
+    ClassificationTask(name="pydocs packages", data="pydocs"),
+    ClusteringTask(name="pydocs clusters", data="pydocs"),
+)
+
+
+def ablation() -> TableConfig:
+    """The paper's six systems out of one encoder folder, and whether the paper's order holds: set output."""
+    systems = (UNI_EOS, UNI_WEIGHTED, BI, NO_SIMCSE, LLM2VEC, SUPERVISED)
+    return TableConfig(title="Ablation", systems=systems, tasks=PYDOCS_TASKS, order=PAPER_ORDER)
+
+
+def systems() -> TableConfig:
+    """Every system of the paper with its cost, Echo, BM25 and hybrid among them: set output."""
+    rows = (UNI_EOS, UNI_WEIGHTED, BI, NO_SIMCSE, LLM2VEC, SUPERVISED, ECHO, BM25, HYBRID)
+    order = (*PAPER_ORDER, (LLM2VEC.name, ECHO.name), (HYBRID.name, BM25.name), (HYBRID.name, SUPERVISED.name))
+    return TableConfig(title="Every system", systems=rows, tasks=PYDOCS_TASKS, order=order)
+
+
+def public_sets() -> TableConfig:
+    """Every system on public sets in the usual layouts: set root (their folder) and output."""
+    words = {"kind": "words", "position": "word", "max_sentences": 1000}
+    sets = (
+        SimilarityTask(name="STS-B", data="sts/stsb/stsb-en-test.csv.gz"),
+        RetrievalTask(name="SciFact", data="ir/scifact", max_documents=1500),
+        RetrievalTask(name="Cranfield", data="ir/cranfield"),
+        RetrievalTask(name="CACM", data="ir/cacm"),
+        RerankingTask(name="SciFact reranking", data="ir/scifact", max_documents=1500),
+        ClassificationTask(name="Banking77", data="classification/banking77"),
+        ClusteringTask(name="Banking77 clusters", data="classification/banking77/test.csv.gz"),
+        WordTask.parse({"name": "WikiANN (NER)", "train": "token/wikiann_en/train.conll.gz", **words}).replace(
+            test="token/wikiann_en/test.conll.gz"
+        ),
+        WordTask.parse({"name": "MASC (POS)", "train": "token/masc_tagged.zip", **words}),
+        WordTask.parse({"name": "CoNLL-2000 (chunks)", "train": "token/conll2000.zip", **words}),
+    )
+    rows = tuple(system for system in systems().systems if system.name != UNI_EOS.name)
+    order = tuple(pair for pair in systems().order if UNI_EOS.name not in pair)
+    tasks = (*sets, PYDOCS_TASKS[0])
+    return TableConfig(title="Every system on public sets", systems=rows, tasks=tasks, order=order)
+
+
+def adaptation() -> AdaptationConfig:
+    """Did training help on a corpus of your own? No labels: set source.path, after.encoder and output."""
+    return AdaptationConfig(before=BI.replace(name="before"), after=SystemConfig(name="after", encoder="tiny"))
+
+
+def mask_map() -> MaskMapConfig:
+    """How much the embedded decoder's states change when the causal mask goes, by layer: set output."""
+    return MaskMapConfig(system=BI.replace(name="tiny-decoder", encoder="tiny"))
+
+
+def prefix_test() -> PrefixConfig:
+    """Does the beginning of a text know how it goes on, before and after each stage? Set output."""
+    return PrefixConfig(systems=(UNI_WEIGHTED.replace(name="Uni", pooling="mean"), BI, NO_SIMCSE, LLM2VEC, SUPERVISED))
+
+
+def pooling() -> PoolingConfig:
+    """EOS, mean and weighted mean of every kind of encoder; trains SimCSE from the base, twice: set output."""
+    return PoolingConfig(simcse=simcse().replace(workers=0), tasks=PYDOCS_TASKS[:1])
+
+
+def masking_sweep() -> MaskingConfig:
+    """MNTP at 20 to 80 % masked, BERT's way and all masked: eight short trainings: set output."""
+    return MaskingConfig(mntp=mntp().replace(workers=0, steps=60), tasks=PYDOCS_TASKS[:1])
+
+
+def sample_efficiency() -> EfficiencyConfig:
+    """Score against supervised steps, from the base and from after each stage: set output."""
+    measured = RetrievalSet(name="pydocs", data="pydocs", max_queries=500)
+    run = supervised().replace(workers=0, evaluation=(measured,), evaluate_every=10)
+    return EfficiencyConfig(supervised=run)
+
+
+def mteb() -> SuiteConfig:
+    """The embedded encoder on MTEB: set suite (mteb-paper-15, mteb-paper-56) or tasks, and output."""
+    return SuiteConfig(system=SystemConfig(name="tiny", encoder="tiny"))
 
 
 def words() -> WordsConfig:

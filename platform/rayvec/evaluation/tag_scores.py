@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,24 +56,30 @@ def score(gold: Sequence[str], predicted: Sequence[str], offsets: Offsets) -> Ta
     which is conlleval's reading of tags).
     """
     assert len(gold) == len(predicted) == offsets[-1], (len(gold), len(predicted), offsets[-1])
-    right_W = np.array([a == b for a, b in zip(gold, predicted, strict=True)], np.float64)
-    right_S = np.add.reduceat(right_W, offsets[:-1])
     return TagScores(
-        accuracy=ratio(right_S, np.diff(offsets).astype(np.float64)),
-        entity_f1=_entity_f1(gold, predicted, offsets) if are_bio({*gold}) else None,
+        accuracy=ratio(*parts(gold, predicted, offsets, "accuracy")),
+        entity_f1=ratio(*parts(gold, predicted, offsets, "entity_f1")) if are_bio({*gold}) else None,
         macro_f1=float(_library("sklearn.metrics").f1_score(gold, predicted, average="macro", zero_division=0)),
     )
 
 
-def _entity_f1(gold: Sequence[str], predicted: Sequence[str], offsets: Offsets) -> Estimate:
-    """2 · both / (gold + predicted), counted by sentence."""
+def parts(
+    gold: Sequence[str], predicted: Sequence[str], offsets: Offsets, metric: Literal["accuracy", "entity_f1"]
+) -> tuple[Values, Values]:
+    """What of each sentence is right, and of how much, [S] each: the metric is the sum of one over that of the other.
+
+    entity_f1: 2 · both over (gold + predicted).
+    """
+    if metric == "accuracy":
+        right_W = np.array([a == b for a, b in zip(gold, predicted, strict=True)], np.float64)
+        return np.add.reduceat(right_W, offsets[:-1]), np.diff(offsets).astype(np.float64)
     # seqeval's reading of tags: (type, first word, last word).
     entities = _library("seqeval.metrics.sequence_labeling").get_entities
     both_S, all_S = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1)
     for s, (start, stop) in enumerate(pairwise(offsets)):
         a, b = set(entities(list(gold[start:stop]))), set(entities(list(predicted[start:stop])))
         both_S[s], all_S[s] = 2 * len(a & b), len(a) + len(b)
-    return ratio(both_S, all_S)
+    return both_S, all_S
 
 
 def require_libraries(tags: Iterable[str]) -> None:

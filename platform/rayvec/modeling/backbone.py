@@ -92,6 +92,34 @@ class Backbone(nn.Module):
         causal = self.causal if causal is None else causal
         return self._packed_states(packed, causal) if self.packed else self._padded_states(packed, causal)
 
+    def layer_states(self, packed: PackedBatch, *, causal: bool | None = None) -> Tensor:
+        """The states before the first layer and after each, [L + 1, T, D]; the last is `hidden_states`.
+
+        For analyses: all layers of the pack are held at once.
+        """
+        causal = self.causal if causal is None else causal
+        found: list[Tensor] = []
+        handles = [layer.register_forward_pre_hook(_keep(found), with_kwargs=True) for layer in self._layers()]
+        try:
+            last_TD = self.hidden_states(packed, causal=causal)
+        finally:
+            for handle in handles:
+                handle.remove()
+        flat = [self._flat(states, packed) for states in found]
+        return torch.stack([*flat, last_TD])
+
+    def _layers(self) -> nn.ModuleList:
+        """The model's layers: its first list of so many modules, whatever a family calls it."""
+        count = int(self.config.get_text_config().num_hidden_layers)
+        lists = (module for module in self.decoder.modules() if isinstance(module, nn.ModuleList))
+        found = next((modules for modules in lists if len(modules) == count), None)
+        if found is None:
+            raise UserError(f"{self.config.model_type} models have no list of layers; this analysis cannot be made")
+        return found
+
+    def _flat(self, states: Tensor, packed: PackedBatch) -> Tensor:
+        return states[0] if self.packed else states.flatten(0, 1)[packed.flat_index_T]
+
     def logits_at(self, states_TD: Tensor, positions_P: Tensor) -> Tensor:
         """The vocabulary head's logits at chosen positions of the pack only, [P, V]."""
         assert self.head is not None, "load the backbone with head=True"
@@ -241,6 +269,15 @@ class Backbone(nn.Module):
         if selftest:
             settle(backbone, name=name, expect=None if attention == "native" else attention)
         return backbone
+
+
+def _keep(found: list[Tensor]) -> Any:
+    """A hook that keeps what a layer is given."""
+
+    def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(given[0] if given else named["hidden_states"])
+
+    return hook
 
 
 def choose_device(name: str) -> str:

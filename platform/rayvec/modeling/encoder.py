@@ -207,6 +207,13 @@ class TextEncoder(TokenizerOnly):
         return cls._of(open_llm2vec(mntp, adapter, base=base, compat=compat), device, dtype, token_budget)
 
     @classmethod
+    def from_folder(
+        cls, folder: EncoderFolder, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
+    ) -> Self:
+        """An encoder of an opened folder: of one that was read with other settings, or with fewer adapters."""
+        return cls._of(folder, device, dtype, token_budget)
+
+    @classmethod
     def _of(cls, folder: EncoderFolder, device: str, dtype: str, token_budget: int | None) -> Self:
         from rayvec.modeling import adapters
         from rayvec.modeling.backbone import Backbone, choose_device, choose_dtype

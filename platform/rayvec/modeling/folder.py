@@ -35,6 +35,15 @@ class EncoderFolder:
         tokenizer = TextTokenizer(self.tokenizer.tokenizer, new.prompts, new.max_length)
         return replace(self, manifest=new, tokenizer=tokenizer)
 
+    def after(self, stages: int) -> EncoderFolder:
+        """The encoder as it was after its first so many stages. Raises UserError when it has fewer, or is merged."""
+        record = self.manifest
+        if stages > len(record.adapters) or (record.merged and stages < len(record.adapters)):
+            have = f"{len(record.adapters)} stages" + (", merged into one model" if record.merged else "")
+            raise UserError(f"stages = {stages}: {record.base} with its adapters has {have}; ask for what is there")
+        kept = record.replace(adapters=record.adapters[:stages], training=record.training[:stages])
+        return replace(self, manifest=kept, adapters=self.adapters[:stages])
+
     def reading(self, max_length: int) -> EncoderFolder:
         """The same encoder with another max_length. Raises UserError for more than the model has positions."""
         from transformers import AutoConfig

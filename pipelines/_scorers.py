@@ -1,0 +1,318 @@
+"""Scoring systems on tasks: each kind's data is read once, and then asked about as many systems as there are.
+
+A score is None where a system cannot take part: BM25 has no vectors of sentences, an echo no states of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pipelines._systems import SystemConfig
+from pipelines._tasks import (
+    ClassificationTask,
+    ClusteringTask,
+    PairTask,
+    RerankingTask,
+    RetrievalTask,
+    SimilarityTask,
+    WordTask,
+)
+from pipelines.measure import SUITES, MeasureConfig, load_task
+from rayvec import storage
+from rayvec.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines._vectors import KeptVectors
+    from rayvec.evaluation.beir import Task
+    from rayvec.evaluation.scores import Score
+    from rayvec.indexing.ranking import Ranking
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A system at work: its settings, and its vectors (or its dense side's) where it has any."""
+
+    config: SystemConfig
+    vectors: KeptVectors | None
+    #: hybrid: the settings of the dense side.
+    dense: SystemConfig | None = None
+
+    @property
+    def instruction(self) -> str | None:
+        """What stands before queries."""
+        return (self.dense or self.config).instruction
+
+
+Found = tuple["Score", dict[str, float]]
+Scorer = Callable[[Subject], Found | None]
+
+
+def prepare(task: Any, root: str, cache: str) -> Scorer:
+    """Read a task's data once; the result scores as many systems as are asked about it. Raises UserError."""
+    return _PREPARED[task.kind](task, root, cache)
+
+
+def place(root: str, path: str) -> str:
+    """A place under the root, unless it stands by itself."""
+    return storage.join(root, path) if root and storage.is_local(path) and not path.startswith("/") else path
+
+
+class _Search:
+    """A retrieval task with its texts in memory, its lexical index and BM25's ranking, made when they are asked for."""
+
+    def __init__(self, task: Any, root: str, cache: str) -> None:
+        # The suites' names are no places.
+        data = task.data if task.data in SUITES else place(root, task.data)
+        config = MeasureConfig(data=data, split=task.split, max_queries=task.max_queries, cache=cache)
+        self.task: Task = load_task(config)
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        for ids, texts in self.task.corpus.batches():
+            self.ids.extend(ids)
+            self.texts.extend(texts)
+        self.queries = list(self.task.queries)
+        if task.max_documents is not None:
+            self._keep(task.max_documents)
+
+    def _keep(self, limit: int) -> None:
+        """All judged documents, and of the others as many as fit, at equal distances."""
+        judged = {document for query in self.task.query_ids for document in self.task.qrels[query]}
+        others = [place for place, document in enumerate(self.ids) if document not in judged]
+        room = max(0, limit - (len(self.ids) - len(others)))
+        kept = {others[i * len(others) // room] for i in range(min(room, len(others)))}
+        places = [place for place, document in enumerate(self.ids) if document in judged or place in kept]
+        self.ids, self.texts = [self.ids[place] for place in places], [self.texts[place] for place in places]
+
+    @cached_property
+    def lexical(self) -> Ranking:
+        from rayvec.evaluation.retrieval import DEPTH
+        from rayvec.indexing.lexical import Lexical
+
+        return Lexical.build(self.texts).search(self.queries, DEPTH)
+
+    def dense(self, subject: Subject) -> Ranking:
+        from rayvec.evaluation.exact import ExactSearch
+        from rayvec.evaluation.retrieval import DEPTH
+        from rayvec.indexing.ranking import Ranking
+
+        assert subject.vectors is not None
+        search = ExactSearch(subject.vectors(self.queries, subject.instruction), DEPTH)
+        vectors_ND = subject.vectors(self.texts)
+        for start in range(0, len(vectors_ND), 1 << 14):
+            search.add(vectors_ND[start : start + (1 << 14)])
+        return Ranking(search.rows_QK, search.scores_QK)
+
+    def ranking(self, subject: Subject) -> Ranking:
+        from rayvec.evaluation.retrieval import DEPTH
+        from rayvec.indexing.hybrid import hybrid
+
+        if subject.config.kind == "lexical":
+            return self.lexical
+        if subject.config.kind == "hybrid":
+            return hybrid(self.lexical, self.dense(subject), DEPTH, subject.config.dense_weight)
+        return self.dense(subject)
+
+
+def _retrieval(task: RetrievalTask, root: str, cache: str) -> Scorer:
+    from rayvec.evaluation.retrieval import evaluate
+    from rayvec.evaluation.scores import of_items
+
+    search = _Search(task, root, cache)
+
+    def score(subject: Subject) -> Found:
+        rows = search.ranking(subject).rows
+        values = evaluate(rows, search.ids, search.task.query_ids, search.task.qrels)
+        more = {name: float(value.mean()) for name, value in values.items()}
+        return of_items(values["ndcg@10"]), {"documents": len(search.ids), "queries": len(rows), **more}
+
+    return score
+
+
+def _reranking(task: RerankingTask, root: str, cache: str) -> Scorer:
+    if ".jsonl" in task.data:
+        from rayvec.evaluation.local_sets import read_candidates
+
+        found = read_candidates(place(root, task.data))
+        queries, documents = dict(found.queries), dict(found.documents)
+        candidates: Mapping[str, Any] = found.candidates
+        qrels: Mapping[str, Mapping[str, int]] = found.qrels
+    else:
+        search = _Search(task, root, cache)
+        depth = min(task.depth, search.lexical.rows.shape[1])
+        queries = dict(zip(search.task.query_ids, search.queries, strict=True))
+        documents = dict(zip(search.ids, search.texts, strict=True))
+        candidates = {
+            query: [search.ids[row] for row in rows[:depth].tolist() if row >= 0]
+            for query, rows in zip(search.task.query_ids, search.lexical.rows, strict=True)
+        }
+        qrels = search.task.qrels
+    # A query without any good candidate says nothing about who puts it first.
+    able = {q for q, ids in candidates.items() if any(qrels[q].get(document, 0) > 0 for document in ids)}
+    if not able:
+        raise UserError(f"{task.name}: no query has a good candidate; raise depth")
+    candidates = {query: ids for query, ids in candidates.items() if query in able}
+    return _Reranker(queries, documents, candidates, qrels).score
+
+
+@dataclass(frozen=True)
+class _Reranker:
+    queries: Mapping[str, str]
+    documents: Mapping[str, str]
+    candidates: Mapping[str, Any]
+    qrels: Mapping[str, Mapping[str, int]]
+
+    def score(self, subject: Subject) -> Found:
+        from rayvec.evaluation.vector_tasks import reranking
+
+        scores = self._lexical() if subject.config.kind == "lexical" else self._dense(subject)
+        if subject.config.kind == "hybrid":
+            lexical, weight = self._lexical(), subject.config.dense_weight
+            scores = {q: _summed(lexical[q], dense, weight) for q, dense in scores.items()}
+        # Judgements of documents that are no candidates would lower everybody's MAP alike.
+        qrels = {q: {d: self.qrels[q].get(d, 0) for d in run} for q, run in scores.items()}
+        more = {"queries": len(scores), "ndcg@10": reranking(scores, qrels, "nDCG@10").value}
+        return reranking(scores, qrels), more
+
+    def _dense(self, subject: Subject) -> dict[str, dict[str, float]]:
+        assert subject.vectors is not None
+        # All of them, candidates or not: a retrieval task on the same corpus has made their vectors, or will need them.
+        vectors = dict(zip(self.documents, subject.vectors(list(self.documents.values())), strict=True))
+        queries = list(self.candidates)
+        asked = subject.vectors([self.queries[query] for query in queries], subject.instruction)
+        return {
+            query: {document: float(vector @ vectors[document]) for document in self.candidates[query]}
+            for query, vector in zip(queries, asked, strict=True)
+        }
+
+    def _lexical(self) -> dict[str, dict[str, float]]:
+        from rayvec.indexing.lexical import Lexical
+
+        ids = list(self.documents)
+        lexical = Lexical.build(list(self.documents.values()))
+        queries = list(self.candidates)
+        found = lexical.search([self.queries[query] for query in queries], len(ids))
+        result = {}
+        for query, rows, scores in zip(queries, found.rows, found.scores, strict=True):
+            by_id = {ids[row]: float(value) for row, value in zip(rows.tolist(), scores, strict=True) if row >= 0}
+            result[query] = {document: by_id.get(document, 0.0) for document in self.candidates[query]}
+        return result
+
+
+def _summed(lexical: Mapping[str, float], dense: Mapping[str, float], weight: float) -> dict[str, float]:
+    """Both brought to [0, 1] within the query, as in hybrid search."""
+
+    def scaled(run: Mapping[str, float]) -> dict[str, float]:
+        low, high = min(run.values()), max(run.values())
+        return {document: (value - low) / (high - low) if high > low else 1.0 for document, value in run.items()}
+
+    a, b = scaled(lexical), scaled(dense)
+    return {document: a[document] + weight * b[document] for document in a}
+
+
+def _similarity(task: SimilarityTask, root: str, cache: str) -> Scorer:
+    from rayvec.evaluation.sts import read_pairs
+    from rayvec.evaluation.vector_tasks import similarity
+
+    del cache
+    pairs = read_pairs(place(root, task.data))
+
+    def score(subject: Subject) -> Found | None:
+        if not subject.config.has_vectors or subject.vectors is None:
+            return None
+        first, second = (subject.vectors(texts, subject.instruction) for texts in (pairs.first, pairs.second))
+        return similarity(first, second, pairs.scores), {"pairs": len(pairs)}
+
+    return score
+
+
+def _classification(task: ClassificationTask, root: str, cache: str) -> Scorer:
+    from rayvec.evaluation.local_sets import read_split
+    from rayvec.evaluation.vector_tasks import chosen_texts, classification
+
+    if task.data in SUITES:
+        from pipelines._packages import by_package
+
+        train, test = by_package(cache)
+    else:
+        train, test = read_split(place(root, task.data))
+    test = test.spread(task.max_texts)
+    needed = sorted({place_ for chosen in chosen_texts(train.labels) for place_ in chosen})
+
+    def score(subject: Subject) -> Found | None:
+        if not subject.config.has_vectors or subject.vectors is None:
+            return None
+        learned = subject.vectors([train.texts[i] for i in needed], subject.instruction)
+        asked = subject.vectors(test.texts, subject.instruction)
+        found = classification(dict(zip(needed, learned, strict=True)), train.labels, asked, test.labels)
+        return found, {"texts": len(test), "classes": len(set(train.labels))}
+
+    return score
+
+
+def _clustering(task: ClusteringTask, root: str, cache: str) -> Scorer:
+    from rayvec.evaluation.local_sets import read_labelled
+    from rayvec.evaluation.vector_tasks import clustering
+
+    if task.data in SUITES:
+        from pipelines._packages import by_package
+
+        texts = by_package(cache)[1]
+    else:
+        texts = read_labelled(place(root, task.data))
+    texts = texts.spread(task.max_texts)
+
+    def score(subject: Subject) -> Found | None:
+        if not subject.config.has_vectors or subject.vectors is None:
+            return None
+        found = clustering(subject.vectors(texts.texts, subject.instruction), texts.labels)
+        return found, {"texts": len(texts), "classes": len(set(texts.labels))}
+
+    return score
+
+
+def _pairs(task: PairTask, root: str, cache: str) -> Scorer:
+    from rayvec.evaluation.local_sets import read_labelled_pairs
+    from rayvec.evaluation.vector_tasks import pair_classification
+
+    del cache
+    pairs = read_labelled_pairs(place(root, task.data))
+
+    def score(subject: Subject) -> Found | None:
+        if not subject.config.has_vectors or subject.vectors is None:
+            return None
+        first, second = (subject.vectors(texts, subject.instruction) for texts in (pairs.first, pairs.second))
+        return pair_classification(first, second, pairs.labels_N), {"pairs": len(pairs.first)}
+
+    return score
+
+
+def _words(task: WordTask, root: str, cache: str) -> Scorer:
+    from pipelines.words import WordsConfig, load_words, probed
+    from rayvec.modeling.encoder import TextEncoder
+
+    del cache
+    values = task.model_dump(include={"tag_column", "position", "probe", "max_sentences"})
+    config = WordsConfig(train=place(root, task.train), test=place(root, task.test) if task.test else "", **values)
+    split = load_words(config)
+
+    def score(subject: Subject) -> Found | None:
+        encoder = None if subject.vectors is None else subject.vectors.encoder
+        if subject.config.kind != "encoder" or not isinstance(encoder, TextEncoder):
+            return None
+        return probed(encoder, split, config, task.metric)
+
+    return score
+
+
+_PREPARED: dict[str, Callable[[Any, str, str], Scorer]] = {
+    "retrieval": _retrieval,
+    "reranking": _reranking,
+    "sts": _similarity,
+    "classification": _classification,
+    "clustering": _clustering,
+    "pairs": _pairs,
+    "words": _words,
+}
