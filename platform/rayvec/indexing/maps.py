@@ -1,8 +1,8 @@
 """A map of an index: documents drawn uniformly, each at a point of the plane on which vectors vary most.
 
-The plane is found from the documents drawn (PCA about their mean), and any other vector of the index is put on it by the
-same projection, so hits lie where they belong. Memory is bounded whatever the size of the index: the documents drawn,
-and as many again while they are read. Drawn by a seed: every copy of a service draws the same map of a version.
+The plane is found from the documents drawn (PCA about their mean), and any other vector of the index is put on it by
+the same projection, so hits lie where they belong. Memory is bounded whatever the size of the index: the documents
+drawn, and as many again while they are read. Drawn by a seed: every copy of a service draws the same map of a version.
 
 Knows an open index. Knows no search, no route.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_NAMES = ("index.html", "page.css", "page.js")
+_NAMES = ("index.html", "page.css", "page.js", "dom.js", "hits.js", "filters.js", "map.js")
 
 #: File by path. They hold nothing secret: where keys are set, the page asks for one.
 PAGE = {"/" if name == "index.html" else f"/{name}": name for name in _NAMES}
