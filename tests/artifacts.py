@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,16 @@ def write_index(
     made_by: Fingerprint | None = None,
     encoder: str = "test",
     ids: Sequence[str] | None = None,
+    extra: Mapping[str, pa.Array] | None = None,
 ) -> JsonObject:
-    """Publish a version built by the same functions as the pipeline's, in this process."""
+    """Publish a version built by the pipeline's own functions, in this process; extra: columns beside `line`."""
     projection = pca.fit(pca.moments([vectors]), dimensions, normalize=True) if dimensions else None
     indexed = projection(vectors) if projection else vectors
     bounds = np.linspace(0, len(vectors), pieces + 1).astype(int).tolist()
     trained = shards.train(spec.choose(factory, len(vectors), indexed.shape[1]), indexed.shape[1], indexed, seed=0)
     table = table_of(vectors, texts, ids=ids).select(["id", "title", "text", "line"])
+    for name, values in (extra or {}).items():
+        table = table.append_column(name, values)
     with versions.new_version(output) as draft:
         entries = []
         for number, (start, stop) in enumerate(pairwise(bounds)):
@@ -154,7 +157,7 @@ def write_index(
                 "segments": [segment.to_json()],
                 "dropped": 0,
                 "update": None,
-                "payload": ["line"],
+                "payload": ["line", *(extra or {})],
                 "dtype": "float32",
                 "embedded": EMBEDDED,
                 "proof": {"recall": 1.0, "target": 0.95},

@@ -201,6 +201,23 @@ def fit(seen: Moments, dimensions: int, *, normalize: bool, whiten: bool = False
     return axes(seen).projection(dimensions, normalize=normalize, whiten=whiten)
 
 
+def plane(seen: Moments) -> Projection:
+    """Onto the two axes along which the vectors vary most about their mean, which goes to 0: to look at, not to search.
+
+    Of vectors of one dimension the second coordinate is 0.
+    """
+    from scipy.linalg import eigh
+
+    dim, count = len(seen.mean), min(len(seen.mean), 2)
+    variances, directions = eigh(seen.scatter / seen.count, subset_by_index=[dim - count, dim - 1])
+    matrix = np.zeros((2, dim))
+    matrix[:count] = _signed(directions[:, ::-1].T)
+    total = np.trace(seen.scatter) / seen.count
+    shares = np.cumsum(np.maximum(variances[::-1], 0.0)) / total if total > 0 else np.zeros(count)
+    bias = -matrix @ seen.mean
+    return Projection(matrix.astype(np.float32), bias.astype(np.float32), False, tuple(shares.tolist()))
+
+
 def _check_dimensions(dimensions: int, dim: int) -> None:
     if not 1 <= dimensions <= dim:
         raise UserError(f"dimensions = {dimensions}: the vectors have {dim}; choose 1 to {dim}")

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Path, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -23,14 +22,17 @@ from rayvec import __version__
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.metrics import CONTENT_TYPE
 from rayvec.serving.observer import REQUEST_ID, Observer
+from rayvec.serving.pages import PAGE, content
 from rayvec.serving.problems import Problem, from_validation, to_response
 from rayvec.serving.schemas import (
+    MAX_POINTS,
     DeleteRequest,
     DocumentId,
     EmbeddingAnswer,
     EmbeddingRequest,
     ErrorAnswer,
     Indexes,
+    MapAnswer,
     Models,
     Ready,
     SearchAnswer,
@@ -40,13 +42,6 @@ from rayvec.serving.schemas import (
 )
 from rayvec.serving.security import Guard, Keys
 from rayvec.serving.strict import StrictRoute
-
-#: The search page, by path: its file in `page/` and how to send it.
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
@@ -127,6 +122,10 @@ def _v1(gateway: Gateway) -> APIRouter:
     async def indexes() -> Response:
         return _json(await gateway.indexes())
 
+    @router.get("/map", summary="A sample of the documents as points of a plane", response_model=MapAnswer)
+    async def map(limit: Annotated[int, Query(ge=1, le=MAX_POINTS)] = MAX_POINTS) -> Response:
+        return _json(await gateway.map(limit))
+
     @router.get("/models", summary="The model that is served", response_model=Models)
     async def models() -> Response:
         return _json(await gateway.models())
@@ -154,20 +153,19 @@ def _health(gateway: Gateway) -> APIRouter:
 
 def _page() -> APIRouter:
     router = APIRouter(include_in_schema=False)
-    for path, (name, media_type) in PAGE.items():
-        content = resources.files("rayvec.serving").joinpath("page", name).read_bytes()
-        router.add_api_route(path, _file(content, media_type), methods=["GET", "HEAD"])
+    for path, name in PAGE.items():
+        router.add_api_route(path, _file(*content(name)), methods=["GET", "HEAD"])
     return router
 
 
-def _file(content: bytes, media_type: str) -> Any:
+def _file(body: bytes, media_type: str) -> Any:
     """A route for one file, sent only when the browser does not have this very content."""
-    headers = {"etag": f'"{hashlib.sha256(content).hexdigest()[:16]}"', "cache-control": "no-cache"}
+    headers = {"etag": f'"{hashlib.sha256(body).hexdigest()[:16]}"', "cache-control": "no-cache"}
 
     async def send(request: Request) -> Response:
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
-        return Response(content, media_type=media_type, headers=headers)
+        return Response(body, media_type=media_type, headers=headers)
 
     return send
 

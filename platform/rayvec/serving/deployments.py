@@ -24,6 +24,7 @@ from rayvec.modeling.windows import Windows
 from rayvec.serving.batcher import Batched, Batcher
 from rayvec.serving.config import Limits
 from rayvec.serving.listing import Described, described
+from rayvec.serving.mapping import Cartographer
 from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredIndex
 from rayvec.serving.problems import Problem, invalid, unavailable
 from rayvec.serving.recall import recall_now
@@ -33,6 +34,7 @@ from rayvec.serving.search import Options, index_modes, search_index
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
+    from rayvec.indexing.maps import Map
     from rayvec.indexing.searcher import Index
     from rayvec.modeling.encoder import Encoder
 
@@ -133,6 +135,9 @@ class RetrieverService(Protocol):
 
     async def describe(self) -> Described:
         """What there is to know of the index."""
+
+    async def map(self) -> Map:
+        """The map of the index."""
 
 
 class QueryEncoder:
@@ -237,6 +242,7 @@ class Retriever:
         # A thread that asks parts waits most of the time; one that searches by itself works.
         self._threads = ThreadPoolExecutor(ASKING_THREADS if parts else 2, thread_name_prefix="search")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")  # a load takes long, and no search waits for it
+        self._cartographer = Cartographer()
         self._index: Index | None = None
         self._refused: tuple[str, str] | None = None
         self._looking = asyncio.Lock()
@@ -343,8 +349,11 @@ class Retriever:
         if options.mode not in index_modes(index):
             allowed = " or ".join(index_modes(index))
             raise invalid(f"mode: this index has no {options.mode} search; use {allowed}", "mode")
+        found = self._cartographer.peek(index) if "map" in options.include else None
         try:
-            hits = await self._in(self._threads, search_index, index, queries, vectors_QD, options, self._reranker)
+            hits = await self._in(
+                self._threads, search_index, index, queries, vectors_QD, options, self._reranker, found
+            )
         except UserError as error:  # a query whose vector has no direction, a column that is not there
             field, _, _ = str(error).partition(":")
             raise invalid(str(error), field if field in OPTIONS else "query") from None
@@ -376,6 +385,10 @@ class Retriever:
         """What there is to know of the index."""
         facts = await self.facts()
         return Described(described(self._live()), facts.refused)
+
+    async def map(self) -> Map:
+        """The map of the version that is served now; the first to ask waits for it to be drawn."""
+        return await self._cartographer.drawn(self._live())
 
     async def _in(self, threads: ThreadPoolExecutor, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)

@@ -26,6 +26,7 @@ from rayvec.serving.schemas import (
     EmbeddingAnswer,
     EmbeddingRequest,
     Indexes,
+    MapAnswer,
     Model,
     Models,
     Ready,
@@ -38,6 +39,7 @@ from rayvec.serving.schemas import (
     Usage,
     WriteAnswer,
 )
+from rayvec.serving.search import MAP_DECIMALS, rounded
 from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import WriterService
 
@@ -242,6 +244,21 @@ class Gateway:
             **found.fields,
         )
         return Indexes(data=[index])
+
+    async def map(self, limit: int) -> MapAnswer:
+        """At most `limit` documents on the map of the index. The first to ask waits until it is drawn."""
+        async with self._admitted("; the map is being drawn, ask again"):
+            found = await self._retriever.map()
+        points = rounded(found.points[:limit])
+        return MapAnswer(
+            index_version=found.version,
+            documents=found.documents,
+            explained=round(found.explained, MAP_DECIMALS),
+            ids=found.ids[:limit],
+            titles=found.titles[:limit],
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
+        )
 
     async def models(self) -> Models:
         """The one model that is served."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ray.serve.handle import DeploymentHandle
 
+    from rayvec.indexing.maps import Map
     from rayvec.indexing.ranking import Ranking
     from rayvec.modeling.tokens import TokenBatch
     from rayvec.modeling.windows import Windows
@@ -71,6 +72,10 @@ class RemoteRetriever:
     async def describe(self) -> Described:
         """What there is to know of the index."""
         return await _call(self._handle.describe)
+
+    async def map(self) -> Map:
+        """The map of the index."""
+        return await _call(self._handle.map)
 
 
 class RemotePart:

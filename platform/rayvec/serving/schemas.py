@@ -26,12 +26,14 @@ MAX_DOCUMENTS = 256
 MAX_DELETES = 1_000
 MAX_ID_BYTES = 512
 MAX_COLUMNS = 256
+#: Documents on a map.
+MAX_POINTS = 5_000
 #: Numbers of all vectors that one answer carries.
 MAX_VALUES = 2_000_000
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Fusion = Literal["weighted", "rrf"]
-Include = Literal["text", "payload", "vector"]
+Include = Literal["text", "payload", "vector", "map"]
 
 
 def _encodable(text: str) -> str:
@@ -118,8 +120,11 @@ class SearchRequest(Request):
     )
     include: list[Include] = Field(
         default=["text", "payload"],
-        max_length=3,
-        description="what each hit carries; vector: the document's as the index holds it, at length 1",
+        max_length=4,
+        description=(
+            "what each hit carries; vector: the document's as the index holds it, at length 1; map: its place on the "
+            "map that GET /v1/map gives of the same index_version, null while that is not drawn yet"
+        ),
     )
     filter: Annotated[Filter, AfterValidator(check)] | None = Field(
         None,
@@ -181,6 +186,7 @@ class Hit(Answer):
     text: str | None = None
     payload: dict[str, Any] | None = None
     vector: list[float] | None = None
+    map: list[float] | None = Field(None, description="x and y")
     signals: dict[str, Signal] = {}
 
 
@@ -337,6 +343,24 @@ class Indexes(Answer):
 
     object: Literal["list"] = "list"
     data: list[ServedIndex]
+
+
+class MapAnswer(Answer):
+    """Documents drawn uniformly from one version of the index, at points of the plane on which their vectors vary most.
+
+    The lists go together: document n has `ids[n]`, `titles[n]`, `x[n]`, `y[n]`. `documents` is how many the index has,
+    `explained` the share of the sample's variance that the plane keeps. Search with `include: ["map"]` puts hits on it.
+    """
+
+    object: Literal["map"] = "map"
+    index_version: str
+    documents: int
+    method: Literal["pca"] = "pca"
+    explained: float
+    ids: list[str]
+    titles: list[str | None]
+    x: list[float]
+    y: list[float]
 
 
 class EmbeddingRequest(Request):

@@ -21,6 +21,7 @@ from rayvec.serving.rerank import Reranker
 from rayvec.serving.schemas import MAX_VALUES, Fusion, Hit, Include, Mode, Signal
 
 if TYPE_CHECKING:
+    from rayvec.indexing.maps import Map
     from rayvec.indexing.ranking import Ranking
     from rayvec.indexing.searcher import Index
     from rayvec.indexing.selection import Selection
@@ -30,6 +31,8 @@ POOL_FACTOR = 4
 POOL_MINIMUM = 100
 #: Where hits are dropped from what was found, the search is made again so much deeper, until there are enough.
 DEEPER = 4
+#: Of coordinates on a map: finer than a screen's dots.
+MAP_DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,11 @@ def search_index(
     vectors_QD: np.ndarray | None,
     options: Options,
     reranker: Reranker | None = None,
+    map_: Map | None = None,
 ) -> list[list[Hit]]:
     """The hits of each query, best first: k of them, or as many as there are.
+
+    map_: of this very version, to put hits on where that is asked for; without one they have no place.
 
     Raises UserError for a column that the documents do not have, or a query that cannot be searched.
     """
@@ -106,7 +112,7 @@ def search_index(
             _reranked(index, query, hits, options.rerank, reranker)
             for query, hits in zip(queries, answers, strict=True)
         ]
-    return [_with_documents(index, hits[: options.k], options.include) for hits in answers]
+    return [_with_documents(index, hits[: options.k], options.include, map_) for hits in answers]
 
 
 def _found(
@@ -201,16 +207,25 @@ def _reranked(
     return first + rest
 
 
-def _with_documents(index: Index, found: list[Candidate], include: Sequence[Include]) -> list[Hit]:
+def _with_documents(index: Index, found: list[Candidate], include: Sequence[Include], map_: Map | None) -> list[Hit]:
     """Hits: ranks and scores with the documents: id, title, and of text and payload what was asked for."""
     wanted = [name for name in index.columns if name in (ID, TITLE) or _part_of(name) in include]
     rows = [one.row for one in found]
     documents = index.documents(rows, wanted) if found else []
-    vectors = index.vectors(rows).tolist() if found and "vector" in include else [None] * len(found)
+    nothing = [None] * len(found)
+    on_map = map_ is not None and "map" in include
+    vectors_KD = index.vectors(rows) if found and (on_map or "vector" in include) else None
+    vectors = vectors_KD.tolist() if vectors_KD is not None and "vector" in include else nothing
+    points = rounded(map_.place(vectors_KD)) if vectors_KD is not None and map_ is not None and on_map else nothing
     return [
-        Hit(rank=rank, score=one.score, signals=one.signals, vector=vector, **_shown(document, include))
-        for rank, (one, document, vector) in enumerate(zip(found, documents, vectors, strict=True), 1)
+        Hit(rank=rank, score=one.score, signals=one.signals, vector=vector, map=point, **_shown(document, include))
+        for rank, (one, document, vector, point) in enumerate(zip(found, documents, vectors, points, strict=True), 1)
     ]
+
+
+def rounded(points_N2: np.ndarray) -> list[list[float]]:
+    """Points of a map as short numbers: coordinates lie between -2 and 2."""
+    return np.round(points_N2.astype(np.float64), MAP_DECIMALS).tolist()
 
 
 def _shown(document: dict[str, Any], include: Sequence[Include]) -> dict[str, Any]:

@@ -31,12 +31,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rayvec.errors import UserError
 from rayvec.serving.config import is_loopback
 from rayvec.serving.observer import KEY_ID
+from rayvec.serving.pages import PAGE
 from rayvec.serving.problems import Problem, to_response
 
 Access = Literal["read", "write"]
 
 #: Everything but these asks for a key, where keys are set.
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
+OPEN_PATHS = frozenset({*PAGE, "/health", "/ready"})
 #: What changes the index, and so asks for a key that may.
 WRITING_PATHS = ("/v1/documents",)
 

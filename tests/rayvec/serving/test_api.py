@@ -14,6 +14,7 @@ import pytest
 
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.config import Limits
+from rayvec.serving.pages import PAGE
 from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_TEXTS
 from rayvec.serving.security import Keys, new_key
 from tests.artifacts import texts_for
@@ -67,12 +68,12 @@ def test_models_lists_the_one_that_is_served(client: Client) -> None:
 
 def test_openapi_describes_every_route(client: Client) -> None:
     assert set(client.get("/openapi.json").json()["paths"]) == {
-        "/v1/search", "/v1/embeddings", "/v1/models", "/v1/documents", "/v1/documents/{id}", "/v1/indexes",
+        "/v1/search", "/v1/embeddings", "/v1/models", "/v1/documents", "/v1/documents/{id}", "/v1/indexes", "/v1/map",
         "/health", "/ready", "/metrics",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js"])
+@pytest.mark.parametrize("path", PAGE)
 def test_page_is_sent_once_and_runs_only_its_own_script(client: Client, path: str) -> None:
     first = client.get(path)
     again = client.get(path, headers={"if-none-match": first.headers["etag"]})
