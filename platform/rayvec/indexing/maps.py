@@ -52,7 +52,7 @@ def draw(index: Index, size: int = POINTS, seed: int = 0) -> Map:
     """The map of an open index, of `size` documents or as many as there are; it may be drawn beside searches."""
     rows = live_rows(index, size, seed)
     vectors_ND = index.vectors(rows)
-    projection = pca.plane(pca.moments([vectors_ND]))
+    projection = pca.plane(vectors_ND)
     labels = _labels(index, rows)
     ids = [str(document[ID]) for document in labels]
     titles = [_short(document.get(TITLE)) for document in labels]

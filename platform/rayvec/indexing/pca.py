@@ -33,6 +33,8 @@ BLOCK_ROWS = 8192
 #: Whitening adds this share of the largest variance to each: no direction is stretched more than a thousand times as
 #: much as the first, so one that holds rounding errors alone stays small.
 EPSILON = 1e-6
+#: Dimensions, or vectors, of which all axes are as quickly found as two.
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -201,21 +203,29 @@ def fit(seen: Moments, dimensions: int, *, normalize: bool, whiten: bool = False
     return axes(seen).projection(dimensions, normalize=normalize, whiten=whiten)
 
 
-def plane(seen: Moments) -> Projection:
+def plane(vectors_ND: Vectors) -> Projection:
     """Onto the two axes along which the vectors vary most about their mean, which goes to 0: to look at, not to search.
 
-    Of vectors of one dimension the second coordinate is 0.
+    Lanczos' method (Lehoucq, Sorensen and Yang 1998), where dimensions are many: without the moments, which take longer
+    to sum than two axes to find. A coordinate along which nothing varies is 0.
     """
-    from scipy.linalg import eigh
+    from scipy.sparse.linalg import svds
 
-    dim, count = len(seen.mean), min(len(seen.mean), 2)
-    variances, directions = eigh(seen.scatter / seen.count, subset_by_index=[dim - count, dim - 1])
-    matrix = np.zeros((2, dim))
-    matrix[:count] = _signed(directions[:, ::-1].T)
-    total = np.trace(seen.scatter) / seen.count
-    shares = np.cumsum(np.maximum(variances[::-1], 0.0)) / total if total > 0 else np.zeros(count)
-    bias = -matrix @ seen.mean
-    return Projection(matrix.astype(np.float32), bias.astype(np.float32), False, tuple(shares.tolist()))
+    mean_D = vectors_ND.mean(axis=0)
+    centred_ND = vectors_ND - mean_D
+    total = float(np.vdot(centred_ND, centred_ND))
+    matrix, shares = np.zeros((2, len(mean_D))), (0.0, 0.0)
+    if total > EPSILON * float(np.vdot(vectors_ND, vectors_ND)):
+        if min(centred_ND.shape) <= FEW:
+            _, lengths, directions = np.linalg.svd(centred_ND, full_matrices=False)
+        else:
+            start = np.random.default_rng(0).normal(size=min(centred_ND.shape)).astype(np.float32)
+            _, lengths, directions = svds(centred_ND, k=2, v0=start, tol=1e-4, return_singular_vectors="vh")
+        order = np.argsort(-lengths)[:2]
+        matrix[: len(order)] = _signed(directions[order])
+        first, both = np.cumsum(lengths[order].astype(np.float64) ** 2)[[0, -1]] / total
+        shares = (min(float(first), 1.0), min(float(both), 1.0))
+    return Projection(matrix.astype(np.float32), (-matrix @ mean_D).astype(np.float32), False, shares)
 
 
 def _check_dimensions(dimensions: int, dim: int) -> None:

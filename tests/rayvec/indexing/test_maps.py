@@ -57,8 +57,19 @@ def test_deleted_documents_are_not_drawn(index: Index, monkeypatch: pytest.Monke
     assert sorted(maps.live_rows(index, 10_000, seed=3)) == list(range(1, COUNT, 2))
 
 
+def test_of_many_dimensions_the_plane_is_the_same() -> None:
+    generator = np.random.default_rng(2)
+    vectors = (generator.normal(size=(500, 300)) * np.r_[4.0, 3.0, np.full(298, 0.5)]).astype(np.float32)
+    found = pca.plane(vectors)
+    centred = (vectors - vectors.mean(axis=0)).astype(np.float64)
+    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+    assert np.abs((found.matrix * directions[:2]).sum(axis=1)) == pytest.approx(1.0, abs=1e-4)
+    shares = np.cumsum(lengths**2) / (lengths**2).sum()
+    assert found.explained == pytest.approx(tuple(shares[:2]), rel=1e-4)
+
+
 def test_vectors_of_one_dimension_and_vectors_that_do_not_vary_have_a_plane() -> None:
-    line = pca.plane(pca.moments([np.array([[1.0], [3.0]], np.float32)]))
+    line = pca.plane(np.array([[1.0], [3.0]], np.float32))
     assert line(np.array([[3.0]], np.float32)).tolist() == [[1.0, 0.0]]
-    still = pca.plane(pca.moments([np.ones((5, 3), np.float32)]))
+    still = pca.plane(np.ones((5, 3), np.float32))
     assert still.explained == (0.0, 0.0) and np.abs(still(np.ones((1, 3), np.float32))).max() < 1e-6

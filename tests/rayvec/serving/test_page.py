@@ -285,11 +285,9 @@ def test_filters_are_joined_by_and(page: sync_api.Page, address: str) -> None:
     ("column", "value", "complaint"),
     [
         ("line", "abc", "line: “abc” is no whole number."),
-        ("line", "9" * 17, "has more digits than a browser can count."),
         ("share", "1,5", "share: “1,5” is no number."),
         ("seen", "yesterday", "seen: “yesterday” is no date or time"),
         ("line", str(2**40), "line is a column of int32"),  # of the server
-        ("seen", "2024-02-31", "seen is a column of timestamp[ms]"),  # and this too
     ],
 )
 def test_what_is_wrong_with_a_filter_stands_beside_it(
@@ -520,9 +518,7 @@ INTERACTIVE = {"button", "textbox", "searchbox", "combobox", "radio", "tab", "li
 NAMED = INTERACTIVE | {"image", "img", "tabpanel", "tablist", "group", "list"}
 
 
-@pytest.mark.parametrize(
-    "view", ["&where=line+gte+abc", "&where=line+gte+2", "&view=map", "&mode=lexical&instruction=x"]
-)
+@pytest.mark.parametrize("view", ["&where=line+gte+abc", "&where=line+gte+2", "&view=map"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everything_has_a_name_and_enough_contrast(page: sync_api.Page, address: str, scheme: str, view: str) -> None:
     page.emulate_media(color_scheme=scheme)
@@ -555,10 +551,10 @@ def test_nothing_runs_over_the_side(page: sync_api.Page, address: str, width: in
     if view != "view=map":
         page.locator(".open").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    small = page.locator("button:visible, select:visible").evaluate_all(
-        "all => all.filter((one) => one.getBoundingClientRect().height < 24).map((one) => one.outerHTML)"
+    heights = page.locator("form button:not(.unseen), select, #legend button, .zoom button").evaluate_all(
+        "all => all.filter((one) => one.checkVisibility()).map((one) => [one.getBoundingClientRect().height, one.id])"
     )
-    assert [one for one in small if "open" not in one and "again" not in one] == []
+    assert len(heights) > 3 and [one for one in heights if one[0] < 24] == []  # for a thumb
     if shots := os.environ.get("RAYVEC_SHOTS"):
         page.screenshot(path=f"{shots}/{width}{view[:4]}.png")
 

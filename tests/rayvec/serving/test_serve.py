@@ -161,6 +161,16 @@ def test_search(service: Service, mode: str) -> None:
     assert result["hits"][0]["id"] == "doc-5"
 
 
+def test_the_map_comes_from_the_retriever_and_hits_are_put_on_it(service: Service) -> None:
+    answer = httpx.get(f"{service.address}/v1/map", timeout=30).json()
+    (result,) = search(service, query=TEXT, k=3, include=["map"]).json()["results"]
+    places = dict(zip(answer["ids"], zip(answer["x"], answer["y"], strict=True), strict=True))
+    assert len(places) == COUNT
+    assert [hit["map"] for hit in result["hits"]] == [
+        pytest.approx(places[hit["id"]], abs=2e-4) for hit in result["hits"]
+    ]
+
+
 def test_many_at_once_are_each_answered_or_told_to_wait(service: Service) -> None:
     texts = texts_for(COUNT)
     with ThreadPoolExecutor(16) as threads:
