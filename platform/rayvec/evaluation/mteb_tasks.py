@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from rayvec import storage
@@ -94,7 +95,7 @@ def load(task: Any) -> None:
         return
     name = task.metadata.name
     try:
-        with quiet():
+        with quiet(), contextlib.nullcontext() if _hub_answers() else _offline():
             task.load_data()
     except Exception as error:  # datasets, the hub's client and the network raise dozens of kinds: not there
         detail = " ".join(str(error).split())[:120]
@@ -103,6 +104,38 @@ def load(task: Any) -> None:
             f"the hub ({detail}); run python -c \"import mteb; mteb.get_task('{name}').load_data()\" where the network "
             f"allows and bring the cache (HF_HOME), or give a local place with --set local.{name}=PATH"
         ) from None
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether there is a hub: asked once, for its client tries again for minutes a task."""
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=5)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """What is in the cache, and nothing else."""
+    import datasets
+    from huggingface_hub import constants
+
+    switches = ((datasets.config, "HF_DATASETS_OFFLINE"), (constants, "HF_HUB_OFFLINE"))
+    before = [getattr(owner, name) for owner, name in switches]
+    for owner, name in switches:
+        setattr(owner, name, True)
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
 
 
 @contextlib.contextmanager

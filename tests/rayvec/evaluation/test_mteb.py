@@ -173,11 +173,14 @@ def test_a_task_of_mteb_takes_local_data(encoder: TextEncoder, data: Path) -> No
 
 
 def test_absent_data_and_unknown_names_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    """A hub that does not answer is found out once, and not waited for again."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    mteb_tasks._hub_answers.cache_clear()
     with pytest.raises(UserError, match=r"the data of STSBenchmark .* --set local\.STSBenchmark=PATH"):
         mteb_tasks.load(mteb_tasks.get_task("STSBenchmark"))
     with pytest.raises(UserError, match="MTEB has no English task 'STSBenchmrk'"):
         mteb_tasks.get_task("STSBenchmrk")
     with pytest.raises(UserError, match="local data is for Retrieval"):
         mteb_tasks.get_task("SummEval", str(tmp_path))
+    mteb_tasks._hub_answers.cache_clear()
