@@ -209,7 +209,7 @@ def test_the_query_that_is_wrong_is_named(client: Client, wrong: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("mode", "best"), ("mode", 1), ("mode", None), ("include", "text"), ("include", ["text"] * 4),
+        ("mode", "best"), ("mode", 1), ("mode", None), ("include", "text"), ("include", ["text"] * 5),
         ("instruction", 5), ("instruction", "x" * 2_001), ("instruction", "\ud800"), ("query", ["x"] * (MAX_TEXTS + 1)),
     ],
 )  # fmt: skip
