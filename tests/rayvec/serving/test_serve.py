@@ -347,25 +347,56 @@ def test_a_kill_of_every_process_after_an_answer_loses_no_document(index: Path, 
     after.close()
 
 
-def test_a_killed_part_of_the_vectors_is_told_until_it_is_back(tmp_path: Path) -> None:
-    texts, encoder = texts_for(60), HashEncoder.parse(MODEL)
-    write_index(tmp_path, encoder.encode(texts), texts, pieces=3, made_by=encoder.fingerprint, encoder=MODEL)
-    with serving(tmp_path, "replicas.parts=3", "limits.part_seconds=1") as service:
-        ask = {"query": TEXT, "mode": "dense", "k": 60}
-        whole = search(service, **ask).json()
-        assert len(whole["results"][0]["hits"]) == 60 and whole["coverage"] == 1.0 and whole["missing_parts"] == []
-        (part,) = service.replicas("Vectors-1")
-        part.kill()
-        end, answers = time.monotonic() + 60, []
-        while time.monotonic() < end and (not answers or answers[-1]["coverage"] < 1.0 or len(answers) < 5):
-            answer = search(service, **ask)
-            assert answer.status_code == 200, answer.text
-            answers.append(answer.json())
-            whole_only = search(service, **ask, allow_partial=False)
-            assert whole_only.status_code in (200, 503)
-        for answer in answers:
-            missing = len(answer["missing_parts"])
-            assert len(answer["results"][0]["hits"]) == 60 - 20 * missing
-            assert answer["coverage"] == pytest.approx(1 - missing / 3, abs=1e-5)
-        assert answers[-1]["coverage"] == 1.0 and answers[-1]["results"] == whole["results"]
-        assert any(answer["missing_parts"] == [1] for answer in answers)
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of two parts of the vectors and two gateways."""
+    index, texts, encoder = tmp_path_factory.mktemp("spread"), texts_for(60), HashEncoder.parse(MODEL)
+    write_index(index, encoder.encode(texts), texts, pieces=2, made_by=encoder.fingerprint, encoder=MODEL)
+    with serving(index, "replicas.parts=2", "limits.part_seconds=1", "replicas.gateway=2") as service:
+        yield service
+
+
+def test_a_killed_part_of_the_vectors_is_told_until_it_is_back(spread: Service) -> None:
+    ask = {"query": TEXT, "mode": "dense", "k": 60}
+    whole = search(spread, **ask).json()
+    assert len(whole["results"][0]["hits"]) == 60 and whole["coverage"] == 1.0 and whole["missing_parts"] == []
+    (part,) = spread.replicas("Vectors-1")
+    part.kill()
+    end, answers = time.monotonic() + 60, []
+    while time.monotonic() < end and (not answers or answers[-1]["coverage"] < 1.0 or len(answers) < 5):
+        answer = search(spread, **ask)
+        assert answer.status_code == 200, answer.text
+        answers.append(answer.json())
+        whole_only = search(spread, **ask, allow_partial=False)
+        assert whole_only.status_code in (200, 503)
+    for answer in answers:
+        missing = len(answer["missing_parts"])
+        assert len(answer["results"][0]["hits"]) == 60 - 30 * missing
+        assert answer["coverage"] == pytest.approx(1 - missing / 2, abs=1e-5)
+    assert answers[-1]["coverage"] == 1.0 and answers[-1]["results"] == whole["results"]
+    assert any(answer["missing_parts"] == [1] for answer in answers)
+
+
+def test_the_client_goes_on_while_one_of_two_gateways_is_killed(spread: Service) -> None:
+    before = spread.replicas("Gateway")
+    assert len(before) == 2
+    stop, answers = threading.Event(), []
+
+    def ask() -> None:
+        with Client(spread.address, retries=6) as client:
+            while not stop.is_set():
+                answers.append(client.search(TEXT, k=3).index_version)
+
+    with ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(ask) for _ in range(4)]
+        try:
+            time.sleep(0.5)
+            before[0].kill()
+            seen, end = len(answers), time.monotonic() + 60
+            while len(answers) < seen + 100 and time.monotonic() < end:
+                time.sleep(0.05)
+        finally:
+            stop.set()
+        for one in done:
+            one.result()
+    assert len(answers) >= seen + 100
