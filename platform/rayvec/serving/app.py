@@ -256,11 +256,13 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
             max_queued_requests=limits.queued_per_replica,
             **_options(limits.in_flight),
         )(WriterReplica).bind(_absolute(config.index), encoder, checked.encoder, checked.fingerprint)
-    # The gateway refuses by itself, in the shape that clients read, before Serve would (in plain text).
+    # The gateway refuses by itself, in the shape that clients read, before Serve would (429 in plain text): that is for
+    # a gateway that cannot keep up with refusing, where requests would wait without end.
     return serve.deployment(
         name="Gateway",
         num_replicas=replicas.gateway,
         ray_actor_options=_actor(config),
+        max_queued_requests=limits.queued_per_replica,
         **_options(4 * limits.in_flight),
     )(serve.ingress()(GatewayReplica)).bind(encoder, retriever, writer, config, checked)
 

@@ -39,8 +39,8 @@ from rayvec.serving.schemas import (
 
 A = TypeVar("A", bound=BaseModel)
 
-#: What passes by itself: no room, a part that is started again, a proxy that has lost its service. Serve's own proxy says
-#: 500 where the gateway died that it had asked; whatever is asked may be asked again.
+#: What passes by itself: no room, a part that is started again, a proxy that has lost its service. Serve's own proxy
+#: says 500 where the gateway died that it had asked; whatever is asked may be asked again.
 AGAIN = (429, 500, 502, 503)
 #: Texts in one request, as many as the service takes by default.
 TEXTS_AT_ONCE = 64
