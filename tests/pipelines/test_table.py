@@ -133,9 +133,7 @@ def test_words_in_common_are_what_these_tasks_ask_for(report: Report) -> None:
 def test_every_value_lies_in_its_interval(report: Report) -> None:
     for row in report["systems"].values():
         for task, found in row.items():
-            # k-means' labels stay as they are when texts are drawn again, which makes clusters a little purer.
-            slack = 0.05 if task == "clusters" else 1e-9
-            assert found["low"] - slack <= found["mean"] <= found["high"] + slack, task
+            assert found["low"] - 1e-9 <= found["mean"] <= found["high"] + 1e-9, task
 
 
 def test_the_order_is_tested_on_each_task(report: Report) -> None:

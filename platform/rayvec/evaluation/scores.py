@@ -55,9 +55,13 @@ def of_items(values_N: Values) -> Score:
     return Score(float(items.mean()), np.array([items[draw].mean() for draw in drawn(len(items))]), items)
 
 
-def of_metric(metric: Metric, count: int, draws: int = DRAWS) -> Score:
-    """The score of a metric that is no mean over its `count` items."""
-    return Score(metric(np.arange(count)), np.array([metric(draw) for draw in drawn(count, draws)]))
+def of_metric(metric: Metric, count: int, draws: int = DRAWS, *, centred: bool = False) -> Score:
+    """The score of a metric that is no mean over its `count` items.
+
+    centred: shift the draws to lie around the value, for metrics that are higher where items are drawn twice.
+    """
+    value, draws_R = metric(np.arange(count)), np.array([metric(draw) for draw in drawn(count, draws)])
+    return Score(value, draws_R - draws_R.mean() + value if centred else draws_R)
 
 
 def mean_of(scores: Sequence[Score]) -> Score:

@@ -82,7 +82,8 @@ def classification(
 def clustering(vectors_ND: Vectors, labels: Sequence[str]) -> Score:
     """V-measure of mini-batch k-means with as many clusters as labels (`v_measure` of a set of texts).
 
-    The interval is that of the texts, the clusters as they are; how k-means would fall another time is not in it.
+    The interval is that of the texts, the clusters as they are; how k-means would fall another time is not in it. Texts
+    that are drawn twice are always together, which raises the v-measure of every draw: so draws are centred.
     """
     kmeans = _library("sklearn.cluster").MiniBatchKMeans(
         n_clusters=len(set(labels)), batch_size=KMEANS_BATCH, n_init="auto", random_state=SEED
@@ -91,7 +92,11 @@ def clustering(vectors_ND: Vectors, labels: Sequence[str]) -> Score:
         found_N = kmeans.fit(vectors_ND).labels_
     v_measure = _library("sklearn.metrics").v_measure_score
     gold_N = np.unique(np.asarray(labels), return_inverse=True)[1]
-    return of_metric(lambda places: float(v_measure(gold_N[places], found_N[places])), len(labels), _FEWER_DRAWS)
+
+    def metric(places: Indices) -> float:
+        return float(v_measure(gold_N[places], found_N[places]))
+
+    return of_metric(metric, len(labels), _FEWER_DRAWS, centred=True)
 
 
 def pair_classification(first_ND: Vectors, second_ND: Vectors, labels_N: npt.NDArray[np.int64]) -> Score:
