@@ -93,7 +93,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 
 def _wait_for_agent(address: str, token: str) -> None:
     """The head answers before its agent, which takes jobs, has started; on a busy machine long before."""
-    for _ in range(120):
+    for _ in range(240):
         answer = httpx.post(
             f"{address}/api/jobs/",
             json={"entrypoint": "true"},
@@ -104,4 +104,4 @@ def _wait_for_agent(address: str, token: str) -> None:
             return
         assert "No available agent" in answer.text, answer.text
         time.sleep(1)
-    raise AssertionError("the cluster's agent did not take a job within two minutes")
+    raise AssertionError("the cluster's agent did not take a job within four minutes")
