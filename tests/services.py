@@ -16,8 +16,9 @@ import uvicorn
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.api import make_api
 from rayvec.serving.config import Limits
-from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.gateway import Gateway
+from rayvec.serving.query_encoder import QueryEncoder
+from rayvec.serving.retriever import Retriever
 from rayvec.serving.security import Keys
 from rayvec.serving.writer import Writer
 from tests.artifacts import texts_for, write_index

@@ -60,7 +60,7 @@ def draw(index: Index, size: int = POINTS, seed: int = 0) -> Map:
     return Map(index.version, index.count, explained, ids, titles, projection(vectors_ND), projection)
 
 
-def live_rows(index: Index, size: int, seed: int) -> Rows:
+def live_rows(index: Index, size: int, seed: int | None) -> Rows:
     """Rows of documents that are there, drawn uniformly without replacement, in no order."""
     total = index.segments[-1].stop
     generator = np.random.default_rng(seed)

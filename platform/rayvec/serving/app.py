@@ -24,11 +24,12 @@ from rayvec.errors import RayvecError, UserError
 from rayvec.indexing.part import Part
 from rayvec.serving.api import make_api
 from rayvec.serving.config import EVERYWHERE, Limits, ServeConfig, is_loopback
-from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
 from rayvec.serving.parts import VectorPart
+from rayvec.serving.query_encoder import QueryEncoder
 from rayvec.serving.rerank import load_reranker
+from rayvec.serving.retriever import Retriever
 from rayvec.serving.security import Keys
 from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import Writer, settings_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from cachetools import LRUCache
 
-from rayvec.serving.deployments import Encoded, EncoderService
+from rayvec.serving.services import Encoded, EncoderService
 
 #: What a short text and its place in the cache take beside its vector.
 OVERHEAD_BYTES = 500

@@ -17,7 +17,6 @@ import numpy as np
 from rayvec.serving.cache import CachedEncoder
 from rayvec.serving.changes import Change
 from rayvec.serving.config import Limits
-from rayvec.serving.deployments import Encoded, EncoderFacts, EncoderService, IndexFacts, RetrieverService
 from rayvec.serving.metrics import Metrics
 from rayvec.serving.problems import Problem, invalid, overloaded, unavailable
 from rayvec.serving.schemas import (
@@ -40,6 +39,7 @@ from rayvec.serving.schemas import (
     WriteAnswer,
 )
 from rayvec.serving.search import MAP_DECIMALS, rounded
+from rayvec.serving.services import Encoded, EncoderFacts, EncoderService, IndexFacts, RetrieverService
 from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import WriterService
 

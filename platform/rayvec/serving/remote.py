@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from rayvec.serving.deployments import Encoded, EncoderFacts, Found, IndexFacts, Reached
 from rayvec.serving.listing import Described
 from rayvec.serving.problems import Problem, overloaded, unavailable
+from rayvec.serving.services import Encoded, EncoderFacts, Found, IndexFacts, Reached
 
 if TYPE_CHECKING:
     import numpy as np

@@ -37,7 +37,7 @@ def address(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     # Its documents change here, and must not for the other modules.
     client = Client(Path(shutil.copytree(index, tmp_path_factory.mktemp("contract") / "index")), writable=True)
     with pytest.MonkeyPatch.context() as patch, listening(client.app) as address:
-        patch.setattr("rayvec.serving.deployments.REACH_SECONDS", 0.05)  # versions that never come are asked for
+        patch.setattr("rayvec.serving.retriever.REACH_SECONDS", 0.05)  # versions that never come are asked for
         yield address
     client.close()
 

@@ -18,10 +18,11 @@ from rayvec.indexing.searcher import Index
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.app import plan
 from rayvec.serving.config import Limits, ServeConfig
-from rayvec.serving.deployments import Found, Retriever
 from rayvec.serving.parts import VectorPart
 from rayvec.serving.problems import Problem
+from rayvec.serving.retriever import Retriever
 from rayvec.serving.search import Options, search_index
+from rayvec.serving.services import Found
 from tests.artifacts import texts_for, write_index
 
 ENCODER = HashEncoder(64)

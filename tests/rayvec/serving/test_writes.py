@@ -170,7 +170,7 @@ def test_a_search_waits_for_the_version_it_asks_for(service: Client) -> None:
 def test_a_version_that_does_not_come_is_503_and_one_that_is_none_422(
     service: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayvec.serving.deployments.REACH_SECONDS", 0.1)
+    monkeypatch.setattr("rayvec.serving.retriever.REACH_SECONDS", 0.1)
     put(service, document("m"))
     versions.rollback(folder, "v1")
     service.runner.run(asyncio.sleep(0.3))

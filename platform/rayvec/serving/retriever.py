@@ -1,9 +1,9 @@
-"""The two parts that do the work: QueryEncoder (texts to vectors) and Retriever (vectors and words to documents).
+"""The part that finds documents for vectors and words: one version of an index, and those that follow it.
 
-Plain classes; `rayvec.serving.app` makes deployments of them. Both work off the event loop, so that health checks and
-new requests are answered while they are busy. Know the encoder and the index. Know no HTTP and no Ray.
+A plain class; `rayvec.serving.app` makes a deployment of it. It works off the event loop, so that health checks and new
+requests are answered while it is busy. Knows the index. Knows no encoder, no HTTP and no Ray.
 
-Shapes: B texts, Q queries, D dimensions, K hits a query.
+Shapes: Q queries, D dimensions, K hits a query.
 """
 
 from __future__ import annotations
@@ -13,33 +13,27 @@ import logging
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayvec.errors import RayvecError, UserError
-from rayvec.modeling.tokens import TokenBatch, concatenate
-from rayvec.modeling.windows import Windows
-from rayvec.serving.batcher import Batched, Batcher
-from rayvec.serving.config import Limits
 from rayvec.serving.listing import Described, described
 from rayvec.serving.mapping import Cartographer
+from rayvec.serving.open_versions import OpenVersions
 from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredIndex
 from rayvec.serving.problems import Problem, invalid, unavailable
 from rayvec.serving.recall import recall_now
 from rayvec.serving.rerank import load_reranker
-from rayvec.serving.schemas import Hit, Mode
 from rayvec.serving.search import Options, index_modes, search_index
+from rayvec.serving.services import Found, IndexFacts, Reached
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
     from rayvec.indexing.maps import Map
     from rayvec.indexing.searcher import Index
-    from rayvec.modeling.encoder import Encoder
 
 _LOG = logging.getLogger(__name__)
-_Item = tuple[TokenBatch, Windows | None]
 
 #: Seconds that a search waits for the version that it asks for, and a look at CURRENT meanwhile.
 REACH_SECONDS = 5.0
@@ -51,166 +45,6 @@ PARTS_SECONDS = 600.0
 
 #: Fields of a search request by which an error of the index may begin.
 OPTIONS = frozenset({"filter", "unique_by", "rerank", "include"})
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors float32 [B, D] of one request, the tokens that were read, and which texts were cut."""
-
-    vectors_BD: np.ndarray
-    n_tokens: int
-    truncated: list[bool]
-    batch: Batched | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """The hits of each query, all from one version of the index.
-
-    coverage: the share of the vectors that were searched; missing: the parts that hold the others.
-    """
-
-    hits: list[list[Hit]]
-    version: str
-    coverage: float = 1.0
-    missing: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class EncoderFacts:
-    """What an encoder part serves."""
-
-    fingerprint: str
-    dim: int
-    max_length: int
-
-
-@dataclass(frozen=True)
-class IndexFacts:
-    """What an index part serves."""
-
-    version: str
-    count: int
-    modes: list[Mode]
-    #: A newer version that is not served, and why.
-    refused: str | None = None
-    #: Parts of the vectors that did not answer a moment ago.
-    missing: list[int] = field(default_factory=list)
-    #: Of a few stored vectors, the share of their true nearest ten that a search finds; None before the first look.
-    recall: float | None = None
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Whether a copy of the index part serves a version, or a later one."""
-
-    replica: str
-    there: bool
-
-
-class EncoderService(Protocol):
-    """What the gateway asks of a QueryEncoder, here or in another process."""
-
-    async def encode(self, texts: list[str], instruction: str | None) -> Encoded:
-        """Vectors of texts."""
-
-    async def encode_ids(self, ids: list[list[int]]) -> Encoded:
-        """Vectors of texts that are tokenized already."""
-
-    async def facts(self) -> EncoderFacts:
-        """What is loaded."""
-
-
-class RetrieverService(Protocol):
-    """What the gateway asks of a Retriever, here or in another process."""
-
-    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
-        """The hits of each query."""
-
-    async def facts(self) -> IndexFacts:
-        """What is loaded."""
-
-    async def reach(self, version: str) -> Reached:
-        """Serve a version, or a later one, as soon as it can be."""
-
-    async def describe(self) -> Described:
-        """What there is to know of the index."""
-
-    async def map(self) -> Map:
-        """The map of the index."""
-
-
-class QueryEncoder:
-    """Encodes texts of many requests in shared batches. Raises MismatchError unless the encoder is the expected one."""
-
-    def __init__(self, encoder: Encoder, expected: Fingerprint | None = None, limits: Limits | None = None) -> None:
-        if expected is not None:
-            expected.require(encoder.fingerprint, mine="index", theirs="encoder")
-        self._encoder = encoder
-        self._limits = limits or Limits()
-        self._batcher: Batcher[_Item, np.ndarray] = Batcher(self._encode_many, self._limits.batch_tokens)
-        # Tokenizers are not all safe in two threads at once; one thread also keeps the CPUs for the encoder.
-        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-
-    async def encode(self, texts: list[str], instruction: str | None = None) -> Encoded:
-        """Vectors of texts. Raises Problem when they are more tokens than a request may have."""
-        loop = asyncio.get_running_loop()
-        try:
-            batch = await loop.run_in_executor(self._tokenizer_thread, self._encoder.tokenize, texts, instruction)
-        except ValueError as error:  # an instruction that leaves no room for the text, say: the client's own mistake
-            raise invalid(str(error), "instruction" if instruction else None) from None
-        return await self._encode(batch)
-
-    async def encode_ids(self, ids: list[list[int]]) -> Encoded:
-        """Vectors of token ids of this encoder's own tokenizer, special tokens included; all of them are pooled."""
-        known = getattr(self._encoder, "vocab_size", 2**31)
-        worst = max(max(row) for row in ids)
-        if worst >= known:
-            message = f"input: token id {worst} is not in this model's vocabulary of {known}; send text instead"
-            raise invalid(message, "input")
-        longest = self._encoder.max_length
-        cut = [len(row) > longest for row in ids]
-        return await self._encode(TokenBatch.from_rows([row[:longest] for row in ids], truncated=cut))
-
-    async def _encode(self, batch: TokenBatch) -> Encoded:
-        n_tokens = int(batch.lengths.sum())
-        if n_tokens > self._limits.request_tokens:
-            message = (
-                f"input: {n_tokens} tokens in one request, {self._limits.request_tokens} allowed; send fewer texts"
-            )
-            raise invalid(message, "input", code="too_many_tokens")
-        vectors_BD, batched = await self._batcher.run_told((batch, None), n_tokens)
-        if not np.isfinite(vectors_BD).all():
-            raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
-        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist(), batched)
-
-    async def encode_tokens(self, batch: TokenBatch, windows: Windows | None = None) -> np.ndarray:
-        """Vectors of documents that the writer has tokenized: float32 [B, D], or [W, D] of windows within its rows.
-
-        They wait among the queries, and are not checked: who asks has what to do about one that is not finite.
-        """
-        return await self._batcher.run((batch, windows), int(batch.lengths.sum()))
-
-    def _encode_many(self, items: Sequence[_Item]) -> list[np.ndarray]:
-        """Each item's vectors; all that are not of windows go to the encoder together."""
-        whole = [batch for batch, windows in items if windows is None]
-        vectors_BD = self._encoder.encode_tokens(concatenate(whole)) if whole else np.empty((0, self._encoder.dim))
-        pieces = iter(np.split(vectors_BD, np.cumsum([len(batch) for batch in whole])[:-1]))
-        return [
-            next(pieces) if windows is None else self._encoder.encode_windows(batch, windows)
-            for batch, windows in items
-        ]
-
-    async def facts(self) -> EncoderFacts:
-        """What is loaded."""
-        encoder = self._encoder
-        return EncoderFacts(encoder.fingerprint.short, encoder.dim, encoder.max_length)
-
-    async def check_health(self) -> None:
-        """Called by Serve: a batch that hangs (a stuck device) makes the part be restarted."""
-        limit = 2 * self._limits.timeout_seconds
-        if self._batcher.busy_seconds > limit:
-            raise RuntimeError(f"one batch has been running for more than {limit:.0f} s")
 
 
 class Retriever:
@@ -241,7 +75,8 @@ class Retriever:
         self._poll_seconds = poll_seconds
         # A thread that asks parts waits most of the time; one that searches by itself works.
         self._threads = ThreadPoolExecutor(ASKING_THREADS if parts else 2, thread_name_prefix="search")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")  # a load takes long, and no search waits for it
+        self._versions = OpenVersions(self._open, keep=1)
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="look")
         self._cartographer = Cartographer()
         self._index: Index | None = None
         self._refused: tuple[str, str] | None = None
@@ -271,7 +106,7 @@ class Retriever:
         while True:
             await asyncio.sleep(self._recall_seconds)
             try:
-                self._recall = await self._in(self._loader, recall_now, self._live())
+                self._recall = await self._in(self._looker, recall_now, self._live())
             except Exception as error:  # whatever it is, searches go on
                 _LOG.warning("recall could not be looked at: %s", error)
 
@@ -290,14 +125,14 @@ class Retriever:
 
         live = self._live()
         try:
-            name = await self._in(self._loader, versions.current, self._uri)
+            name = await self._in(self._looker, versions.current, self._uri)
         except RayvecError as error:
             name = f"{versions.CURRENT}: {error}"
         if name == live.version:
             self._refused = None
         elif self._refused is None or self._refused[0] != name:
             try:
-                self._index = await self._load(name)
+                self._index = await self._versions.get(name)
                 self._refused = None
             except NotYetError as error:
                 self._refused = (f"{name}, which is tried again", str(error))
@@ -310,22 +145,19 @@ class Retriever:
         end = asyncio.get_running_loop().time() + PARTS_SECONDS
         while True:
             try:
-                return await self._load(version)
+                return await self._versions.get(version)
             except NotYetError:
                 if asyncio.get_running_loop().time() > end:
                     raise
                 await asyncio.sleep(REACH_POLL)
 
-    async def _load(self, version: str | None) -> Index:
-        return await self._in(self._loader, self._open, version)
-
-    def _open(self, version: str | None) -> Index:
+    def _open(self, version: str | None, before: Index | None) -> Index:
         from rayvec.indexing.searcher import Index
 
         index = (
-            Index.open(self._uri, version, before=self._index)
+            Index.open(self._uri, version, before=before)
             if self._scatter is None
-            else ScatteredIndex.over(self._scatter, self._uri, version, self._index)
+            else ScatteredIndex.over(self._scatter, self._uri, version, before)
         )
         if self._expected is not None:
             index.fingerprint.require(self._expected, mine="index", theirs="encoder")
@@ -343,7 +175,7 @@ class Retriever:
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The k best documents of each query, fewer where the index has fewer."""
         if options.min_index_version is not None and not (await self.reach(options.min_index_version)).there:
-            raise await self._in(self._loader, self._not_served, options.min_index_version)
+            raise await self._in(self._looker, self._not_served, options.min_index_version)
         # Taken once: a change of version during this request does not reach it.
         index = _for_request(self._live())
         if options.mode not in index_modes(index):

@@ -1,4 +1,4 @@
-"""The encoder's part and the index's part, as plain objects."""
+"""The index's part, as a plain object."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rayvec.errors import MismatchError, UserError, VerificationError
 from rayvec.indexing import versions
 from rayvec.modeling.hash_encoder import HashEncoder
-from rayvec.serving.config import Limits
-from rayvec.serving.deployments import QueryEncoder, Retriever
 from rayvec.serving.problems import Problem
+from rayvec.serving.retriever import Retriever
 from tests.services import write_service_index
 
 ENCODER = HashEncoder(64)
@@ -32,26 +30,10 @@ def retriever_of(folder: Path, version: str) -> Retriever:
     return retriever
 
 
-def test_encoder_part_refuses_an_index_of_another_encoder() -> None:
-    with pytest.raises(MismatchError, match="weights"):
-        QueryEncoder(ENCODER, HashEncoder(32).fingerprint)
-
-
 def test_index_part_refuses_an_encoder_that_did_not_make_it(index: Path) -> None:
     retriever = Retriever(str(index), HashEncoder(32).fingerprint)
     with pytest.raises(MismatchError, match="weights"):
         asyncio.run(retriever.reconfigure({"version": "v1"}))
-
-
-def test_many_requests_at_once_get_their_own_vectors() -> None:
-    texts = [[f"text number{i}", f"other {i}"] for i in range(40)]
-
-    async def run() -> list[np.ndarray]:
-        part = QueryEncoder(ENCODER, limits=Limits(batch_tokens=30))
-        return [encoded.vectors_BD for encoded in await asyncio.gather(*(part.encode(pair) for pair in texts))]
-
-    for vectors_BD, pair in zip(asyncio.run(run()), texts, strict=True):
-        np.testing.assert_array_equal(vectors_BD, ENCODER.encode(pair))
 
 
 def test_before_a_version_is_named_it_is_not_ready(index: Path) -> None:
