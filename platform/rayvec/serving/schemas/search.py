@@ -1,0 +1,159 @@
+"""Searches: queries in, hits out; and the map that hits are put on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from rayvec.indexing.filters import Filter, check
+from rayvec.serving.schemas.base import (
+    MAX_K,
+    MAX_RERANKED,
+    Answer,
+    Fusion,
+    Include,
+    Instruction,
+    Mode,
+    OneOrMoreTexts,
+    Request,
+    Usage,
+    Version,
+)
+
+if TYPE_CHECKING:
+    from rayvec.serving.search import Options
+
+
+class SearchRequest(Request):
+    """One or many queries against the index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "read a parquet file", "k": 3, "mode": "hybrid", "include": ["text"]}]
+        }
+    )
+
+    query: OneOrMoreTexts = Field(description="one query, or a list of up to 64")
+    k: int = Field(10, ge=1, le=MAX_K, description="hits per query")
+    mode: Mode = Field("hybrid", description="dense: by meaning; lexical: by words (BM25); hybrid: both, fused by rank")
+    instruction: Instruction | None = Field(
+        None, description="what the query is for; goes before it, as the encoder does"
+    )
+    include: list[Include] = Field(
+        default=["text", "payload"],
+        max_length=4,
+        description=(
+            "what each hit carries; vector: the document's as the index holds it, at length 1; map: its place on the "
+            "map that GET /v1/map gives of the same index_version, null while that is not drawn yet"
+        ),
+    )
+    filter: Annotated[Filter, AfterValidator(check)] | None = Field(
+        None,
+        description="only documents that pass; conditions on columns (eq, ne, gt, gte, lt, lte, in), and, or, not",
+        examples=[{"and": [{"field": "year", "gte": 2020}, {"not": {"field": "lang", "in": ["de", "fr"]}}]}],
+    )
+    fusion: Fusion = Field(
+        "weighted", description="of a hybrid search: by scores brought to [0, 1], or by reciprocal ranks"
+    )
+    dense_weight: float | None = Field(
+        None, ge=0, le=100, description="what the dense ranking counts in a hybrid one, where the lexical one counts 1"
+    )
+    min_score: float | None = Field(None, description="leave out hits below this score, in the terms of the mode asked")
+    unique_by: str | None = Field(
+        None, min_length=1, max_length=256, description="of hits with the same value in this column, only the best"
+    )
+    rerank: int | None = Field(
+        None, ge=1, le=MAX_RERANKED, description="put the first so many hits in the order of the service's reranker"
+    )
+
+    min_index_version: Version | None = Field(
+        None, description="answer from this version or a later one: what a write answered, so that it is seen here"
+    )
+    allow_partial: bool = Field(
+        True,
+        description="where the vectors lie in several processes and one does not answer: search the others and say so "
+        "in `coverage` and `missing_parts`; if false, answer 503",
+    )
+
+    @property
+    def options(self) -> Options:
+        """All but the queries and their instruction."""
+        from rayvec.serving.search import Options
+
+        own = {"query", "instruction", "include"}
+        names = type(self).model_fields.keys() - own
+        return Options(**{name: getattr(self, name) for name in names}, include=tuple(self.include))
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries as a list."""
+        return [self.query] if isinstance(self.query, str) else self.query
+
+
+class Signal(Answer):
+    """Where one of the searches behind a ranking put a hit: dense or lexical, or the search before a reranking."""
+
+    rank: int
+    score: float
+
+
+class Hit(Answer):
+    """A document found. `signals` tells, by search, where it was found, and is empty where only one was asked."""
+
+    rank: int
+    id: str
+    score: float
+    title: str | None = None
+    text: str | None = None
+    payload: dict[str, Any] | None = None
+    vector: list[float] | None = None
+    map: list[float] | None = Field(None, description="x and y")
+    signals: dict[str, Signal] = Field({})
+
+
+class SearchResult(Answer):
+    """The hits of one query, best first. `truncated` says that the encoder saw only the query's beginning."""
+
+    hits: list[Hit]
+    truncated: bool = False
+
+
+class Timings(Answer):
+    """Milliseconds: the encoder's part, the index's part, and all of the request."""
+
+    encode_ms: float
+    search_ms: float
+    total_ms: float
+
+
+class SearchAnswer(Answer):
+    """One result for each query, in the order asked, all from the one index version named."""
+
+    object: Literal["search"] = "search"
+    model: str
+    mode: Mode
+    index_version: str
+    results: list[SearchResult]
+    usage: Usage
+    timings: Timings
+    coverage: float = Field(1.0, description="share of the vectors that were searched; below 1 where parts are missing")
+    missing_parts: list[int] = Field([], description="parts of the vectors that did not answer")
+
+
+class MapAnswer(Answer):
+    """Documents drawn uniformly from one version of the index, at points of the plane on which their vectors vary most.
+
+    The lists go together: document n has `ids[n]`, `titles[n]`, `x[n]`, `y[n]`. `documents` is how many the index has,
+    `explained` the share of the sample's variance that the plane keeps. Search with `include: ["map"]` puts hits on it.
+    """
+
+    object: Literal["map"] = "map"
+    index_version: str
+    documents: int
+    method: Literal["pca"] = "pca"
+    explained: float
+    ids: list[str]
+    titles: list[str | None]
+    x: list[float]
+    y: list[float]
