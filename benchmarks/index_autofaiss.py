@@ -86,6 +86,7 @@ def build():
 figures = measured(build)
 queries = np.load(queries)
 from rayvec.indexing import shards
+from rayvec.indexing.corpus import Corpus, holding
 effort = shards.Effort(**found["search"])
 index = [shards.Shard.read(Path(out) / "shard.faiss", start=0, rows=found["rows"], dim=queries.shape[1])]
 shards.use_threads(1)
@@ -102,10 +103,11 @@ print(json.dumps({**figures, "bytes": os.path.getsize(out + "/shard.faiss"), "la
 def build_ours(parts: str, factory: str, folder: Path, target: float) -> dict[str, Any]:
     """What the tasks of `jobs.index` do for one shard, in this process: the factory, rows and tuned search."""
     from rayvec.indexing import build, proof, shards, spec
+    from rayvec.indexing.corpus import Corpus, holding
     from rayvec.indexing.estimate import estimate
-    from rayvec.indexing.vectors import check_part, sample_rows
+    from rayvec.indexing.vectors import check_part, read_rows, sample_rows
 
-    corpus = build.Corpus.of(EmbeddingsDataset.open(parts))
+    corpus = Corpus.of(EmbeddingsDataset.open(parts))
     for part in corpus.parts:
         check_part(part)
     chosen = spec.choose(factory, corpus.count, corpus.dim)
@@ -113,7 +115,7 @@ def build_ours(parts: str, factory: str, folder: Path, target: float) -> dict[st
     trained = build._train(corpus, chosen, rows, 0, 1)
     build._fill(corpus, trained, 0, corpus.count, folder / "shard.faiss", 1)
     own = sample_rows(corpus.count, proof.QUERIES, 1, avoid=rows)
-    queries = np.concatenate([build._take(part, own, corpus.dim, True) for part in build._holding(corpus, own)])
+    queries = read_rows(list(holding(corpus, own)), own, corpus.dim, normalize=True)
     truth = build._truth(corpus, queries, 0, corpus.count)
     shard = shards.Shard.read(folder / "shard.faiss", start=0, rows=corpus.count, dim=corpus.dim)
     proved = proof.prove([shard], [proof.Probe(queries, truth, own)], target)

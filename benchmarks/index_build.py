@@ -24,13 +24,14 @@ import numpy as np
 
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.indexing import build, forms, proof, shards, spec
+from rayvec.indexing.corpus import Corpus
 from rayvec.indexing.vectors import check_part, sample_rows
 from tests.artifacts import random_vectors, write_embeddings
 
 FACTORIES = ("Flat", "auto", "IVF512,SQ8", "HNSW16")
 
 
-def ours(corpus: build.Corpus, chosen: spec.Spec, path: Path) -> None:
+def ours(corpus: Corpus, chosen: spec.Spec, path: Path) -> None:
     """Check, sample, train, fill: the pipeline's own functions, called in this process."""
     for part in corpus.parts:
         check_part(part)
@@ -76,7 +77,7 @@ def main(count: int, dim: int, rounds: int, factories: tuple[str, ...]) -> None:
     print(f"{'factory':<20}" + "".join(f"{head:>10}" for head in heads))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        corpus = build.Corpus.of(
+        corpus = Corpus.of(
             EmbeddingsDataset.open(str(write_embeddings(place / "in", vectors, ["word"] * count, row_group=4096)))
         )
         for factory in factories:
@@ -101,7 +102,7 @@ def main(count: int, dim: int, rounds: int, factories: tuple[str, ...]) -> None:
             )
 
 
-def prove(corpus: build.Corpus, vectors: np.ndarray[Any, Any], path: Path) -> dict[str, Any]:
+def prove(corpus: Corpus, vectors: np.ndarray[Any, Any], path: Path) -> dict[str, Any]:
     """The proof of a written shard, as in the pipeline."""
     own = sample_rows(corpus.count, proof.QUERIES, 1)
     truth = shards.exact([(0, vectors)], vectors[own], proof.WIDE)

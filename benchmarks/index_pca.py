@@ -29,14 +29,15 @@ def measure(*, rows: int, dim: int, kept: int, rounds: int) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     from rayvec.data.embeddings import EmbeddingsDataset
-    from rayvec.indexing import build, pca
+    from rayvec.indexing import pca
+    from rayvec.indexing.corpus import Corpus
     from tests.artifacts import random_vectors, write_embeddings
 
     there = machine()
     vectors_ND = random_vectors(rows, dim, clusters=400)
     with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
         folder = write_embeddings(Path(name) / "parts", vectors_ND, ["word"] * rows, parts=8, row_group=4096)
-        corpus = build.Corpus.of(EmbeddingsDataset.open(str(folder)))
+        corpus = Corpus.of(EmbeddingsDataset.open(str(folder)))
         seen = pca.moments(corpus.batches(0, rows))
         exact = np.cov(vectors_ND.astype(np.float64), rowvar=False, bias=True)
         error = float(np.abs(seen.scatter / seen.count - exact).max() / np.abs(exact).max())

@@ -32,6 +32,7 @@ def measure(*, counts: tuple[int, ...], dim: int, factory: str) -> dict[str, Any
     """All figures; one run of each size."""
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing import build, proof, shards, spec
+    from rayvec.indexing.corpus import Corpus
     from rayvec.indexing.vectors import sample_rows
     from tests.artifacts import random_vectors, write_embeddings
 
@@ -42,7 +43,7 @@ def measure(*, counts: tuple[int, ...], dim: int, factory: str) -> dict[str, Any
         folder = Path(name)
         vectors_ND = random_vectors(most, dim, clusters=2000)
         parts = write_embeddings(folder / "parts", vectors_ND, ["w"] * most, parts=most // 50_000, row_group=4096)
-        whole = build.Corpus.of(EmbeddingsDataset.open(str(parts)))
+        whole = Corpus.of(EmbeddingsDataset.open(str(parts)))
         for count in sorted(counts):
             corpus = replace(whole, parts=tuple(part for part in whole.parts if part.stop <= count))
             named = factory.format(centroids=spec.usual_centroids(corpus.count))

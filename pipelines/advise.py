@@ -24,7 +24,7 @@ from rayvec.errors import MismatchError, UserError
 
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
-    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.corpus import Corpus
 
 Way = Literal["pca", "pca+whiten", "truncate"]
 #: Dimensions that are tried beside all of them, as far as the vectors have more.
@@ -155,17 +155,18 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
     import numpy as np
     import ray
 
-    from rayvec.indexing import build, reductions, samples, tasks
+    from rayvec.indexing import reductions, samples, tasks
+    from rayvec.indexing.corpus import columns_of, take
     from rayvec.indexing.vectors import sample_rows
     from rayvec.schema import WINDOW
 
-    corpus = build.Corpus.of(dataset)
+    corpus = Corpus.of(dataset)
     drawn = sample_rows(corpus.count, config.sample, config.seed)
     judged, questions = _judged(corpus, questions)
     rows = np.union1d(drawn, np.array(sorted(judged), np.int64))
     held_out = drawn[sample_rows(len(drawn), min(HELD_OUT, max(1, len(drawn) // 4)), config.seed + 1)]
     say(f"sampling {len(rows):,} of {corpus.count:,} vectors")
-    vectors_ND = ray.put(build.take(corpus, rows))
+    vectors_ND = ray.put(take(corpus, rows))
     own = np.searchsorted(rows, held_out)
     asked = questions.vectors if questions else None
     sample = tasks.start(samples.sample_of, vectors_ND, own, asked, cpus=tasks.node_cpus())
@@ -175,7 +176,7 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
         count=corpus.count,
         sampled=len(rows),
         held_out=len(held_out),
-        depth=DEPTH_OF_WINDOWS if build.columns(corpus, [WINDOW]) else DEPTH,
+        depth=DEPTH_OF_WINDOWS if columns_of(corpus, [WINDOW]) else DEPTH,
         sample=sample,
         axes=tasks.start(reductions.axes_of, sample, cpus=tasks.node_cpus()),
         questions=questions,

@@ -15,7 +15,7 @@ from rayvec.indexing import versions
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
-    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.corpus import Corpus
     from rayvec.indexing.ranking import Rows
     from rayvec.indexing.segments import Source
 
@@ -80,7 +80,7 @@ def sources_of(folder: Path, manifest: JsonObject) -> tuple[tuple[Source, ...], 
 
 def corpus_over(folder: Path, sources: tuple[Source, ...], left_out: Rows) -> Corpus:
     """The live vectors of a version's sources. Raises UserError when one is gone, MismatchError when it is another."""
-    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.corpus import Corpus
 
     return Corpus.over([source.open(folder) for source in sources], left_out)
 

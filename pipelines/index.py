@@ -22,7 +22,7 @@ from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
-    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.corpus import Corpus
     from rayvec.indexing.estimate import Estimate
     from rayvec.indexing.pca import Axes
     from rayvec.indexing.segments import Source
@@ -97,7 +97,7 @@ def index(config: IndexConfig) -> Report:
     StorageError; what was live stays live.
     """
     from rayvec.data.embeddings import EmbeddingsDataset
-    from rayvec.indexing.build import Corpus
+    from rayvec.indexing.corpus import Corpus
     from rayvec.indexing.segments import Source
 
     for key in ("embeddings", "output"):
@@ -157,21 +157,22 @@ def build_version(
     asked: Corpus | None = None,
 ) -> JsonObject:
     """Fill the draft's folder. Returns what the manifest says of it, but for the segment. asked: vectors of queries."""
-    from rayvec.indexing import build, pca
+    from rayvec.indexing import build, pca, reducing
+    from rayvec.indexing.corpus import check_parts
     from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
     from rayvec.indexing.tasks import Clock
 
     # What cannot be is refused before hours of work; dimensions that PCA will cut are counted as cut.
     _choose(config, corpus.count, min(config.dimensions or corpus.dim, corpus.dim))
     with timed(seconds, "check"):
-        build.check(corpus)
+        check_parts(corpus)
         if asked:
-            build.check(asked)
+            check_parts(asked)
     axes = None
     if config.dimensions is not None:
         with timed(seconds, config.reduce):
-            axes = build.axes(corpus, config.seed) if config.reduce == "pca" else None
-            corpus = build.reduce(corpus, config.dimensions, method=config.reduce, whiten=config.whiten, found=axes)
+            axes = reducing.axes(corpus, config.seed) if config.reduce == "pca" else None
+            corpus = reducing.reduce(corpus, config.dimensions, method=config.reduce, whiten=config.whiten, found=axes)
     if corpus.projection:
         pca.save(corpus.projection, draft.folder / TRANSFORM)
     chosen = _choose(config, corpus.count, corpus.dim_index)
@@ -244,9 +245,9 @@ def _transform(config: IndexConfig, corpus: Corpus, axes: Axes | None) -> JsonOb
 def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None) -> list[JsonObject]:
     """Exact search in fewer dimensions on a sample, each way, as a table and a picture beside the report."""
     from rayvec.evaluation.trade_offs import draw_dimensions
-    from rayvec.indexing import build
+    from rayvec.indexing import reducing
 
-    kept, explained = build.compare_dimensions(corpus, axes, config.seed)
+    kept, explained = reducing.compare_dimensions(corpus, axes, config.seed)
     recalls: dict[str, dict[int, float]] = {}
     for row in kept:
         if row.way:

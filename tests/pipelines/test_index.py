@@ -13,7 +13,8 @@ from pipelines.index import IndexConfig, index
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
-from rayvec.indexing import build, shards, spec, versions
+from rayvec.indexing import build, reducing, shards, spec, versions
+from rayvec.indexing.corpus import Corpus
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.tasks import Clock
 from rayvec.indexing.vectors import unit
@@ -75,7 +76,7 @@ def test_a_graph_is_searched_as_wide_as_the_target_asks(embeddings: Path, tmp_pa
 def test_pca_is_fitted_over_all_parts_and_proved_against_the_full_vectors(
     embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", COUNT)
+    monkeypatch.setattr(reducing, "SAMPLES_A_DIMENSION", COUNT)
     report = index(config(embeddings, tmp_path, dimensions=16))
     opened = Index.open(tmp_path, threads=1)
     assert (opened.dim, report["dimensions"]) == (DIM, 16)
@@ -109,14 +110,14 @@ def test_a_reduced_build_tells_what_other_numbers_of_dimensions_would_keep(tmp_p
 
 def test_axes_of_a_sample_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch, embeddings: Path) -> None:
     dataset = EmbeddingsDataset.open(str(embeddings))
-    corpus = build.Corpus.of(dataset)
-    monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", COUNT)
-    whole = build.axes(corpus)
-    monkeypatch.setattr(build, "SAMPLES_A_DIMENSION", 20)
-    some = build.axes(corpus)
+    corpus = Corpus.of(dataset)
+    monkeypatch.setattr(reducing, "SAMPLES_A_DIMENSION", COUNT)
+    whole = reducing.axes(corpus)
+    monkeypatch.setattr(reducing, "SAMPLES_A_DIMENSION", 20)
+    some = reducing.axes(corpus)
     assert (whole.count, some.count) == (COUNT, 20 * DIM)
     assert some.explained[:16] == pytest.approx(whole.explained[:16], abs=0.05)
-    assert build.axes(corpus).squares == pytest.approx(some.squares, rel=1e-12)  # the same sample again
+    assert reducing.axes(corpus).squares == pytest.approx(some.squares, rel=1e-12)  # the same sample again
 
 
 def test_codes_are_refined_with_stored_vectors_until_the_target_is_reached(embeddings: Path, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_memory_budget_chooses_the_codes(embeddings: Path, tmp_path: Path) -> 
 def test_pieces_filled_apart_make_the_same_shards_however_many_cpus(
     factory: str, embeddings: Path, tmp_path: Path
 ) -> None:
-    corpus = build.Corpus.of(EmbeddingsDataset.open(str(embeddings)))
+    corpus = Corpus.of(EmbeddingsDataset.open(str(embeddings)))
     chosen = spec.choose(factory, corpus.count, corpus.dim)
     trained, sample = build.train(corpus, chosen, 0, Clock())
     entries = build.fill(corpus, chosen, trained, 2, tmp_path, Clock(), piece_bytes=40_000)

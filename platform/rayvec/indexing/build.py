@@ -1,4 +1,4 @@
-"""Build an index on Ray: check the parts, reduce, sample, train, fill shards, write documents and BM25, prove.
+"""Build an index on Ray: sample, train, fill shards, write documents and BM25, prove.
 
 Each function here is one step, run as Ray tasks; `pipelines.index` puts them in order. Every step streams over the
 parts: a task holds a batch of vectors, the sample, its own piece of a shard, or, to merge, one shard and one piece.
@@ -11,49 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce as fold
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rayvec import storage
-from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import UserError
-from rayvec.indexing import documents, pca, proof, reductions, tasks
+from rayvec.indexing import documents, proof, tasks
+from rayvec.indexing.corpus import PASSES, Corpus, holding, schema_of, take
 from rayvec.indexing.estimate import Estimate, estimate, measure_rate
 from rayvec.indexing.lexical import Bag, Lexical, bag
-from rayvec.indexing.pca import Axes, Method, Moments, Projection
 from rayvec.indexing.ranking import Ranking, Rows, best
-from rayvec.indexing.reductions import Kept
-from rayvec.indexing.samples import sample_of
 from rayvec.indexing.spec import Spec
 from rayvec.indexing.tasks import Clock
 from rayvec.indexing.vectors import (
-    Part,
     Vectors,
-    check_part,
-    parts_of,
     read_rows,
-    read_sampled,
     read_slice,
-    read_vectors,
     sample_rows,
     slices,
 )
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
 
-#: Tasks that a pass over the parts is cut into. A constant, not the cluster's size: sums come out the same everywhere.
-PASSES = 32
-#: Vectors that PCA looks at for each of their dimensions, at most. On spectra like those of encoders (λ ~ 1/i to
-#: 1/i^0.6, 768 dimensions), 32 a dimension keep at least 99.4 % of the variance that the axes of all 150,000 keep, and
-#: their recall; beyond, the products and not the reading would be the work.
-SAMPLES_A_DIMENSION = 32
 #: Texts that are worth a task of their own.
 TEXTS_A_TASK = 10_000
 #: A shard larger than this is slow to load and to move.
@@ -62,128 +45,6 @@ SHARD_BYTES = 2 << 30
 GRAPH_ROWS = 500_000
 #: float32 bytes of the vectors that one task adds; pieces of a shard are merged in order.
 PIECE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The vectors to be indexed: the parts in order, and what is done to each vector on the way."""
-
-    parts: tuple[Part, ...]
-    dim: int
-    normalize: bool
-    projection: Projection | None = None
-
-    @classmethod
-    def of(cls, dataset: EmbeddingsDataset) -> Corpus:
-        """The parts of an embeddings dataset. Search is by cosine: vectors are brought to length 1."""
-        return cls.over([dataset], None)
-
-    @classmethod
-    def over(cls, datasets: Sequence[EmbeddingsDataset], left_out: Rows | None) -> Corpus:
-        """The parts of several datasets of one encoder, one after the other, without some of their rows (ascending)."""
-        uris = [uri for dataset in datasets for uri in dataset.part_uris]
-        records = [part for dataset in datasets for part in dataset.parts]
-        return cls(tuple(parts_of(uris, records, left_out)), datasets[0].dim, normalize=True)
-
-    @property
-    def count(self) -> int:
-        """Number of vectors."""
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def dim_index(self) -> int:
-        """Dimensions of what is indexed."""
-        return self.projection.dim_out if self.projection else self.dim
-
-    def batches(self, start: int, stop: int) -> Iterator[Vectors]:
-        """The vectors of rows [start, stop), projected."""
-        for vectors in read_vectors(slices(self.parts, start, stop), self.dim, normalize=self.normalize):
-            yield self.projection(vectors) if self.projection else vectors
-
-    def ranges(self, pieces: int) -> list[tuple[int, int]]:
-        """Rows [0, count) cut into so many ranges of about equal size, none empty."""
-        bounds = np.linspace(0, self.count, max(1, min(pieces, self.count)) + 1).astype(int).tolist()
-        return list(pairwise(bounds))
-
-
-def check(corpus: Corpus) -> None:
-    """Raise VerificationError, naming the part, unless every part is as its manifest says."""
-    for _ in tasks.each(check_part, [(part,) for part in corpus.parts]):
-        pass
-
-
-def axes(corpus: Corpus, seed: int = 0) -> Axes:
-    """The principal axes, by one pass: of all vectors, or of a uniform random sample once there are far more."""
-    rows = sample_rows(corpus.count, SAMPLES_A_DIMENSION * corpus.dim, seed)
-    # A task's result is as large as D vectors are: fewer vectors a task than that, and moving it is the work.
-    ranges = corpus.ranges(min(PASSES, max(1, len(rows) // (2 * corpus.dim))))
-    shared = tasks.shared(corpus)
-    work = ((shared, *bounds, rows[slice(*np.searchsorted(rows, bounds))]) for bounds in ranges)
-    seen = [found for found in tasks.each(_moments, work) if found is not None]
-    return pca.axes(fold(Moments.__add__, seen))
-
-
-def _moments(corpus: Corpus, start: int, stop: int, rows: Rows) -> Moments | None:
-    if not len(rows):
-        return None
-    return pca.moments(read_sampled(slices(corpus.parts, start, stop), rows, corpus.dim, normalize=corpus.normalize))
-
-
-def reduce(
-    corpus: Corpus,
-    dimensions: int,
-    *,
-    method: Method = "pca",
-    whiten: bool = False,
-    seed: int = 0,
-    found: Axes | None = None,
-) -> Corpus:
-    """The corpus in so many dimensions: by PCA, on axes already found or by a pass of its own, or by truncation."""
-    if method == "truncate":
-        projection = pca.truncation(corpus.dim, dimensions, normalize=corpus.normalize)
-    else:
-        found = found or axes(corpus, seed)
-        projection = found.projection(dimensions, normalize=corpus.normalize, whiten=whiten)
-    return replace(corpus, projection=projection)
-
-
-def compare_dimensions(corpus: Corpus, found: Axes | None, seed: int) -> tuple[list[Kept], list[float]]:
-    """What exact search finds in fewer dimensions, each way, on a sample; and the curve of explained variance.
-
-    It costs one more pass over the parts, and exact search of 256 queries in a sample of 20,000 for each number of
-    dimensions: seconds. The axes are those found, or the sample's own.
-    """
-    rows = sample_rows(corpus.count, reductions.SAMPLE, seed + 2)
-    own = sample_rows(len(rows), min(proof.QUERIES, len(rows)), seed + 3)
-    cpus = tasks.node_cpus()
-    return tasks.one(_compare_dimensions, take(corpus, rows), own, found, cpus, cpus=cpus)
-
-
-def _compare_dimensions(vectors: Vectors, own: Rows, found: Axes | None, cpus: int) -> tuple[list[Kept], list[float]]:
-    from rayvec.indexing import shards
-
-    shards.use_threads(tasks.threads(cpus))
-    sample = sample_of(vectors, own)
-    axes = found or reductions.axes_of(sample)
-    numbers = reductions.smaller(sample.dim, axes.count)
-    return reductions.compare(sample, axes, numbers, reductions.WAYS, proof.K), axes.explained.tolist()
-
-
-def take(corpus: Corpus, rows: Rows) -> Vectors:
-    """The vectors of some rows, ascending, as the encoder made them: float32 [len(rows), D]."""
-    found = tasks.each(_take, [(part, rows, corpus.dim, corpus.normalize) for part in _holding(corpus, rows)])
-    return np.concatenate([np.empty((0, corpus.dim), np.float32), *found])
-
-
-def _take(part: Part, rows: Rows, dim: int, normalize: bool) -> Vectors:
-    return read_rows([part], rows, dim, normalize=normalize)
-
-
-def _holding(corpus: Corpus, rows: Rows) -> Iterator[Part]:
-    for part in corpus.parts:
-        low, high = np.searchsorted(rows, [part.start, part.stop])
-        if low < high:
-            yield part
 
 
 def expect(corpus: Corpus, spec: Spec, shards: int) -> Estimate:
@@ -212,7 +73,7 @@ def _train(corpus: Corpus, spec: Spec, rows: Rows, seed: int, cpus: int) -> Any:
     from rayvec.indexing import shards
 
     shards.use_threads(tasks.threads(cpus))
-    sample = read_rows(list(_holding(corpus, rows)), rows, corpus.dim, normalize=corpus.normalize)
+    sample = read_rows(list(holding(corpus, rows)), rows, corpus.dim, normalize=corpus.normalize)
     return shards.train(spec, corpus.dim_index, corpus.projection(sample) if corpus.projection else sample, seed)
 
 
@@ -284,7 +145,7 @@ def write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
 
 
 def _write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
-    schema = _schema(corpus, [ID, TITLE, TEXT, *payload])
+    schema = schema_of(corpus, [ID, TITLE, TEXT, *payload])
     batches = (
         pa.RecordBatch.from_arrays(
             [batch.column(name).cast(schema.field(name).type) for name in schema.names], schema=schema
@@ -293,18 +154,6 @@ def _write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
         for batch in read_slice(piece, schema.names)
     )
     return documents.write(batches, schema, corpus.count, path)
-
-
-def _schema(corpus: Corpus, names: Sequence[str]) -> pa.Schema:
-    """Those of the columns that the parts hold, with their types."""
-    fs, path = storage.filesystem(corpus.parts[0].uri)
-    found = pq.read_schema(path, filesystem=fs)
-    return pa.schema([found.field(name) for name in names if name in found.names])
-
-
-def columns(corpus: Corpus, names: Sequence[str]) -> dict[str, str]:
-    """The Arrow types of those of the columns that the parts hold."""
-    return {field.name: str(field.type) for field in _schema(corpus, names)}
 
 
 def write_lexical(
@@ -332,7 +181,7 @@ def write_lexical(
 
 
 def _column_names(corpus: Corpus, columns: Sequence[str]) -> list[str]:
-    return list(_schema(corpus, columns).names)
+    return list(schema_of(corpus, columns).names)
 
 
 def _bag(corpus: Corpus, names: Sequence[str], start: int, stop: int, stemmer: str | None) -> Bag:

@@ -23,7 +23,7 @@ from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import MismatchError, UserError
 from rayvec.faults import failpoint
 from rayvec.indexing import build, segments, spec, versions
-from rayvec.indexing.build import Corpus
+from rayvec.indexing.corpus import Corpus, check_parts, columns_of
 from rayvec.indexing.documents import Documents, column_types
 from rayvec.indexing.estimate import estimate
 from rayvec.indexing.lexical import average_length
@@ -113,7 +113,7 @@ class Delta:
         check_encoder(dataset, before.manifest)
         corpus = replace(Corpus.of(dataset), projection=projection_of(before.folder, before.manifest))
         with timed("check"):
-            build.check(corpus)
+            check_parts(corpus)
         _check_columns(corpus, dataset.payload, before.folder)
         with timed("new ids"):
             return cls(corpus, (Source.of(dataset),), *ids_of(corpus.parts, before.manifest["payload"]))
@@ -138,7 +138,7 @@ def check_encoder(dataset: EmbeddingsDataset, manifest: JsonObject) -> None:
 def _check_columns(corpus: Corpus, payload: list[str], folder: Path) -> None:
     """Raise UserError, naming the column, unless the new documents have the columns of the index's."""
     mine = column_types(folder / DOCUMENTS)
-    theirs = build.columns(corpus, [ID, TITLE, TEXT, *payload])
+    theirs = columns_of(corpus, [ID, TITLE, TEXT, *payload])
     for name in [*mine, *theirs]:
         if name not in theirs:
             raise UserError(
@@ -232,7 +232,7 @@ def _fill(corpus: Corpus, place: Path) -> list[JsonObject]:
 def _write_lexical(before: Before, corpus: Corpus, place: Path) -> bool:
     """Build BM25 over the delta, normalised as the base. Returns whether its texts hold a word."""
     wanted = before.manifest["lexical"]["columns"]
-    missing = [name for name in wanted if name not in build.columns(corpus, wanted)]
+    missing = [name for name in wanted if name not in columns_of(corpus, wanted)]
     if missing:
         raise UserError(
             f"lexical search of the index reads the column {missing[0]!r}, and the new embeddings have none; embed it"
