@@ -11,7 +11,7 @@ from pipelines.index import IndexConfig, build_version, bytes_by_use, one_segmen
 from pipelines.report import Report, recipe_family
 from rayvec.config import Config
 from rayvec.errors import UserError
-from rayvec.indexing import versions
+from rayvec.indexing import drafts, versions
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def compact(config: CompactConfig) -> Report:
         raise UserError("index is required; give the folder of an index with --set index=DIR")
     versions.current(config.index)
     seconds: dict[str, float] = {}
-    with versions.new_version(config.index) as draft:
+    with drafts.new_version(config.index) as draft:
         from rayvec.indexing.segments import names_of_sources
 
         folder = versions.version_folder(config.index)

@@ -15,7 +15,7 @@ from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import MismatchError, UserError, VerificationError
-from rayvec.indexing import spec, versions
+from rayvec.indexing import drafts, spec, versions
 from rayvec.indexing.spec import AUTO, Spec
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
@@ -23,10 +23,10 @@ from rayvec.storage import JsonObject
 if TYPE_CHECKING:
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing.corpus import Corpus
+    from rayvec.indexing.drafts import Draft
     from rayvec.indexing.estimate import Estimate
     from rayvec.indexing.pca import Axes
     from rayvec.indexing.segments import Source
-    from rayvec.indexing.versions import Draft
 
 
 #: What a version's files are for, by how their names begin.
@@ -111,7 +111,7 @@ def index(config: IndexConfig) -> Report:
     if live is not None:
         return _report(config, live, {}, reused=True)
     seconds: dict[str, float] = {}
-    with versions.new_version(config.output) as draft, ray_session():
+    with drafts.new_version(config.output) as draft, ray_session():
         asked = Corpus.of(queries) if queries else None
         facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds, asked)
         embedded = {"embedded": _embedded(dataset)}

@@ -18,15 +18,15 @@ from pipelines.index import bytes_by_use, timed
 from pipelines.report import Report, recipe_family
 from rayvec.config import Config
 from rayvec.errors import UserError
-from rayvec.indexing import versions
+from rayvec.indexing import drafts, versions
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from rayvec.data.embeddings import EmbeddingsDataset
+    from rayvec.indexing.drafts import Draft
     from rayvec.indexing.updates import Before, Delta
-    from rayvec.indexing.versions import Draft
 
 
 class UpdateConfig(Config):
@@ -77,7 +77,7 @@ def update(config: UpdateConfig) -> Report:
         raise UserError("nothing to do; give --set embeddings=DIR, --set delete=FILE of ids, or both")
     versions.current(config.index)
     seconds: dict[str, float] = {}
-    with versions.new_version(config.index) as draft:
+    with drafts.new_version(config.index) as draft:
         before = Before.live(config.index)
         asked = _asked(config, before.manifest)
         if _is_done(before.manifest, asked.facts):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rayvec import storage
 from rayvec.data.vector_types import to_columns
-from rayvec.indexing import documents, pca, shards, spec, versions
+from rayvec.indexing import documents, drafts, pca, shards, spec
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
 from rayvec.indexing.segments import Segment
@@ -141,7 +141,7 @@ def write_index(
     table = table_of(vectors, texts, ids=ids).select(["id", "title", "text", "line"])
     for name, values in (extra or {}).items():
         table = table.append_column(name, values)
-    with versions.new_version(output) as draft:
+    with drafts.new_version(output) as draft:
         entries = []
         for number, (start, stop) in enumerate(pairwise(bounds)):
             name = f"shard-{number:05d}.faiss"

@@ -17,7 +17,7 @@ from rayvec import storage
 from rayvec.data.pairs import is_held_out
 from rayvec.encoding.lease import sole_writer
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
-from rayvec.indexing import documents, versions
+from rayvec.indexing import documents, drafts, versions
 from rayvec.indexing.searcher import DOCUMENTS
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.training.examples import iter_pairs
@@ -267,7 +267,7 @@ def test_a_damaged_index_is_not_mined(index: Path, pairs: Path, tmp_path: Path) 
 def test_an_index_without_texts_is_refused_with_the_cure(index: Path, pairs: Path, tmp_path: Path) -> None:
     first = versions.version_folder(index)
     facts = versions.read_manifest(first)
-    with versions.new_version(tmp_path / "i") as draft:
+    with drafts.new_version(tmp_path / "i") as draft:
         shutil.copytree(first, draft.folder, dirs_exist_ok=True)
         (draft.folder / versions.MANIFEST).unlink()
         table = pq.read_table(first / DOCUMENTS).drop_columns("text")

@@ -25,6 +25,7 @@ from rayvec.faults import failpoint
 from rayvec.indexing import build, segments, spec, versions
 from rayvec.indexing.corpus import Corpus, check_parts, columns_of
 from rayvec.indexing.documents import Documents, column_types
+from rayvec.indexing.drafts import Draft
 from rayvec.indexing.estimate import estimate
 from rayvec.indexing.lexical import average_length
 from rayvec.indexing.proof import prove_again
@@ -34,7 +35,6 @@ from rayvec.indexing.segments import DELTA, Segment, Source
 from rayvec.indexing.shards import Shard
 from rayvec.indexing.tasks import Clock
 from rayvec.indexing.upserts import Kept, Matches, ids_of, match
-from rayvec.indexing.versions import Draft
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import Fingerprint, JsonObject
 

@@ -21,15 +21,11 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rayvec import storage
 from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
-from rayvec.faults import failpoint
 from rayvec.storage import JsonObject
 
 FORMAT = "rayvec.index/2"
@@ -38,7 +34,6 @@ HISTORY = "HISTORY"
 VERSIONS = "versions"
 MANIFEST = "manifest.json"
 SEAL = "sha256"
-SYNCS_AT_ONCE = 16
 #: How a version that is removed is called until its files are gone.
 TRASH = "old"
 #: What a commit writes itself.
@@ -58,7 +53,7 @@ def local_folder(uri: str | Path) -> Path:
 def list_versions(output: str | Path) -> list[str]:
     """Names of the finished versions, oldest first."""
     names = storage.list_names(local_folder(output) / VERSIONS)
-    return sorted((name for name in names if NAME.fullmatch(name)), key=_number)
+    return sorted((name for name in names if NAME.fullmatch(name)), key=number)
 
 
 def current(output: str | Path) -> str:
@@ -95,7 +90,7 @@ def read_manifest(folder: Path) -> JsonObject:
         raise VerificationError(f"{path} is not a manifest of {FORMAT}; build the index again with this rayvec")
     # Compared as bytes: a flipped bit may leave equal JSON behind (1e-05 and 1E-05), and is damage all the same.
     body = {key: value for key, value in manifest.items() if key != SEAL}
-    if storage.to_json(_sealed(body)) != storage.read_bytes(path):
+    if storage.to_json(sealed(body)) != storage.read_bytes(path):
         raise VerificationError(f"{path} does not match its own seal; it was damaged or changed: build the index again")
     if manifest["version"] != folder.name:
         raise VerificationError(f"{path} is of version {manifest['version']}, not {folder.name}; files were swapped")
@@ -167,7 +162,7 @@ def rollback(output: str | Path, version: str | None = None) -> str:
         chosen = version_folder(folder, version or _before(folder))
         version = chosen.name
         verify(chosen, read_manifest(chosen))
-        _point_to(folder, version)
+        point_to(folder, version)
     return version
 
 
@@ -179,7 +174,7 @@ def _before(folder: Path) -> str:
         parent = read_manifest(version_folder(folder, live)).get("parent")
     except VerificationError:  # a damaged version is the best reason to go back
         parent = None
-    older = [name for name in there if _number(name) < _number(live)]
+    older = [name for name in there if number(name) < number(live)]
     if not older:
         raise UserError(f"{folder} has no version before {live} to go back to")
     return str(parent) if parent in there else older[-1]
@@ -236,12 +231,13 @@ def _remove(folder: Path, name: str) -> None:
 
 def _take_away(folder: Path, name: str) -> Path:
     """Renamed first, so that a reader finds the whole version or none of it. Files shared with others stay there."""
-    trash = _temporary(folder, name).with_suffix(f".{TRASH}")
+    trash = temporary(folder, name).with_suffix(f".{TRASH}")
     (folder / VERSIONS / name).rename(trash)
     return trash
 
 
-def _temporary(folder: Path, name: str) -> Path:
+def temporary(folder: Path, name: str) -> Path:
+    """A folder that no reader looks at, for a version that comes or goes."""
     return folder / VERSIONS / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
@@ -275,11 +271,11 @@ def _sweep(folder: Path) -> None:
     there = list_versions(folder)
     if not (folder / HISTORY).exists():  # a new index, or a copy without its history: nothing is taken to be left over
         _record(folder, *there)
-    lived, live = _lived(folder), _live_name(folder)
+    lived, live = _lived(folder), live_name(folder)
     _record(folder, *(name for name in live if name not in lived))
-    newest = max(map(_number, [*lived, *live]), default=0)
+    newest = max(map(number, [*lived, *live]), default=0)
     for name in there:
-        if _number(name) > newest:
+        if number(name) > newest:
             _remove(folder, name)
 
 
@@ -292,7 +288,8 @@ def _lived(folder: Path) -> list[str]:
     return [name for name in (folder / HISTORY).read_text(errors="replace").split() if NAME.fullmatch(name)]
 
 
-def _live_name(folder: Path) -> list[str]:
+def live_name(folder: Path) -> list[str]:
+    """The live version; none where there is no index yet, and all where it is not known which."""
     try:
         return [current(folder)]
     except UserError:
@@ -310,108 +307,17 @@ def _record(folder: Path, *names: str) -> None:
         os.fsync(stream.fileno())
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A version being written: fill `folder`, then `commit`."""
-
-    output: Path
-    name: str
-    folder: Path
-    #: Files taken over from another version: where they lie there, and their facts in its manifest.
-    _taken: dict[str, tuple[Path, JsonObject]] = field(default_factory=dict)
-
-    def take(self, source: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Take files over from a version as they are: by hard link, or as copies where links are not possible."""
-        for name in names:
-            old, new = source / name, self.folder / name
-            new.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                new.hardlink_to(old)
-            except FileNotFoundError:
-                raise VerificationError(f"{old} is missing; roll back, or build the index again") from None
-            except OSError:  # another device, a file system without links, or too many of them
-                shutil.copyfile(old, new)
-            self._taken[name] = (old, dict(manifest["files"][name]))
-
-    def commit(self, facts: Mapping[str, Any]) -> JsonObject:
-        """Seal the manifest over every file in the folder, rename the folder, and make it the live version."""
-        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        places = {self.folder, *(path.parent for path in paths)}
-        failpoint("before_seal")
-        # All at once: the disk writes its journal once for many that ask; one after the other, each waits for it.
-        with ThreadPoolExecutor(SYNCS_AT_ONCE) as threads:
-            list(threads.map(_sync, [path for path in paths if not self._is_taken(path)]))
-        sums = {name: self._sum(name, path) for path in paths for name in [str(path.relative_to(self.folder))]}
-        head = {"format": FORMAT, "version": self.name, "parent": _parent(self.output), "made": _now()}
-        manifest = _sealed({**head, **facts, "files": sums})
-        storage.write_json(self.folder / MANIFEST, manifest)
-        with ThreadPoolExecutor(SYNCS_AT_ONCE) as threads:
-            list(threads.map(storage.sync_folder, places))  # the names in them, beside the files
-        failpoint("before_rename")
-        self.folder.rename(self.output / VERSIONS / self.name)
-        storage.sync_folder(self.output / VERSIONS)
-        failpoint("before_current")
-        _point_to(self.output, self.name)
-        failpoint("after_current")
-        return manifest
-
-    def _is_taken(self, path: Path) -> bool:
-        """Whether a file is a link to one that a version has, and so on disk already."""
-        old, _ = self._taken.get(str(path.relative_to(self.folder)), (path, {}))
-        return old != path and path.samefile(old)
-
-    def _sum(self, name: str, path: Path) -> JsonObject:
-        """Size and checksum of a file.
-
-        A link is the very file (device and inode) whose checksum is in a sealed manifest, so that is taken over and the
-        file is not read: an update costs what is new. Were the file damaged since, its checksum would be wrong in both
-        versions, and opening either says so. A copy is read, and must come out the same.
-        """
-        old, facts = self._taken.get(name, (path, {}))
-        if facts and path.samefile(old) and path.stat().st_size == facts["bytes"]:
-            return facts
-        found = {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
-        if facts and facts != found:
-            raise VerificationError(f"{old} does not match its checksum; roll back, or build the index again")
-        return found
-
-
-@contextlib.contextmanager
-def new_version(output: str | Path) -> Iterator[Draft]:
-    """A draft of the next version; what is not committed when the block ends is removed. Names are never used twice."""
-    with writing(output) as folder:
-        name = f"v{max((_number(name) for name in list_versions(folder)), default=0) + 1}"
-        temporary = _temporary(folder, name)
-        temporary.mkdir()
-        try:
-            yield Draft(folder, name, temporary)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _point_to(output: Path, version: str) -> None:
+def point_to(output: Path, version: str) -> None:
+    """Make a finished version the live one."""
     storage.write_bytes(output / CURRENT, f"{version}\n".encode())
     _record(output, version)
 
 
-def _parent(output: Path) -> str | None:
-    """The live version, which the next one follows."""
-    live = _live_name(output)
-    return live[0] if len(live) == 1 else None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _sealed(body: Mapping[str, Any]) -> JsonObject:
+def sealed(body: Mapping[str, Any]) -> JsonObject:
+    """A manifest with its own checksum."""
     return {**body, SEAL: storage.sha256_bytes(storage.to_json(body))}
 
 
-def _number(name: str) -> int:
+def number(name: str) -> int:
+    """Versions are counted: v12 is the twelfth."""
     return int(name[1:])
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

@@ -26,12 +26,12 @@ from rayvec.data.embeddings import read_part
 from rayvec.encoding.direct import embed, publish_part
 from rayvec.encoding.work import Work
 from rayvec.errors import VerificationError
-from rayvec.indexing import segments, tasks, updates, versions
+from rayvec.indexing import drafts, segments, tasks, updates, versions
+from rayvec.indexing.drafts import Draft
 from rayvec.indexing.ranking import Rows
 from rayvec.indexing.segments import EMBEDDINGS, Segment
 from rayvec.indexing.updates import Before, Delta
 from rayvec.indexing.upserts import Kept, key_of
-from rayvec.indexing.versions import Draft
 from rayvec.modeling.encoder import Tokenizing, Vectorizing
 from rayvec.schema import ID, N_TOKENS, TRUNCATED
 from rayvec.serving.changes import Change, Written
@@ -78,7 +78,7 @@ class Committer:
         anew by another encoder, VerificationError, and whatever the encoder raises; then nothing is changed.
         """
         clock = _Clock()
-        with versions.new_version(self._uri) as draft, tasks.here():
+        with drafts.new_version(self._uri) as draft, tasks.here():
             before = Before.live(self._uri)
             mine = Fingerprint.parse(before.manifest["fingerprint"])
             mine.require(self._work.fingerprint, mine="index", theirs="encoder")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import UserError, VerificationError
-from rayvec.indexing import versions
+from rayvec.indexing import drafts, versions
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.segments import Segment
 from rayvec.indexing.vectors import unit
@@ -258,7 +258,7 @@ def test_a_whole_version_under_another_name_is_refused(copy: Path) -> None:
 def test_an_index_type_that_we_do_not_build_is_refused(tmp_path: Path) -> None:
     import faiss
 
-    with versions.new_version(tmp_path) as draft:
+    with drafts.new_version(tmp_path) as draft:
         foreign = faiss.IndexLSH(DIM, 64)
         foreign.add(VECTORS)
         faiss.write_index(foreign, str(draft.folder / "shard-00000.faiss"))
@@ -270,7 +270,7 @@ def test_an_index_type_that_we_do_not_build_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_sealed_over_the_wrong_count_is_refused(tmp_path: Path) -> None:
     import faiss
 
-    with versions.new_version(tmp_path) as draft:
+    with drafts.new_version(tmp_path) as draft:
         flat = faiss.IndexFlatIP(DIM)
         flat.add(VECTORS[:-1])
         faiss.write_index(flat, str(draft.folder / "shard-00000.faiss"))

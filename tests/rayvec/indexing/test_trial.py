@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import VerificationError
-from rayvec.indexing import pca, shards, spec, trial, versions
+from rayvec.indexing import drafts, pca, shards, spec, trial, versions
 from rayvec.indexing.layers import faiss
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.trial import Candidate
@@ -145,7 +145,7 @@ def test_a_rotation_of_other_dimensions_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_with_a_crashing_file_of_a_right_checksum_does_not_open(deadly: Path, tmp_path: Path) -> None:
     write_index(tmp_path, VECTORS, texts_for(COUNT), factory="RaBitQ4")
-    with versions.new_version(tmp_path) as draft:
+    with drafts.new_version(tmp_path) as draft:
         facts = versions.read_manifest(tmp_path / "versions" / "v1")
         shutil.copytree(tmp_path / "versions" / "v1", draft.folder, dirs_exist_ok=True)
         (draft.folder / versions.MANIFEST).unlink()

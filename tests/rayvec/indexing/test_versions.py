@@ -13,11 +13,11 @@ import pytest
 from pipelines._ray import worker_environment
 from rayvec import storage
 from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
-from rayvec.indexing import versions
+from rayvec.indexing import drafts, versions
 
 
 def publish(output: Path, content: str) -> str:
-    with versions.new_version(output) as draft:
+    with drafts.new_version(output) as draft:
         (draft.folder / "data").write_text(content)
         (draft.folder / "deep").mkdir()
         (draft.folder / "deep" / "data").write_text(content)
@@ -46,7 +46,7 @@ def test_versions_are_listed_by_number(tmp_path: Path) -> None:
 
 def test_a_draft_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
     publish(tmp_path, "one")
-    with pytest.raises(ZeroDivisionError), versions.new_version(tmp_path):
+    with pytest.raises(ZeroDivisionError), drafts.new_version(tmp_path):
         _ = 1 / 0
     assert storage.list_names(tmp_path / "versions") == ["v1"]
 
@@ -60,7 +60,7 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    with versions.new_version(tmp_path), pytest.raises(ConcurrentWriterError, match="another process is writing"):
+    with drafts.new_version(tmp_path), pytest.raises(ConcurrentWriterError, match="another process is writing"):
         publish(tmp_path, "two")
 
 
@@ -92,7 +92,7 @@ def test_after_a_rollback_no_name_is_used_twice(tmp_path: Path) -> None:
 def take_all(output: Path, source: Path) -> None:
     """A version that takes over every file of another."""
     manifest = versions.read_manifest(source)
-    with versions.new_version(output) as draft:
+    with drafts.new_version(output) as draft:
         draft.take(source, manifest, manifest["files"])
         draft.commit({"content": manifest["content"]})
 
@@ -234,13 +234,13 @@ def test_the_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
 KILLER = """
 import json, os, signal, sys
 from pathlib import Path
-from rayvec.indexing import versions
+from rayvec.indexing import drafts, versions
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "fcntl.flock"}
 output = Path(sys.argv[1])
 
 def publish(content):
-    with versions.new_version(output) as draft:
+    with drafts.new_version(output) as draft:
         (draft.folder / "data").write_text(content)
         draft.commit({"content": content})
 

@@ -16,7 +16,7 @@ import pytest
 from pipelines.update import UpdateConfig, update
 from pipelines.versions import verify_index
 from rayvec.errors import StorageError, UserError
-from rayvec.indexing import versions
+from rayvec.indexing import drafts, versions
 from rayvec.indexing.searcher import Index
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving import commits, writer
@@ -291,7 +291,7 @@ def test_what_would_not_be_seen_or_cannot_be_embedded_is_refused_at_the_start(fo
         ServeConfig.parse({"index": str(folder), "writable": True, "index_version": "v1"})
     manifest = versions.read_manifest(versions.version_folder(folder))
     assert manifest["embedded"] == EMBEDDED
-    with versions.new_version(folder) as draft:
+    with drafts.new_version(folder) as draft:
         before = versions.version_folder(folder)
         draft.take(before, manifest, manifest["files"])
         draft.commit({**versions.facts_of(manifest), "embedded": None})
