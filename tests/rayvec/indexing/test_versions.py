@@ -149,7 +149,7 @@ def test_one_goes_back_from_a_damaged_version_too(tmp_path: Path) -> None:
 def test_a_version_that_never_was_live_is_removed_by_the_next_writer(tmp_path: Path) -> None:
     publish(tmp_path, "one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(versions, "_point_to", lambda *_: 1 / 0)
+        patch.setattr(drafts, "point_to", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             publish(tmp_path, "two")
     assert versions.list_versions(tmp_path) == ["v1", "v2"] and content_of(tmp_path) == "one"
