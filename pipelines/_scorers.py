@@ -5,10 +5,13 @@ A score is None where a system cannot take part: BM25 has no vectors of sentence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines._systems import SystemConfig
 from pipelines._tasks import (
@@ -47,7 +50,10 @@ class Subject:
 
 
 Found = tuple["Score", dict[str, float]]
+Vectors = npt.NDArray[np.float32]
 Scorer = Callable[[Subject], Found | None]
+#: Texts to vectors, after a system's own instruction.
+Encode = Callable[[Sequence[str]], Vectors]
 
 
 def prepare(task: Any, root: str, cache: str) -> Scorer:
@@ -202,14 +208,25 @@ class _Reranker:
 
 
 def _summed(lexical: Mapping[str, float], dense: Mapping[str, float], weight: float) -> dict[str, float]:
-    """Both brought to [0, 1] within the query, as in hybrid search."""
+    """The platform's hybrid over one query's candidates."""
+    from rayvec.indexing.hybrid import hybrid
+    from rayvec.indexing.ranking import Ranking
 
-    def scaled(run: Mapping[str, float]) -> dict[str, float]:
-        low, high = min(run.values()), max(run.values())
-        return {document: (value - low) / (high - low) if high > low else 1.0 for document, value in run.items()}
+    documents = list(lexical)
+    rows = np.arange(len(documents))[None]
+    words, vectors = (Ranking(rows, np.array([[run[d] for d in documents]], np.float32)) for run in (lexical, dense))
+    return {documents[row]: score for row, score in hybrid(words, vectors, len(documents), weight).hits(0)}
 
-    a, b = scaled(lexical), scaled(dense)
-    return {document: a[document] + weight * b[document] for document in a}
+
+def _by_vectors(found: Callable[[Encode], Found]) -> Scorer:
+    """A scorer that takes a system's vectors of texts and nothing else; systems without any have no score."""
+
+    def score(subject: Subject) -> Found | None:
+        if not subject.config.has_vectors or subject.vectors is None:
+            return None
+        return found(partial(subject.vectors, instruction=subject.instruction))
+
+    return score
 
 
 def _similarity(task: SimilarityTask, root: str, cache: str) -> Scorer:
@@ -219,13 +236,11 @@ def _similarity(task: SimilarityTask, root: str, cache: str) -> Scorer:
     del cache
     pairs = read_pairs(place(root, task.data))
 
-    def score(subject: Subject) -> Found | None:
-        if not subject.config.has_vectors or subject.vectors is None:
-            return None
-        first, second = (subject.vectors(texts, subject.instruction) for texts in (pairs.first, pairs.second))
+    def found(encode: Encode) -> Found:
+        first, second = encode(pairs.first), encode(pairs.second)
         return similarity(first, second, pairs.scores), {"pairs": len(pairs)}
 
-    return score
+    return _by_vectors(found)
 
 
 def _classification(task: ClassificationTask, root: str, cache: str) -> Scorer:
@@ -241,15 +256,13 @@ def _classification(task: ClassificationTask, root: str, cache: str) -> Scorer:
     test = test.spread(task.max_texts)
     needed = sorted({place_ for chosen in chosen_texts(train.labels) for place_ in chosen})
 
-    def score(subject: Subject) -> Found | None:
-        if not subject.config.has_vectors or subject.vectors is None:
-            return None
-        learned = subject.vectors([train.texts[i] for i in needed], subject.instruction)
-        asked = subject.vectors(test.texts, subject.instruction)
-        found = classification(dict(zip(needed, learned, strict=True)), train.labels, asked, test.labels)
-        return found, {"texts": len(test), "classes": len(set(train.labels))}
+    def found(encode: Encode) -> Found:
+        learned = encode([train.texts[i] for i in needed])
+        asked = encode(test.texts)
+        score = classification(dict(zip(needed, learned, strict=True)), train.labels, asked, test.labels)
+        return score, {"texts": len(test), "classes": len(set(train.labels))}
 
-    return score
+    return _by_vectors(found)
 
 
 def _clustering(task: ClusteringTask, root: str, cache: str) -> Scorer:
@@ -264,13 +277,11 @@ def _clustering(task: ClusteringTask, root: str, cache: str) -> Scorer:
         texts = read_labelled(place(root, task.data))
     texts = texts.spread(task.max_texts)
 
-    def score(subject: Subject) -> Found | None:
-        if not subject.config.has_vectors or subject.vectors is None:
-            return None
-        found = clustering(subject.vectors(texts.texts, subject.instruction), texts.labels)
-        return found, {"texts": len(texts), "classes": len(set(texts.labels))}
+    def found(encode: Encode) -> Found:
+        score = clustering(encode(texts.texts), texts.labels)
+        return score, {"texts": len(texts), "classes": len(set(texts.labels))}
 
-    return score
+    return _by_vectors(found)
 
 
 def _pairs(task: PairTask, root: str, cache: str) -> Scorer:
@@ -280,13 +291,11 @@ def _pairs(task: PairTask, root: str, cache: str) -> Scorer:
     del cache
     pairs = read_labelled_pairs(place(root, task.data))
 
-    def score(subject: Subject) -> Found | None:
-        if not subject.config.has_vectors or subject.vectors is None:
-            return None
-        first, second = (subject.vectors(texts, subject.instruction) for texts in (pairs.first, pairs.second))
+    def found(encode: Encode) -> Found:
+        first, second = encode(pairs.first), encode(pairs.second)
         return pair_classification(first, second, pairs.labels_N), {"pairs": len(pairs.first)}
 
-    return score
+    return _by_vectors(found)
 
 
 def _words(task: WordTask, root: str, cache: str) -> Scorer:
