@@ -77,7 +77,7 @@ class Index:
         self.dim: int = manifest["dim"]
         #: Live documents; the rows of all segments, deleted ones too, are as many or more.
         self.count: int = manifest["count"]
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or shards.PROCESS_THREADS
         self._normalize: bool = manifest["normalize"]
         self._effort = Effort(**manifest["search"])
         self._projection = projection_of(folder, manifest)
@@ -109,7 +109,8 @@ class Index:
     ) -> Self:
         """Open a version, the live one by default, after every size and checksum was verified.
 
-        threads: OpenMP threads that a dense search takes; all cores by default. Give 1 where many searches run at once.
+        threads: OpenMP threads that a dense search takes; by default as OMP_NUM_THREADS says, or all cores. Give 1
+        where many searches run at once.
         before: an open version of the same index. What the two share, by hard link and checksum, is neither verified
         nor read again: a version that adds a few documents opens in milliseconds. While it is open, it is not pruned.
         part: what of it is opened; the files of other parts are neither verified nor read.

@@ -36,6 +36,8 @@ EF_CONSTRUCTION = 100
 #: How wide a graph over centroids is searched for the list of a vector that is added.
 EF_ASSIGN = 64
 QUERIES_AT_ONCE = 4096
+#: OpenMP threads that this process was started with: OMP_NUM_THREADS (Ray sets it for its workers), or all cores.
+PROCESS_THREADS: int = faiss.omp_get_max_threads()
 #: FAISS counts a table for product codes (lists × codewords) that it never makes for inner products: 256 times the
 #: centroids at most.
 MAY_HOLD_PQ = (b"IwPQ", b"IwPf", b"IxPT", b"IxRF")
