@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp
 
 from rayvec import __version__
+from rayvec.serving.door import Door
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.metrics import CONTENT_TYPE
 from rayvec.serving.observer import REQUEST_ID, Observer
@@ -79,7 +80,7 @@ def make_api(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_bug)
     routes = frozenset([*app.openapi()["paths"], *PAGE])
-    guarded: ASGIApp = Guard(app, keys, loopback_only=loopback_only)
+    guarded: ASGIApp = Guard(Door(app, gateway), keys, loopback_only=loopback_only)
     if cors_origins:  # outside the guard: a browser asks for permission without its key
         guarded = CORSMiddleware(
             guarded,

@@ -82,10 +82,15 @@ class Gateway:
         self._in_flight = 0
         self._started = int(time.time())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a request would be refused now."""
+        return self._in_flight >= self._limits.in_flight
+
     @asynccontextmanager
     async def _admitted(self, late: str = "; send less, or try again") -> AsyncIterator[None]:
         """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
-        if self._in_flight >= self._limits.in_flight:
+        if self.is_full:
             raise overloaded()
         self._in_flight += 1
         self.metrics.in_flight(self._in_flight)

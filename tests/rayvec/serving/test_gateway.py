@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -70,6 +70,28 @@ def test_over_the_places_requests_are_told_to_wait_at_once(slow: Client) -> None
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.headers["retry-after"] == "1"
     assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_where_there_is_no_room_a_request_is_refused_before_its_body_is_read(slow: Client) -> None:
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(b"{")
+        yield b"{"
+
+    async def run() -> list[httpx.Response]:
+        waiting = [slow.http.post("/v1/embeddings", json={"input": "x", "model": MODEL}) for _ in range(2)]
+        tasks = [asyncio.create_task(one) for one in waiting]
+        while not slow.gateway.is_full:
+            await asyncio.sleep(0.001)
+        refused = [await slow.http.post(path, content=body()) for path in ("/v1/search", "/v1/documents")]
+        others = [await slow.http.get(path) for path in ("/health", "/ready", "/v1/models", "/v1/indexes")]
+        await asyncio.gather(*tasks)
+        return [*refused, *others]
+
+    answers = slow.runner.run(run())
+    assert [answer.status_code for answer in answers] == [429, 429, 200, 200, 200, 200]
+    assert read == []
 
 
 def test_a_request_that_takes_too_long_is_given_up(slow: Client) -> None:
