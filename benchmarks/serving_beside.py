@@ -4,6 +4,7 @@ The same encoder (a random Llama of 6 layers of 512, some 10 ms a query), index 
 
     plain     FastAPI with sentence-transformers and FAISS in one process, as one writes it (a `def` route, uvicorn)
     haproxy   jobs.serve with proxy=haproxy (and an API key, which it asks for)
+    together  the same with replicas.together=true: encoder, search and HTTP in one process, as the plain one has them
     python    jobs.serve with Ray Serve's own proxy
 
 One client process asks each in turn, every query a new one, from 1 and from several connections at once. Answers must
@@ -35,6 +36,7 @@ from benchmarks.encoding_cpu import build
 from benchmarks.harness import in_words, machine, write_json
 
 K = 10
+SERVERS = ("plain", "haproxy", "together", "python")
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = """
 import sys
@@ -170,12 +172,14 @@ def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads
         version = index / "versions" / "v1"
         answers: dict[str, list[list[str]]] = {}
         for _ in range(rounds):
-            for which in ("plain", "haproxy", "python"):
+            for which in SERVERS:
                 port = free_port()
                 ours = [
                     sys.executable, "-m", "jobs.serve", "--set", f"index={index}", "--set", f"port={port}", "--set",
-                    "query_cache_mb=0", "--set", f"replicas.threads={threads}", "--set", f"proxy={which}", "--set",
-                    f"keys={folder / 'keys.txt'}",
+                    "query_cache_mb=0", "--set", f"replicas.threads={threads}", "--set",
+                    f"keys={folder / 'keys.txt'}", "--set",
+                    f"proxy={'python' if which == 'python' else 'haproxy'}", "--set",
+                    f"replicas.together={which == 'together'}",
                 ]  # fmt: skip
                 plain = [
                     sys.executable, "-c", PLAIN, str(encoder), str(version / "shard-00000.faiss"),
@@ -192,7 +196,7 @@ def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads
                         headers = dict(client.headers)
                         result = asyncio.run(ask(address, headers, queries, number, seconds))
                         found.setdefault(which, {}).setdefault(str(number), []).append(result)
-        assert answers["plain"] == answers["haproxy"] == answers["python"], "the same documents"
+        assert all(answers[which] == answers["plain"] for which in SERVERS), "the same documents"
         least = alone(encoder, index, queries, threads)
     middle = {
         which: {

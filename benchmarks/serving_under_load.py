@@ -8,13 +8,16 @@ python benchmarks/serving_under_load.py
                 a request alone takes no longer than before
     swap        a new index version every 5 s under steady traffic: failures, and hits that are of no version named
     rubbish     `--bodies` bodies of any kind: statuses, memory
+    plain       with `--plain`, the overload of the hand-written server of `serving_beside.py`
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -33,13 +36,14 @@ import httpx
 import psutil
 
 from benchmarks.harness import in_words, machine, write_json
-from benchmarks.serving_beside import ROOT, K, free_port, prepare, serving
+from benchmarks.serving_beside import PLAIN, ROOT, K, free_port, prepare, serving
 from rayvec.serving.security import new_key
 from tests.artifacts import random_vectors, write_index
 
 SWAP_SECONDS = 5.0
 #: The API key that the service asks for.
 HEADERS: dict[str, str] = {}
+RECOVERY_SECONDS = 60.0
 CLIENTS = 8
 
 
@@ -51,6 +55,24 @@ def memory() -> int:
             if "ServeReplica" in " ".join(one.cmdline()):
                 total += one.memory_info().rss
     return total
+
+
+def seconds_by_part() -> Counter[str]:
+    """CPU seconds so far of this process (the client), and of each kind of process that it has started."""
+    seconds: Counter[str] = Counter()
+    for one in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.Error):
+            times = one.cpu_times()
+            seconds[_part(one)] += times.user + times.system
+    return seconds
+
+
+def _part(process: psutil.Process) -> str:
+    if process.pid == os.getpid():
+        return "client"
+    command = " ".join(process.cmdline())
+    found = re.search(r"ServeReplica:rayvec:(\w+)|(haproxy)|(ProxyActor)", command)
+    return next(name for name in found.groups() if name) if found else "plain" if PLAIN in command else "ray"
 
 
 async def asked(client: httpx.AsyncClient, query: str, seen: Counter[str], times: list[float]) -> httpx.Response | None:
@@ -131,22 +153,24 @@ async def flood(address: str, rate: float, seconds: float) -> dict[str, Any]:
     }
 
 
-def recovery(address: str, before_ms: float) -> float:
-    """Seconds until a request alone takes no more than twice as long as before."""
+def recovery(address: str, before_ms: float) -> float | None:
+    """Seconds until a request alone takes no more than twice as long as before; None when that is over a minute."""
     begin = time.perf_counter()
     with httpx.Client(base_url=address, headers=HEADERS, timeout=60) as client:
-        while True:
-            start = time.perf_counter()
-            answer = client.post("/v1/search", json={"query": f"sort {start}", "k": K, "mode": "dense"})
-            if answer.status_code == httpx.codes.OK and (time.perf_counter() - start) * 1e3 < 2 * before_ms:
-                return time.perf_counter() - begin
+        while (now := time.perf_counter()) - begin < RECOVERY_SECONDS:
+            with suppress(httpx.HTTPError):
+                answer = client.post("/v1/search", json={"query": f"sort {now}", "k": K, "mode": "dense"})
+                if answer.status_code == httpx.codes.OK and (time.perf_counter() - now) * 1e3 < 2 * before_ms:
+                    return time.perf_counter() - begin
+    return None
 
 
 def overload(address: str, seconds: float, times: float) -> dict[str, Any]:
     alone = asyncio.run(steady(address, 5, 1))["p50_ms"]
     peak = asyncio.run(steady(address, 15, CLIENTS))
-    before = memory()
+    before, spent = memory(), seconds_by_part()
     during = asyncio.run(flood(address, times * peak["rps"], seconds))
+    during["cpu_seconds"] = {part: round(used, 1) for part, used in (seconds_by_part() - spent).items()}
     again = recovery(address, alone)
     return {"peak": peak, "overload": during, "recovery_s": again, "memory": [before, memory()], "alone_ms": alone}
 
@@ -246,8 +270,19 @@ def rubbish(address: str, count: int) -> dict[str, Any]:
 @click.option("--times", default=10.0, show_default=True, help="the peak that is sent in the overload")
 @click.option("--bodies", "count", default=100_000, show_default=True)
 @click.option("--proxy", type=click.Choice(["haproxy", "python"]), default="haproxy", show_default=True)
+@click.option("--together", is_flag=True, help="encoder, search and HTTP in one process")
+@click.option("--plain", is_flag=True, help="overload the hand-written server of serving_beside.py too")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
-def main(documents: int, seconds: float, times: float, count: int, proxy: str, json_path: Path | None) -> None:
+def main(
+    documents: int,
+    seconds: float,
+    times: float,
+    count: int,
+    proxy: str,
+    together: bool,
+    plain: bool,
+    json_path: Path | None,
+) -> None:
     there = machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -259,7 +294,8 @@ def main(documents: int, seconds: float, times: float, count: int, proxy: str, j
         command = [
             sys.executable, "-m", "jobs.serve", "--set", f"index={index}", "--set", f"port={port}", "--set",
             "query_cache_mb=0", "--set", "replicas.threads=1", "--set", "limits.in_flight=16", "--set",
-            f"proxy={proxy}", "--set", f"keys={folder / 'keys.txt'}",
+            f"proxy={proxy}", "--set", f"keys={folder / 'keys.txt'}", "--set",
+            f"replicas.together={together}",
         ]  # fmt: skip
         environment = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", "TOKENIZERS_PARALLELISM": "false"}
         with serving(command, port, environment, key):
@@ -271,6 +307,15 @@ def main(documents: int, seconds: float, times: float, count: int, proxy: str, j
             print("rubbish", json.dumps(result["rubbish"]), flush=True)
             result["swap"] = swap(address, index, str(encoder), seconds, documents)
             print("swap", json.dumps(result["swap"]), flush=True)
+        if plain:
+            folder = index / "versions" / "v1"
+            by_hand = [
+                sys.executable, "-c", PLAIN, str(encoder), str(folder / "shard-00000.faiss"),
+                str(folder / "documents.parquet"), str(port), "1",
+            ]  # fmt: skip
+            with serving(by_hand, port, environment, key):
+                result["plain"] = overload(address, seconds, times)
+                print("plain", json.dumps(result["plain"]), flush=True)
         shutil.rmtree(index)
     write_json(json_path, result)
 

@@ -28,7 +28,9 @@ OBJECT_STORE = 150_000_000
 
 def serve(config: ServeConfig) -> Report:
     """Serve an index: search page, search and OpenAI-compatible embeddings. Ends, drained, on SIGTERM or ctrl-C."""
-    from rayvec.serving.app import check_port, plan, running
+    from rayvec.serving import proxy
+    from rayvec.serving.app import running
+    from rayvec.serving.preflight import check_port, plan
 
     begin = time.monotonic()
     checked = plan(config)
@@ -37,6 +39,7 @@ def serve(config: ServeConfig) -> Report:
         os.environ.setdefault(name, value)
     _say(f"serve: {checked.count:,} documents of {config.index} ({checked.version}), encoder {checked.model}; starting")
     with (
+        proxy.chosen(config),
         ray_session(object_store_memory=OBJECT_STORE),
         running(config, checked) as address,
         _stop_signals() as stopped,

@@ -37,8 +37,11 @@ class Replicas(Config):
     or run in each, and takes them down again. `parts` spreads the vectors over so many processes, of which each has
     `part_copies` and holds its shards alone (a machine's memory then holds a part of the index): the retriever keeps
     words and documents, asks all parts, and puts together what they find. `threads` is how many a copy of the encoder
-    or the retriever computes with; all of the machine's by default.
+    or the retriever computes with; all of the machine's by default. `together` puts encoder, retriever and gateway into
+    one process, of which there are `gateway` copies: no call between processes, the fastest for one request at a time.
     """
+
+    together: bool = False
 
     gateway: int = Field(1, ge=1)
     encoder: int = Field(1, ge=1)
@@ -52,6 +55,17 @@ class Replicas(Config):
     encoder_cpus: float = Field(0.0, ge=0)
     encoder_gpus: float = Field(0.0, ge=0)
     threads: int | None = Field(None, ge=1, le=1_024)
+
+    @model_validator(mode="after")
+    def _copied_whole(self) -> Self:
+        apart = {"encoder": self.encoder, "retriever": self.retriever, "parts": self.parts}
+        apart |= {"encoder_most": self.encoder_most or 1, "retriever_most": self.retriever_most or 1}
+        if self.together and (several := [name for name, copies in apart.items() if copies > 1]):
+            raise ValueError(
+                f"together=true copies encoder and retriever with the gateway, and {' and '.join(several)} asks for "
+                "more of one alone; give gateway=N, or leave out together"
+            )
+        return self
 
 
 class ServeConfig(Config):
@@ -91,6 +105,11 @@ class ServeConfig(Config):
     limits: Limits = Limits()
 
     @property
+    def poll_seconds(self) -> float:
+        """How often a retriever looks which version is live; where documents are written over HTTP, they show soon."""
+        return 0.25 if self.writable else 2.0
+
+    @property
     def address(self) -> str:
         """Where a browser on this machine finds the service."""
         host = "127.0.0.1" if self.host in EVERYWHERE else self.host
@@ -110,6 +129,15 @@ class ServeConfig(Config):
             raise ValueError(
                 "writable=true makes new versions, and index_version pins an old one, which would never show them; "
                 "leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _written_by_one(self) -> Self:
+        if self.writable and self.replicas.together and self.replicas.gateway > 1:
+            raise ValueError(
+                "writable=true has one writer, and replicas.together=true with replicas.gateway over 1 would have "
+                "several; leave out one of the three"
             )
         return self
 

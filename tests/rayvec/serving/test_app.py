@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import stat
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from rayvec.errors import MismatchError, RayvecError, UserError, VerificationError
 from rayvec.modeling.hash_encoder import HashEncoder
-from rayvec.serving.app import _deployment_error, check_port, deploy, plan
+from rayvec.serving import proxy
+from rayvec.serving.app import _deployment_error, deploy
 from rayvec.serving.config import ServeConfig
+from rayvec.serving.preflight import check_port, plan
 from tests.artifacts import texts_for, write_index
 from tests.services import COUNT, MODEL, write_service_index
 
@@ -36,6 +44,20 @@ def test_an_index_made_by_another_encoder_is_refused(tmp_path: Path) -> None:
     write_index(tmp_path, encoder.encode(texts_for(4)), texts_for(4), made_by=other, encoder=MODEL)
     with pytest.raises(MismatchError, match="prompts"):
         plan(ServeConfig(index=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replicas": {"together": True, "parts": 2}},
+        {"replicas": {"together": True, "encoder_most": 4}},
+        {"replicas": {"together": True, "gateway": 2}, "writable": True},
+    ],
+    ids=["parts", "encoders", "writers"],
+)
+def test_one_process_has_no_more_of_one_part(index: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="together=true"):
+        ServeConfig.parse({"index": str(index), **values})
 
 
 def test_no_index_is_named() -> None:
@@ -73,6 +95,22 @@ def test_a_proxy_that_listens_everywhere_needs_keys(index: Path, monkeypatch: py
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     with pytest.raises(UserError, match="set keys="):
         plan(ServeConfig(index=str(index)))
+
+
+def test_haproxy_gets_ports_that_are_free_and_a_folder_that_is_ours(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    config = ServeConfig(index=str(index), proxy="haproxy", keys="keys.txt")
+    with socket.create_server(("", 0)) as taken:
+        monkeypatch.setitem(proxy.PORTS, "RAY_SERVE_HAPROXY_STATS_PORT", taken.getsockname()[1])
+        with proxy.chosen(config):
+            assert os.environ[proxy.ENABLE] == "1"
+            assert int(os.environ["RAY_SERVE_HAPROXY_STATS_PORT"]) not in (0, taken.getsockname()[1])
+            folder = Path(os.environ["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(folder / "haproxy.cfg")])
+    assert not psutil.pid_exists(left.pid) and not folder.exists()
 
 
 def test_a_port_in_use_is_told_before_anything_starts() -> None:

@@ -16,9 +16,9 @@ from rayvec.indexing.part import Part
 from rayvec.indexing.ranking import Ranking
 from rayvec.indexing.searcher import Index
 from rayvec.modeling.hash_encoder import HashEncoder
-from rayvec.serving.app import plan
 from rayvec.serving.config import Limits, ServeConfig
 from rayvec.serving.parts import VectorPart
+from rayvec.serving.preflight import plan
 from rayvec.serving.problems import Problem
 from rayvec.serving.retriever import Retriever
 from rayvec.serving.search import Options, search_index

@@ -2,79 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import queue
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 
-from pipelines._ray import worker_environment
 from rayvec import Client
 from rayvec.modeling.hash_encoder import HashEncoder
-from tests.artifacts import texts_for, write_index
+from tests.artifacts import texts_for
+from tests.served import READY_SECONDS, Service, asking, search, serving
 from tests.services import COUNT, MODEL, write_service_index
-from tests.services import Client as InProcess
 
-READY_SECONDS = 200
 TEXT = "sort the list in place"
-
-
-@dataclass
-class Service:
-    """The running job, and the lines it has printed."""
-
-    process: subprocess.Popen[str]
-    address: str
-    port: int
-    index: Path
-    lines: list[str] = field(default_factory=list)
-    news: queue.Queue[str] = field(default_factory=queue.Queue)
-
-    def read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
-            self.news.put(line)
-        self.news.put("")
-
-    def replicas(self, deployment: str) -> list[psutil.Process]:
-        """The processes of a deployment."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in below if f"ServeReplica:rayvec:{deployment}" in " ".join(one.cmdline())]
-
-    def kill_everything(self) -> None:
-        """End every process of the service as a power cut would, without a chance to finish anything."""
-        job = psutil.Process(self.process.pid)
-        everything = [job, *job.children(recursive=True)]
-        for one in everything:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(everything, timeout=30)
-
-    def wait_for(self, text: str) -> None:
-        while text not in (line := self.news.get(timeout=READY_SECONDS)):
-            assert line, f"the job ended before it said {text!r}:\n" + "\n".join(self.lines)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -84,44 +32,10 @@ def service(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield service
 
 
-@contextmanager
-def serving(index: Path, *settings: str) -> Iterator[Service]:
-    """The job over an index, from when it is ready until the block ends, if it has not ended before."""
-    port = free_port()
-    command = [sys.executable, "-m", "jobs.serve", "--recipe", "hash.serve"]
-    options = [f"index={index}", f"port={port}", *settings]
-    process = subprocess.Popen(
-        command + [part for option in options for part in ("--set", option)],
-        env={**os.environ, **worker_environment()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    service = Service(process, f"http://127.0.0.1:{port}", port, index)
-    reader = threading.Thread(target=service.read)
-    reader.start()
-    try:
-        service.wait_for("ready in")
-        yield service
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        reader.join(10)
-        assert process.stdout
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{service.address}/v1", api_key="none", max_retries=0, timeout=30) as client:
         yield client
-
-
-def search(service: Service, **body: object) -> httpx.Response:
-    return httpx.post(f"{service.address}/v1/search", json=body, timeout=30)
 
 
 def test_openai_client_reads_the_encoders_vectors(client: openai.OpenAI) -> None:
@@ -208,27 +122,6 @@ def test_the_typed_client_searches_and_embeds(service: Service) -> None:
     with Client(service.address) as client:
         assert client.search(texts_for(COUNT)[3], k=1).results[0].hits[0].id == "doc-3"
         np.testing.assert_array_equal(client.embed([TEXT]), HashEncoder(64).encode([TEXT]))
-
-
-@contextmanager
-def asking(service: Service, clients: int) -> Iterator[list[httpx.Response]]:
-    """Some clients, each asking one search after another while the block runs; at the end, all their answers."""
-    answers: list[httpx.Response] = []
-    stop = threading.Event()
-    texts = texts_for(COUNT)
-
-    def ask(number: int) -> None:
-        while not stop.is_set():
-            answers.append(search(service, query=f"{texts[len(answers) % COUNT]} {number}", k=COUNT, mode="dense"))
-
-    with ThreadPoolExecutor(clients) as threads:
-        done = [threads.submit(ask, number) for number in range(clients)]
-        try:
-            yield answers
-        finally:
-            stop.set()
-        for one in done:
-            one.result()
 
 
 @pytest.mark.parametrize("deployment", ["QueryEncoder", "Retriever"])
@@ -328,75 +221,3 @@ def test_sigterm_ends_it_drained_and_quietly(service: Service) -> None:
     assert ready.startswith("serve: ready in ")
     assert [finishing, done] == ["serve: finishing the requests under way", "serve: done"]
     assert [fact.split()[0] for fact in facts] == ["index", "served_seconds"]
-
-
-def test_a_kill_of_every_process_after_an_answer_loses_no_document(index: Path, tmp_path: Path) -> None:
-    index = Path(shutil.copytree(index, tmp_path / "index"))
-    with serving(index, "writable=true") as service:
-        with Client(service.address) as client:
-            for number in range(3):
-                answer = client.upsert([{"id": f"m-{number}", "text": f"marmot number{number}"}])
-            client.delete(["doc-1"])
-        service.kill_everything()
-    after = InProcess(index, writable=True)
-    found = after.post("/v1/search", query="marmot", k=COUNT + 3, mode="dense").json()["results"][0]["hits"]
-    assert {hit["id"] for hit in found[:3]} == {"m-0", "m-1", "m-2"}
-    assert "doc-1" not in {hit["id"] for hit in found} and len(found) == COUNT + 2
-    assert after.post("/v1/documents", documents=[{"id": "m-3", "text": "marmot"}]).json()["added"] == 1
-    assert int(answer.index_version[1:]) == 4
-    after.close()
-
-
-@pytest.fixture(scope="module")
-def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of two parts of the vectors and two gateways."""
-    index, texts, encoder = tmp_path_factory.mktemp("spread"), texts_for(60), HashEncoder.parse(MODEL)
-    write_index(index, encoder.encode(texts), texts, pieces=2, made_by=encoder.fingerprint, encoder=MODEL)
-    with serving(index, "replicas.parts=2", "limits.part_seconds=1", "replicas.gateway=2") as service:
-        yield service
-
-
-def test_a_killed_part_of_the_vectors_is_told_until_it_is_back(spread: Service) -> None:
-    ask = {"query": TEXT, "mode": "dense", "k": 60}
-    whole = search(spread, **ask).json()
-    assert len(whole["results"][0]["hits"]) == 60 and whole["coverage"] == 1.0 and whole["missing_parts"] == []
-    (part,) = spread.replicas("Vectors-1")
-    part.kill()
-    end, answers = time.monotonic() + 60, []
-    while time.monotonic() < end and (not answers or answers[-1]["coverage"] < 1.0 or len(answers) < 5):
-        answer = search(spread, **ask)
-        assert answer.status_code == 200, answer.text
-        answers.append(answer.json())
-        whole_only = search(spread, **ask, allow_partial=False)
-        assert whole_only.status_code in (200, 503)
-    for answer in answers:
-        missing = len(answer["missing_parts"])
-        assert len(answer["results"][0]["hits"]) == 60 - 30 * missing
-        assert answer["coverage"] == pytest.approx(1 - missing / 2, abs=1e-5)
-    assert answers[-1]["coverage"] == 1.0 and answers[-1]["results"] == whole["results"]
-    assert any(answer["missing_parts"] == [1] for answer in answers)
-
-
-def test_the_client_goes_on_while_one_of_two_gateways_is_killed(spread: Service) -> None:
-    before = spread.replicas("Gateway")
-    assert len(before) == 2
-    stop, answers = threading.Event(), []
-
-    def ask() -> None:
-        with Client(spread.address, retries=6) as client:
-            while not stop.is_set():
-                answers.append(client.search(TEXT, k=3).index_version)
-
-    with ThreadPoolExecutor(4) as threads:
-        done = [threads.submit(ask) for _ in range(4)]
-        try:
-            time.sleep(0.5)
-            before[0].kill()
-            seen, end = len(answers), time.monotonic() + 60
-            while len(answers) < seen + 100 and time.monotonic() < end:
-                time.sleep(0.05)
-        finally:
-            stop.set()
-        for one in done:
-            one.result()
-    assert len(answers) >= seen + 100

@@ -20,8 +20,8 @@ from rayvec.indexing import drafts, versions
 from rayvec.indexing.searcher import Index
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving import commits, writer
-from rayvec.serving.app import plan
 from rayvec.serving.config import ServeConfig
+from rayvec.serving.preflight import plan
 from rayvec.serving.security import Keys, new_key, parse_line
 from tests.artifacts import EMBEDDED, texts_for, write_index
 from tests.services import COUNT, MODEL, Client, write_service_index

@@ -1,0 +1,188 @@
+"""Services of other shapes than one process a part, and what dies or goes away under them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from rayvec import Client
+from rayvec.modeling.hash_encoder import HashEncoder
+from tests.artifacts import texts_for, write_index
+from tests.models import tiny_tokenizer
+from tests.served import READY_SECONDS, Service, asking, search, serving
+from tests.services import COUNT, MODEL, write_service_index
+from tests.services import Client as InProcess
+
+TEXT = "sort the list in place"
+
+
+def test_a_kill_of_every_process_after_an_answer_loses_no_document(index: Path, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(index, tmp_path / "index"))
+    with serving(index, "writable=true") as service:
+        with Client(service.address) as client:
+            for number in range(3):
+                answer = client.upsert([{"id": f"m-{number}", "text": f"marmot number{number}"}])
+            client.delete(["doc-1"])
+        service.kill_everything()
+    after = InProcess(index, writable=True)
+    found = after.post("/v1/search", query="marmot", k=COUNT + 3, mode="dense").json()["results"][0]["hits"]
+    assert {hit["id"] for hit in found[:3]} == {"m-0", "m-1", "m-2"}
+    assert "doc-1" not in {hit["id"] for hit in found} and len(found) == COUNT + 2
+    assert after.post("/v1/documents", documents=[{"id": "m-3", "text": "marmot"}]).json()["added"] == 1
+    assert int(answer.index_version[1:]) == 4
+    after.close()
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of two parts of the vectors and two gateways."""
+    index, texts, encoder = tmp_path_factory.mktemp("spread"), texts_for(60), HashEncoder.parse(MODEL)
+    write_index(index, encoder.encode(texts), texts, pieces=2, made_by=encoder.fingerprint, encoder=MODEL)
+    with serving(index, "replicas.parts=2", "limits.part_seconds=1", "replicas.gateway=2") as service:
+        yield service
+
+
+def test_a_killed_part_of_the_vectors_is_told_until_it_is_back(spread: Service) -> None:
+    ask = {"query": TEXT, "mode": "dense", "k": 60}
+    whole = search(spread, **ask).json()
+    assert len(whole["results"][0]["hits"]) == 60 and whole["coverage"] == 1.0 and whole["missing_parts"] == []
+    (part,) = spread.replicas("Vectors-1")
+    part.kill()
+    end, answers = time.monotonic() + 60, []
+    while time.monotonic() < end and (not answers or answers[-1]["coverage"] < 1.0 or len(answers) < 5):
+        answer = search(spread, **ask)
+        assert answer.status_code == 200, answer.text
+        answers.append(answer.json())
+        whole_only = search(spread, **ask, allow_partial=False)
+        assert whole_only.status_code in (200, 503)
+    for answer in answers:
+        missing = len(answer["missing_parts"])
+        assert len(answer["results"][0]["hits"]) == 60 - 30 * missing
+        assert answer["coverage"] == pytest.approx(1 - missing / 2, abs=1e-5)
+    assert answers[-1]["coverage"] == 1.0 and answers[-1]["results"] == whole["results"]
+    assert any(answer["missing_parts"] == [1] for answer in answers)
+
+
+def test_the_client_goes_on_while_one_of_two_gateways_is_killed(spread: Service) -> None:
+    before = spread.replicas("Gateway")
+    assert len(before) == 2
+    stop, answers = threading.Event(), []
+
+    def ask() -> None:
+        with Client(spread.address, retries=6) as client:
+            while not stop.is_set():
+                answers.append(client.search(TEXT, k=3).index_version)
+
+    with ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(ask) for _ in range(4)]
+        try:
+            time.sleep(0.5)
+            before[0].kill()
+            seen, end = len(answers), time.monotonic() + 60
+            while len(answers) < seen + 100 and time.monotonic() < end:
+                time.sleep(0.05)
+        finally:
+            stop.set()
+        for one in done:
+            one.result()
+    assert len(answers) >= seen + 100
+
+
+def test_one_process_answers_writes_and_follows_the_index_and_is_started_again(index: Path, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(index, tmp_path / "index"))
+    with serving(index, "replicas.together=true", "writable=true") as service:
+        assert [len(service.replicas(name)) for name in ("Gateway", "QueryEncoder", "Retriever")] == [1, 0, 0]
+        with Client(service.address, retries=6) as client:
+            assert client.search(texts_for(COUNT)[3], k=1).results[0].hits[0].id == "doc-3"
+            assert client.embed([TEXT]).tolist() == HashEncoder(64).encode([TEXT]).tolist()
+            answer = client.upsert([{"id": "m-1", "text": "marmot"}], wait=True)
+            assert (answer.added, answer.live, answer.index_version) == (1, True, "v2")
+            with asking(service, 4) as answers:
+                write_service_index(index, count=COUNT - 10)
+                end = time.monotonic() + READY_SECONDS
+                while client.ready().index_version != "v3" and time.monotonic() < end:
+                    time.sleep(0.05)
+            assert {one.status_code for one in answers} == {200}
+            assert client.ready().documents == COUNT - 10
+            (process,) = service.replicas("Gateway")
+            process.kill()
+            process.wait(10)
+            while time.monotonic() < end:
+                with suppress(httpx.HTTPError):
+                    if search(service, query=TEXT, k=1).status_code == 200:
+                        break
+                time.sleep(0.2)
+            assert client.search(TEXT, k=1).index_version == "v3"
+
+
+def write_slow_index(folder: Path) -> None:
+    """An index of a few documents whose encoder takes long for a request as large as allowed."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    from rayvec.modeling.encoder import TextEncoder
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+    LlamaModel(LlamaConfig(**sizes, vocab_size=512, max_position_embeddings=512)).save_pretrained(folder / "base")
+    tiny_tokenizer(folder / "base")
+    encoder = TextEncoder.from_decoder(folder / "base", max_length=512, device="cpu")
+    encoder.save(folder / "encoder", merged=True)
+    texts = texts_for(4)
+    vectors = encoder.encode(texts)
+    write_index(folder / "index", vectors, texts, made_by=encoder.fingerprint, encoder=str(folder / "encoder"))
+
+
+ABANDONED = 12
+IDLE = r"rayvec_requests_in_flight\{.*\} 0\.0"
+
+
+@pytest.mark.parametrize("settings", [[], ["replicas.together=true"]], ids=["apart", "together"])
+def test_what_clients_that_went_away_asked_is_not_encoded(tmp_path: Path, settings: list[str]) -> None:
+    write_slow_index(tmp_path)
+    texts = ["read the file line by line; " * 200] * 24
+    body = {"model": "encoder", "input": texts}
+    with serving(tmp_path / "index", "query_cache_mb=0", *settings) as service:
+        url = f"{service.address}/v1/embeddings"
+
+        def leave(_: int) -> None:
+            with suppress(httpx.ReadTimeout):
+                httpx.post(url, json=body, timeout=httpx.Timeout(60, read=alone / 4))
+                pytest.fail("it was answered before the client went away")
+
+        begin = time.monotonic()
+        assert httpx.post(url, json=body, timeout=60).status_code == 200
+        alone = time.monotonic() - begin
+        with ThreadPoolExecutor(ABANDONED) as threads:
+            list(threads.map(leave, range(ABANDONED)))
+        begin = time.monotonic()
+        assert search(service, query=TEXT, k=1, mode="dense").status_code == 200
+        waited = time.monotonic() - begin
+        assert waited < ABANDONED / 2 * alone, "only what was being encoded when its client left"
+        end = time.monotonic() + 10
+        while not re.search(IDLE, httpx.get(f"{service.address}/metrics").text):
+            assert time.monotonic() < end, "the places of those that left are not free again"
+            time.sleep(0.1)
+
+
+@pytest.mark.nightly
+def test_copies_come_with_requests_and_go_without(index: Path) -> None:
+    scaling = ["replicas.encoder_most=2", "replicas.retriever_most=2", "replicas.target_requests=1"]
+    with serving(index, *scaling) as service:
+        parts = ("QueryEncoder", "Retriever")
+        assert [len(service.replicas(part)) for part in parts] == [1, 1]
+        with asking(service, 12) as answers:
+            end = time.monotonic() + READY_SECONDS
+            while max(len(service.replicas(part)) for part in parts) < 2:
+                assert time.monotonic() < end, "no copy was started"
+                time.sleep(0.5)
+        assert {answer.status_code for answer in answers} == {200}
