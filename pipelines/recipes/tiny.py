@@ -22,7 +22,7 @@ from pipelines.update import UpdateConfig
 from pipelines.words import WordsConfig
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
-from rayvec.serving.config import ServeConfig
+from rayvec.serving.config import Replicas, ServeConfig
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, RetrievalSet, Simcse, Supervised, Texts
 
@@ -229,8 +229,8 @@ def words() -> WordsConfig:
 
 
 def serve() -> ServeConfig:
-    """Serve an index: set index."""
-    return ServeConfig()
+    """Serve an index: set index. In one process, which on one machine answers soonest and takes least memory."""
+    return ServeConfig(replicas=Replicas(together=True))
 
 
 def line() -> LineConfig:

@@ -63,7 +63,7 @@ class Replicas(Config):
         if self.together and (several := [name for name, copies in apart.items() if copies > 1]):
             raise ValueError(
                 f"together=true copies encoder and retriever with the gateway, and {' and '.join(several)} asks for "
-                "more of one alone; give gateway=N, or leave out together"
+                "more of one alone; give gateway=N, or together=false"
             )
         return self
 

@@ -146,7 +146,9 @@ ABANDONED = 12
 IDLE = r"rayvec_requests_in_flight\{.*\} 0\.0"
 
 
-@pytest.mark.parametrize("settings", [[], ["replicas.together=true"]], ids=["apart", "together"])
+@pytest.mark.parametrize(
+    "settings", [[], pytest.param(["replicas.together=true"], marks=pytest.mark.nightly)], ids=["apart", "together"]
+)
 def test_what_clients_that_went_away_asked_is_not_encoded(tmp_path: Path, settings: list[str]) -> None:
     write_slow_index(tmp_path)
     texts = ["read the file line by line; " * 200] * 24
