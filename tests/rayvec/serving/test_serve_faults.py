@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from rayvec import Client
 from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving.security import new_key
 from tests.artifacts import texts_for, write_index
 from tests.models import tiny_tokenizer
 from tests.served import READY_SECONDS, Service, asking, search, serving
@@ -174,6 +178,31 @@ def test_what_clients_that_went_away_asked_is_not_encoded(tmp_path: Path, settin
         while not re.search(IDLE, httpx.get(f"{service.address}/metrics").text):
             assert time.monotonic() < end, "the places of those that left are not free again"
             time.sleep(0.1)
+
+
+def haproxies() -> set[int]:
+    return {one.pid for one in psutil.process_iter(["name"]) if one.info["name"] == "haproxy"}
+
+
+@pytest.mark.nightly
+def test_haproxy_asks_for_a_key_bears_slow_clients_and_leaves_nothing(index: Path, tmp_path: Path) -> None:
+    key, line = new_key("alice")
+    (tmp_path / "keys.txt").write_text(line)
+    before = haproxies()
+    with serving(index, "proxy=haproxy", f"keys={tmp_path / 'keys.txt'}") as service, ExitStack() as held:
+        assert search(service, query=TEXT).status_code == 401
+        for _ in range(300):
+            half = held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+            half.sendall(b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: appl")
+        with Client(service.address, api_key=key) as client:
+            assert client.search(texts_for(COUNT)[3], k=1).results[0].hits[0].id == "doc-3"
+            begin = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)  # HAProxy is told of new servers just now: the worst moment
+            assert service.process.wait(60) == 0
+            assert time.monotonic() - begin < 25, "as a pod is given 30 s"
+    assert haproxies() == before
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", service.port)) != 0
 
 
 @pytest.mark.nightly
