@@ -156,7 +156,7 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
     import ray
 
     from rayvec.indexing import reductions, samples, tasks
-    from rayvec.indexing.corpus import columns_of, take
+    from rayvec.indexing.corpus import Corpus, columns_of, take
     from rayvec.indexing.vectors import sample_rows
     from rayvec.schema import WINDOW
 
