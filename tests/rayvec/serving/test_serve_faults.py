@@ -206,7 +206,7 @@ def test_haproxy_asks_for_a_key_bears_slow_clients_and_leaves_nothing(index: Pat
 
 
 @pytest.mark.nightly
-def test_copies_come_with_requests_and_go_without(index: Path) -> None:
+def test_copies_come_with_requests(index: Path) -> None:
     scaling = ["replicas.encoder_most=2", "replicas.retriever_most=2", "replicas.target_requests=1"]
     with serving(index, *scaling) as service:
         parts = ("QueryEncoder", "Retriever")
