@@ -64,12 +64,14 @@ uvicorn.run(app, port=int(port), log_level="error")
 """
 
 
-def prepare(folder: Path, documents: int, words: int) -> tuple[Path, Path, list[str]]:
+def prepare(
+    folder: Path, documents: int, words: int, hidden: int = 512, layers: int = 6
+) -> tuple[Path, Path, list[str]]:
     """An encoder folder, an index over random vectors that it might have made, and the words that queries are of."""
     from rayvec.modeling.encoder import TextEncoder
     from tests.artifacts import random_vectors, write_index
 
-    built = build(folder, 512, 6, 512)
+    built = build(folder, hidden, layers, 512)
     encoder = TextEncoder.load(str(built))
     texts = [f"document {row} " + "text " * 30 for row in range(documents)]
     write_index(

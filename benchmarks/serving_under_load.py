@@ -272,6 +272,8 @@ def rubbish(address: str, count: int) -> dict[str, Any]:
 @click.option("--proxy", type=click.Choice(["haproxy", "python"]), default="haproxy", show_default=True)
 @click.option("--together", is_flag=True, help="encoder, search and HTTP in one process")
 @click.option("--plain", is_flag=True, help="overload the hand-written server of serving_beside.py too")
+@click.option("--hidden", default=512, show_default=True, help="size of the encoder's states")
+@click.option("--layers", default=6, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
 def main(
     documents: int,
@@ -281,12 +283,14 @@ def main(
     proxy: str,
     together: bool,
     plain: bool,
+    hidden: int,
+    layers: int,
     json_path: Path | None,
 ) -> None:
     there = machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        encoder, index, _ = prepare(folder, documents, 10)
+        encoder, index, _ = prepare(folder, documents, 10, hidden, layers)
         port = free_port()
         key, line = new_key("benchmark")
         (folder / "keys.txt").write_text(line)
