@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+#: What a search waits for a map that is being drawn: most are drawn by then, and a search is not kept for the others.
+SOON_SECONDS = 2.0
+
 
 class Cartographer:
     """Draws maps in a thread of its own. All its methods are called on one event loop."""
@@ -35,6 +38,12 @@ class Cartographer:
         if self._failed != index.version:
             self._begin(index)
         return None
+
+    async def soon(self, index: Index) -> Map | None:
+        """The map of this version if it is drawn within a moment; it is drawn to the end in any case."""
+        if self.peek(index) is None and self._drawing is not None:
+            await asyncio.wait([self._drawing], timeout=SOON_SECONDS)
+        return self.peek(index)
 
     async def drawn(self, index: Index) -> Map:
         """The map of this version, as soon as it is drawn; giving up waiting does not stop it."""

@@ -181,7 +181,7 @@ class Retriever:
         if options.mode not in index_modes(index):
             allowed = " or ".join(index_modes(index))
             raise invalid(f"mode: this index has no {options.mode} search; use {allowed}", "mode")
-        found = self._cartographer.peek(index) if "map" in options.include else None
+        found = await self._cartographer.soon(index) if "map" in options.include else None
         try:
             hits = await self._in(
                 self._threads, search_index, index, queries, vectors_QD, options, self._reranker, found

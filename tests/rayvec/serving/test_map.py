@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rayvec.indexing import maps
+from rayvec.indexing.searcher import Index
+from rayvec.serving import mapping
 from rayvec.serving.mapping import Cartographer
 from rayvec.serving.problems import Problem
 from tests.services import COUNT, Client
@@ -21,17 +24,35 @@ def hits(client: Client) -> list[dict[str, Any]]:
 
 def test_hits_have_their_place_on_the_map_that_is_given(index: Path) -> None:
     client = Client(index)
-    assert [hit["map"] for hit in hits(client)] == [None] * COUNT  # the first search does not wait for it
+    first = hits(client)  # waits for it to be drawn, since that takes a moment only
     answer = client.get("/v1/map").json()
     assert (answer["index_version"], answer["documents"], answer["method"]) == ("v1", COUNT, "pca")
     assert 0 < answer["explained"] <= 1
     places = {id_: [x, y] for id_, x, y in zip(answer["ids"], answer["x"], answer["y"], strict=True)}
     assert len(places) == COUNT == len(answer["titles"])
-    assert {hit["id"]: hit["map"] for hit in hits(client)} == {
-        id_: pytest.approx(p, abs=2e-4) for id_, p in places.items()
-    }
+    for found in (first, hits(client)):
+        assert {hit["id"]: hit["map"] for hit in found} == {
+            id_: pytest.approx(p, abs=2e-4) for id_, p in places.items()
+        }
     few = client.get("/v1/map?limit=5").json()
     assert (few["ids"], few["x"]) == (answer["ids"][:5], answer["x"][:5])
+    client.close()
+
+
+def test_a_search_does_not_stay_for_a_map_that_takes_long(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, may_go_on = maps.draw, threading.Event()
+
+    def slowly(index: Index) -> maps.Map:
+        may_go_on.wait(60)
+        return draw(index)
+
+    monkeypatch.setattr(maps, "draw", slowly)
+    monkeypatch.setattr(mapping, "SOON_SECONDS", 0.05)
+    client = Client(index)
+    assert [hit["map"] for hit in hits(client)] == [None] * COUNT
+    may_go_on.set()
+    assert len(client.get("/v1/map").json()["ids"]) == COUNT  # what was begun by the search
+    assert all(hit["map"] for hit in hits(client))
     client.close()
 
 
@@ -42,8 +63,6 @@ def test_a_limit_that_cannot_be_is_refused(client: Client, limit: str) -> None:
 
 
 def test_it_is_drawn_once_however_many_ask(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rayvec.indexing.searcher import Index
-
     drawn = []
     draw = maps.draw
     monkeypatch.setattr(maps, "draw", lambda index: drawn.append(index.version) or draw(index))
@@ -61,8 +80,6 @@ def test_it_is_drawn_once_however_many_ask(index: Path, monkeypatch: pytest.Monk
 def test_a_map_that_cannot_be_drawn_stops_no_search_and_is_tried_again_when_asked_for(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rayvec.indexing.searcher import Index
-
     tried = []
 
     def fails(index: Index) -> None:
