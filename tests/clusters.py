@@ -35,6 +35,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def own_ray_folder(folder: str) -> dict[str, str]:
+    """The variable that keeps the address of a `ray.cluster_utils.Cluster` out of /tmp/ray: that is where others look
+    for their cluster, and where no Ray has run yet it does not exist."""
+    (Path(folder) / "ray").mkdir()
+    return {"RAY_TMPDIR": folder}
+
+
 @contextlib.contextmanager
 def head(**variables: str) -> Iterator[Head]:
     """Started, answering, and ended with all that it started; `variables` are added to its environment."""

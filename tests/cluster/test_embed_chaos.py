@@ -27,6 +27,7 @@ import pytest
 from pipelines._ray import worker_environment
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
+from tests.clusters import own_ray_folder
 
 if TYPE_CHECKING:
     from ray._private.node import Node
@@ -159,7 +160,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         tempfile.TemporaryDirectory(prefix="rc", ignore_cleanup_errors=True) as short,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in worker_environment().items():
+        for name, value in {**worker_environment(), **own_ray_folder(short)}.items():
             patch.setenv(name, value)  # the nodes inherit it
         head = {"num_cpus": 1, "temp_dir": short, "include_dashboard": False}
         machines = Machines(Cluster(initialize_head=True, head_node_args=head), short)

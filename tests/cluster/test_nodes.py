@@ -23,7 +23,7 @@ import pytest
 from pipelines._ray import wait_for_room, worker_environment
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
-from tests.clusters import free_port
+from tests.clusters import free_port, own_ray_folder
 from tests.runs import config as train_config
 from tests.runs import write_inputs
 
@@ -90,7 +90,7 @@ def nodes() -> Iterator[Nodes]:
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "DS_ACCELERATOR": "cpu"}
-        for name, value in {**worker_environment(), **own}.items():
+        for name, value in {**worker_environment(), **own_ray_folder(short), **own}.items():
             patch.setenv(name, value)
         # Not before: Ray reads how it authenticates when it is first imported.
         from ray.cluster_utils import Cluster
