@@ -42,6 +42,11 @@ def own_ray_folder(folder: str) -> dict[str, str]:
     return {"RAY_TMPDIR": folder}
 
 
+def uv_takes_this_environment() -> dict[str, str]:
+    """What keeps `uv run` on a node from making an environment over the network: the one of the tests, as it is."""
+    return {"UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
+
+
 @contextlib.contextmanager
 def head(**variables: str) -> Iterator[Head]:
     """Started, answering, and ended with all that it started; `variables` are added to its environment."""

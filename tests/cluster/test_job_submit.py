@@ -8,19 +8,29 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
 
-from tests.clusters import RAY, head
+from tests.clusters import RAY, head, uv_takes_this_environment
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-#: The README's two ways: the checkout's own sources, or rayvec as it is installed on the nodes.
-OVERRIDE = ("--runtime-env", "infra/runtime_env.yaml")
-INSTALLED = ("--working-dir", ".")
+
+class Way(NamedTuple):
+    """How the docs submit: what `ray job submit` is told, and what runs the job on the node."""
+
+    options: tuple[str, ...]
+    python: tuple[str, ...] = ("python",)
+
+
+#: The checkout's own sources; rayvec as it is installed on the nodes; an environment that uv has in hand.
+OVERRIDE = Way(("--runtime-env", "infra/runtime_env.yaml"))
+INSTALLED = Way(("--working-dir", "."))
+UV = Way(("--working-dir", "."), ("uv", "run", "python"))
 
 
 @dataclass
@@ -28,10 +38,10 @@ class Cluster:
     dashboard: str
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: str, way: tuple[str, str] = OVERRIDE) -> subprocess.CompletedProcess[str]:
+    def submit(self, *entrypoint: str, way: Way = OVERRIDE) -> subprocess.CompletedProcess[str]:
         """`ray job submit` of the README: waits, prints the job's log, ends with the job's status."""
         return subprocess.run(
-            [RAY, "job", "submit", "--address", self.dashboard, *way, "--", *entrypoint],
+            [RAY, "job", "submit", "--address", self.dashboard, *way.options, "--", *way.python, *entrypoint],
             cwd=ROOT,
             env=self.environment,
             capture_output=True,
@@ -42,7 +52,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with head() as started:
+    with head(**uv_takes_this_environment()) as started:
         yield Cluster(started.dashboard, started.environment)
 
 
@@ -50,24 +60,24 @@ def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=10).status_code == 401
 
 
-@pytest.mark.parametrize("way", [OVERRIDE, INSTALLED], ids=["override", "installed"])
-def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: tuple[str, str]) -> None:
+@pytest.mark.parametrize("way", [OVERRIDE, INSTALLED, UV], ids=["override", "installed", "uv"])
+def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: Way) -> None:
     # Isolated: a checkout on the path would pass for an installation.
     if (
-        way == INSTALLED
+        way != OVERRIDE
         and subprocess.run([sys.executable, "-I", "-c", "import rayvec"], capture_output=True).returncode
     ):
         pytest.skip("rayvec is not installed in this environment; `make setup` installs it")
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"id": f"d{i}", "text": f"document number {i}"}) + "\n" for i in range(300)))
     embedded = cluster.submit(
-        "python", "jobs/embed.py", "--recipe", "hash.embed",
+        "jobs/embed.py", "--recipe", "hash.embed",
         "--set", f"source.path={corpus}", "--set", f"output={tmp_path}/embeddings",
         way=way,
     )  # fmt: skip
     assert embedded.returncode == 0, embedded.stdout[-3000:] + embedded.stderr[-3000:]
     indexed = cluster.submit(
-        "python", "jobs/index.py", "--recipe", "hash.index",
+        "jobs/index.py", "--recipe", "hash.index",
         "--set", f"embeddings={tmp_path}/embeddings", "--set", f"output={tmp_path}/index",
         way=way,
     )  # fmt: skip
@@ -90,13 +100,13 @@ def test_train(cluster: Cluster, tmp_path: Path) -> None:
     for stage, settings in data.items():
         values = (*settings, "steps=2", "batch_size=8", f"output={tmp_path}/{stage}")
         overrides = [part for value in values for part in ("--set", value)]
-        trained = cluster.submit("python", "jobs/train.py", "--recipe", f"tiny.{stage}", *overrides)
+        trained = cluster.submit("jobs/train.py", "--recipe", f"tiny.{stage}", *overrides)
         assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
         assert (tmp_path / stage / "rayvec.json").exists()
 
 
 def test_the_users_mistake_is_one_line_and_a_failed_job(cluster: Cluster) -> None:
-    failed = cluster.submit("python", "jobs/embed.py", "--recipe", "hash.embd")
+    failed = cluster.submit("jobs/embed.py", "--recipe", "hash.embd")
     assert failed.returncode != 0
     assert "error: no recipe 'hash.embd' (did you mean hash.embed?)" in failed.stdout + failed.stderr
     assert "Traceback" not in failed.stdout

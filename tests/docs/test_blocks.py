@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines._ray import worker_environment
-from tests.clusters import Head, free_port, head
+from tests.clusters import Head, free_port, head, uv_takes_this_environment
 from tests.docs.blocks import FILES, ROOT, Block, blocks
 
 ALL = [(file, block) for file in FILES for block in blocks(file)]
@@ -66,7 +66,7 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Head]:
-    with head(PYTHONPATH=worker_environment()["PYTHONPATH"]) as started:
+    with head(PYTHONPATH=worker_environment()["PYTHONPATH"], **uv_takes_this_environment()) as started:
         yield started
 
 
@@ -105,7 +105,8 @@ def checkout(folder: Path) -> Iterator[Path]:
     for name in ("platform", "pipelines", "jobs", "infra"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
-    shutil.copy(ROOT / ".gitignore", folder)  # what it names is not uploaded with a working directory
+    for name in (".gitignore", "pyproject.toml"):  # what is not uploaded with a working directory; uv's project
+        shutil.copy(ROOT / name, folder)
     write_corpus(folder)
     yield folder
     shutil.rmtree(folder / "runs", ignore_errors=True)
