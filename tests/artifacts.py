@@ -132,6 +132,7 @@ def write_index(
     encoder: str = "test",
     ids: Sequence[str] | None = None,
     extra: Mapping[str, pa.Array] | None = None,
+    lexical: bool = True,
 ) -> JsonObject:
     """Publish a version built by the pipeline's own functions, in this process; extra: columns beside `line`."""
     projection = pca.fit(pca.moments([vectors]), dimensions, normalize=True) if dimensions else None
@@ -148,10 +149,11 @@ def write_index(
             rows = shards.fill(trained, [indexed[start:stop]], draft.folder / name)
             entries.append({"file": name, "start": start, "rows": rows})
         documents.write(table.to_batches(), table.schema, len(vectors), draft.folder / DOCUMENTS)
-        Lexical.build(texts).save(draft.folder / LEXICAL)
+        if lexical:
+            Lexical.build(texts).save(draft.folder / LEXICAL)
         if projection:
             pca.save(projection, draft.folder / TRANSFORM)
-        segment = Segment("", 0, len(vectors), (), 0, lexical=True)
+        segment = Segment("", 0, len(vectors), (), 0, lexical=lexical)
         return draft.commit(
             {
                 "segments": [segment.to_json()],
@@ -168,7 +170,7 @@ def write_index(
                 "transform": {"normalize": True} if projection else None,
                 "shards": entries,
                 "search": search or {},
-                "lexical": {"columns": ["text"], "stemmer": "english"},
+                "lexical": {"columns": ["text"], "stemmer": "english"} if lexical else None,
                 "factory": factory,
                 "encoder": encoder,
                 "fingerprint": (made_by or fingerprint(int(vectors.shape[1]))).model_dump(),

@@ -15,7 +15,7 @@ import uvicorn
 
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.api import make_api
-from rayvec.serving.config import Limits
+from rayvec.serving.config import Limits, SearchDefaults
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.query_encoder import QueryEncoder
 from rayvec.serving.retriever import Retriever
@@ -42,15 +42,19 @@ async def make_gateway(
     reranker: str | None = None,
     writable: bool = False,
     traces: str | None = None,
+    **settings: Any,
 ) -> Gateway:
-    """The gateway and its parts, as Serve would start them, without Serve. A writable index is followed, not pinned."""
+    """The gateway and its parts, as Serve would start them, without Serve. A writable index is followed, not pinned.
+
+    settings: further ones of the Gateway.
+    """
     encoder = encoder or HashEncoder.parse(MODEL)
     retriever = Retriever(str(index), encoder.fingerprint, reranker, poll_seconds=0.05)
     await retriever.reconfigure({"version": None if writable else "v1"})
     service = QueryEncoder(encoder, encoder.fingerprint, limits)
     writer = Writer(str(index), service, MODEL, encoder.fingerprint) if writable else None
     names = {"model": MODEL, "index_name": index.name, "index_version": "v1"}
-    return Gateway(service, retriever, writer, **names, limits=limits, cache_bytes=1 << 20, traces=traces)
+    return Gateway(service, retriever, writer, **names, limits=limits, cache_bytes=1 << 20, traces=traces, **settings)
 
 
 @contextmanager
@@ -80,10 +84,13 @@ class Client:
         reranker: str | None = None,
         writable: bool = False,
         traces: str | None = None,
+        instructions: dict[str, str] | None = None,
+        defaults: SearchDefaults | None = None,
         **options: Any,
     ) -> None:
         self.runner = asyncio.Runner()
-        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker, writable, traces))
+        settings = {"instructions": instructions, "defaults": defaults}
+        gateway = self.runner.run(make_gateway(index, encoder, limits, reranker, writable, traces, **settings))
         self.gateway = gateway
         self.app = make_api(gateway, body_bytes=(limits or Limits()).body_bytes, keys=keys, **options)
         # An error that no handler takes must be seen as the 500 that a client would see.

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from cachetools import LRUCache
 
 from rayvec.errors import UserError, VerificationError
@@ -28,11 +29,12 @@ from rayvec.indexing.filters import Filter, mask
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.lexical_segments import LexicalSegments, Texts
 from rayvec.indexing.part import WHOLE, Part
-from rayvec.indexing.ranking import Ranking, Rows, check_k, nothing
+from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, Rows, check_k, nothing
 from rayvec.indexing.segments import Segment, load_dropped, local, segments_of
 from rayvec.indexing.selection import Selection
 from rayvec.indexing.shards import Effort, Shard
 from rayvec.indexing.vectors import Vectors, unit
+from rayvec.schema import ID
 from rayvec.storage import Fingerprint, JsonObject
 
 __all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking", "projection_of"]
@@ -218,6 +220,27 @@ class Index:
             pairs = zip(self.shards, selection.dropped_of, strict=True)
             return shards.merge_rankings([shard.exhaustive(queries, k, gone) for shard, gone in pairs], k)
         return shards.search(self.shards, queries, k, self._effort.widened(share), selection.dropped_of)
+
+    def rows_of(self, ids: Sequence[str]) -> Rows:
+        """The live row of each id, -1 where there is none. The first use reads the column of ids, and keeps it."""
+        there = self._column(ID)
+        places = pc.index_in(there, value_set=pa.array(ids, there.type)).fill_null(-1).to_numpy().astype(np.int64)
+        places[self.dropped] = NO_ROW
+        rows = np.full(len(ids), NO_ROW, np.int64)
+        hits = np.flatnonzero(places >= 0)
+        rows[places[hits]] = hits
+        return rows
+
+    def like(self, rows_Q: Rows, k: int, selection: Selection | None = None) -> Ranking:
+        """The k live documents nearest to each of these rows, as `dense` ranks them, the row itself left out."""
+        one_more = check_k(k, self.count) + 1
+        found = self.nearest(self.vectors(rows_Q), min(one_more, self.count), selection)
+        own = found.rows == rows_Q[:, None]
+        order = np.argsort(own, axis=1, kind="stable")[:, :k]
+        left_out = np.take_along_axis(own, order, axis=1)
+        rows = np.where(left_out, NO_ROW, np.take_along_axis(found.rows, order, axis=1))
+        scores = np.where(left_out, NO_SCORE, np.take_along_axis(found.scores, order, axis=1))
+        return Ranking(rows, scores)
 
     def lexical(self, queries: Sequence[str], k: int, selection: Selection | None = None) -> Ranking:
         """The k best by BM25: rows and scores [Q, min(k, count)]; -1 where fewer documents share a word with the query.

@@ -35,6 +35,7 @@ class EchoEncoder:
             raise UserError("echo embeddings need an encoder without chat template, end token and compat reading")
         self.encoder = encoder
         self.dim = encoder.dim
+        self.vocab_size = encoder.vocab_size
         self.max_length = manifest.max_length
         tokenizer = encoder.folder.tokenizer
         backend = tokenizer.tokenizer.backend_tokenizer

@@ -74,7 +74,9 @@ class Vectorizing(Protocol):
 
 @runtime_checkable
 class Encoder(Tokenizing, Vectorizing, Protocol):
-    """Texts to vectors. Equal fingerprints mean equal vectors."""
+    """Texts to vectors. Equal fingerprints mean equal vectors. Token ids are below `vocab_size`."""
+
+    vocab_size: int
 
     def places(self, lengths: np.ndarray) -> int:
         """Tokens that are computed for rows of these lengths, padding included."""
@@ -134,6 +136,7 @@ class TextEncoder(TokenizerOnly):
         super().__init__(folder)
         self.backbone = backbone
         self.dim = folder.manifest.dim
+        self.vocab_size = int(backbone.config.get_text_config().vocab_size)
         if self.dim > backbone.dim:
             raise UserError(f"dim {self.dim} is more than the model's {backbone.dim}; lower it")
         self.token_budget = token_budget or TOKEN_BUDGETS.get(backbone.device.type, 4096)

@@ -52,6 +52,9 @@ class HashEncoder:
     True
     """
 
+    #: Words are hashed to all the ids that there are.
+    vocab_size = 2**31
+
     def __init__(self, dim: int = 64, max_length: int = 512) -> None:
         if dim < 8 or max_length < 2:
             raise UserError(f"HashEncoder needs dim ≥ 8 and max_length ≥ 2, got {dim} and {max_length}")

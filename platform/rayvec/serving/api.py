@@ -28,12 +28,14 @@ from rayvec.serving.problems import Problem, from_validation, to_response
 from rayvec.serving.schemas import (
     MAX_POINTS,
     DeleteRequest,
+    DocumentAnswer,
     DocumentId,
     EmbeddingAnswer,
     EmbeddingRequest,
     ErrorAnswer,
     Indexes,
     MapAnswer,
+    Model,
     Models,
     Ready,
     SearchAnswer,
@@ -107,6 +109,10 @@ def _v1(gateway: Gateway) -> APIRouter:
     async def upsert(request: UpsertRequest) -> Response:
         return _json(await gateway.upsert(request))
 
+    @router.get("/documents/{id:path}", summary="One document, by its id", response_model=DocumentAnswer)
+    async def document(id: Annotated[DocumentId, Path()]) -> Response:
+        return _json(await gateway.document(id))
+
     @router.delete("/documents", summary="Take documents out, by their ids", response_model=WriteAnswer)
     async def delete(request: DeleteRequest) -> Response:
         return _json(await gateway.delete(request))
@@ -130,6 +136,10 @@ def _v1(gateway: Gateway) -> APIRouter:
     @router.get("/models", summary="The model that is served", response_model=Models)
     async def models() -> Response:
         return _json(await gateway.models())
+
+    @router.get("/models/{id:path}", summary="The same by its name, as OpenAI's API gives it", response_model=Model)
+    async def model(id: Annotated[str, Path(max_length=256)]) -> Response:
+        return _json(await gateway.model(id))
 
     return router
 

@@ -16,18 +16,23 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Required, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Required, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 from httpx_retries import Retry, RetryTransport
 from pydantic import BaseModel
 
 from rayvec.serving.schemas import (
+    MAX_POINTS,
+    DocumentAnswer,
     EmbeddingAnswer,
     Fusion,
     Include,
     Indexes,
+    MapAnswer,
     Mode,
     Model,
     Models,
@@ -42,8 +47,10 @@ A = TypeVar("A", bound=BaseModel)
 #: What passes by itself: no room, a part that is started again, a proxy that has lost its service. Serve's own proxy
 #: says 500 where the gateway died that it had asked; whatever is asked may be asked again.
 AGAIN = (429, 500, 502, 503)
-#: Texts in one request, as many as the service takes by default.
+#: Texts in one request: few enough that a slow encoder is done with them in time.
 TEXTS_AT_ONCE = 64
+#: Seconds before the second try where the service names none; twice as many before each further one.
+PAUSE_SECONDS = 0.2
 
 
 class ServiceError(Exception):
@@ -57,8 +64,13 @@ class ServiceError(Exception):
 
 
 class SearchOptions(TypedDict, total=False):
-    """What may be asked of a search beside its queries; `schemas.SearchRequest` tells what each does."""
+    """What may be asked of a search beside its queries; `schemas.SearchRequest` tells what each does.
 
+    vectors: [queries, dim], instead of queries; like: ids of documents, instead of queries.
+    """
+
+    vectors: npt.ArrayLike
+    like: Sequence[str]
     k: int
     mode: Mode
     instruction: str | None
@@ -70,6 +82,15 @@ class SearchOptions(TypedDict, total=False):
     unique_by: str | None
     rerank: int | None
     min_index_version: str | None
+    allow_partial: bool
+
+
+class EmbedOptions(TypedDict, total=False):
+    """What may be asked of vectors: `schemas.EmbeddingRequest` tells what each does."""
+
+    input_type: Literal["query", "document"] | None
+    instruction: str | None
+    dimensions: int | None
 
 
 class DocumentFields(TypedDict, total=False):
@@ -81,19 +102,25 @@ class DocumentFields(TypedDict, total=False):
     payload: dict[str, Any]
 
 
-def _search_body(query: str | Sequence[str], options: SearchOptions) -> dict[str, Any]:
-    return {"query": query if isinstance(query, str) else list(query), **options}
+def _search_body(query: str | Sequence[str] | None, options: SearchOptions) -> dict[str, Any]:
+    body: dict[str, Any] = dict(options)
+    if query is not None:
+        body["query"] = query if isinstance(query, str) else list(query)
+    if "vectors" in body:
+        body["vectors"] = np.asarray(body["vectors"], np.float32).tolist()
+    return body
 
 
-def _embed_bodies(
-    texts: Sequence[str], model: str, instruction: str | None, dimensions: int | None
-) -> list[dict[str, Any]]:
-    options = {"instruction": instruction, "dimensions": dimensions}
+def _embed_bodies(texts: Sequence[str], model: str, options: EmbedOptions) -> list[dict[str, Any]]:
     given = {name: value for name, value in options.items() if value is not None}
     return [
         {"input": list(texts[start : start + TEXTS_AT_ONCE]), "model": model, "encoding_format": "base64", **given}
         for start in range(0, len(texts), TEXTS_AT_ONCE)
     ]
+
+
+def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _vectors(answers: Sequence[EmbeddingAnswer], dim: int) -> np.ndarray:
@@ -117,7 +144,12 @@ def _settings(base_url: str, api_key: str | None, timeout: float, retries: int) 
         "timeout": timeout,
         "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
         "transport": RetryTransport(
-            retry=Retry(total=retries, allowed_methods=["GET", "POST", "DELETE"], status_forcelist=AGAIN)
+            retry=Retry(
+                total=retries,
+                allowed_methods=["GET", "POST", "DELETE"],
+                status_forcelist=AGAIN,
+                backoff_factor=PAUSE_SECONDS,
+            )
         ),
     }
 
@@ -130,23 +162,31 @@ class Client:
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout: float = 30.0, retries: int = 3) -> None:
         self._http = httpx.Client(**_settings(base_url, api_key, timeout, retries))
+        self._model: Model | None = None
 
     def search(
         self,
-        query: str | Sequence[str],
+        query: str | Sequence[str] | None = None,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """Documents for one query or several. Raises ServiceError."""
+        """Documents for one query or several, or for `vectors`, or those `like` others. Raises ServiceError."""
         return self._post("/v1/search", _search_body(query, options), SearchAnswer)
 
-    def embed(
-        self, texts: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
-    ) -> np.ndarray:
-        """Vectors float32 [n, dim] of any number of texts. Raises ServiceError."""
-        model = self.model()
-        bodies = _embed_bodies(texts, model.id, instruction, dimensions)
+    def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> np.ndarray:
+        """Vectors float32 [n, dim] of any number of texts, [dim] of a single string. Raises ServiceError."""
+        self._model = model = self._model or self.model()
+        bodies = _embed_bodies(_as_list(texts), model.id, options)
         answers = [self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
-        return _vectors(answers, dimensions or model.dimensions)
+        vectors = _vectors(answers, options.get("dimensions") or model.dimensions)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def document(self, id: str) -> DocumentAnswer:
+        """One document by its id. Raises ServiceError, with status 404 where it is not there."""
+        return _read(self._http.get(f"/v1/documents/{quote(id, safe='')}"), DocumentAnswer)
+
+    def map(self, limit: int = MAX_POINTS) -> MapAnswer:
+        """A sample of the documents as points of a plane. Raises ServiceError."""
+        return _read(self._http.get("/v1/map", params={"limit": limit}), MapAnswer)
 
     def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
         """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
@@ -192,23 +232,31 @@ class AsyncClient:
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout: float = 30.0, retries: int = 3) -> None:
         self._http = httpx.AsyncClient(**_settings(base_url, api_key, timeout, retries))
+        self._model: Model | None = None
 
     async def search(
         self,
-        query: str | Sequence[str],
+        query: str | Sequence[str] | None = None,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """Documents for one query or several. Raises ServiceError."""
+        """Documents for one query or several, or for `vectors`, or those `like` others. Raises ServiceError."""
         return await self._post("/v1/search", _search_body(query, options), SearchAnswer)
 
-    async def embed(
-        self, texts: Sequence[str], *, instruction: str | None = None, dimensions: int | None = None
-    ) -> np.ndarray:
-        """Vectors float32 [n, dim] of any number of texts. Raises ServiceError."""
-        model = await self.model()
-        bodies = _embed_bodies(texts, model.id, instruction, dimensions)
+    async def embed(self, texts: str | Sequence[str], **options: Unpack[EmbedOptions]) -> np.ndarray:
+        """Vectors float32 [n, dim] of any number of texts, [dim] of a single string. Raises ServiceError."""
+        self._model = model = self._model or await self.model()
+        bodies = _embed_bodies(_as_list(texts), model.id, options)
         answers = [await self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
-        return _vectors(answers, dimensions or model.dimensions)
+        vectors = _vectors(answers, options.get("dimensions") or model.dimensions)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    async def document(self, id: str) -> DocumentAnswer:
+        """One document by its id. Raises ServiceError, with status 404 where it is not there."""
+        return _read(await self._http.get(f"/v1/documents/{quote(id, safe='')}"), DocumentAnswer)
+
+    async def map(self, limit: int = MAX_POINTS) -> MapAnswer:
+        """A sample of the documents as points of a plane. Raises ServiceError."""
+        return _read(await self._http.get("/v1/map", params={"limit": limit}), MapAnswer)
 
     async def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
         """Put documents in, by id: they are on disk when this returns. Raises ServiceError.

@@ -13,6 +13,9 @@ from pydantic import Field, field_validator, model_validator
 
 from rayvec.config import Config
 
+Mode = Literal["hybrid", "dense", "lexical"]
+Fusion = Literal["weighted", "rrf"]
+
 #: Addresses that stand for every interface of a machine.
 EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104
 
@@ -20,8 +23,8 @@ EVERYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104
 class Limits(Config):
     """How much one request, and all requests together, may take. Past a limit the answer is a clear 4xx."""
 
-    body_bytes: int = Field(2_000_000, ge=1_000, le=64_000_000)
-    request_tokens: int = Field(16_384, ge=1, le=1_000_000)
+    body_bytes: int = Field(4_000_000, ge=1_000, le=64_000_000)
+    request_tokens: int = Field(300_000, ge=1, le=10_000_000)
     batch_tokens: int = Field(16_384, ge=1, le=1_000_000)
     in_flight: int = Field(128, ge=1, le=100_000)
     queued_per_replica: int = Field(256, ge=1, le=100_000)
@@ -68,6 +71,14 @@ class Replicas(Config):
         return self
 
 
+class SearchDefaults(Config):
+    """What a search is where its request does not say; the best that the index can, and the fusion's own weight."""
+
+    mode: Mode | None = None
+    fusion: Fusion = "weighted"
+    dense_weight: float | None = Field(None, ge=0, le=100)
+
+
 class ServeConfig(Config):
     """A search service over one index version.
 
@@ -101,6 +112,7 @@ class ServeConfig(Config):
     recall_seconds: float = Field(300.0, ge=0)
     #: What `rerank` in a request asks: "cross-encoder:NAME_OR_FOLDER", or "package.module:name" of a callable.
     reranker: str | None = None
+    search: SearchDefaults = SearchDefaults()
     replicas: Replicas = Replicas()
     limits: Limits = Limits()
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import numpy as np
 
 from rayvec.serving.cache import CachedEncoder
 from rayvec.serving.changes import Change
-from rayvec.serving.config import Limits
+from rayvec.serving.config import Limits, SearchDefaults
 from rayvec.serving.metrics import Metrics
 from rayvec.serving.problems import Problem, invalid, overloaded, unavailable
 from rayvec.serving.schemas import (
     DeleteRequest,
+    DocumentAnswer,
     Embedding,
     EmbeddingAnswer,
     EmbeddingRequest,
@@ -52,6 +53,7 @@ class Gateway:
     """Answers requests through an encoder and a retriever; `index_version` is the one that it begins with.
 
     writer: None where the index is not written over HTTP. retrievers: how many copies of the retriever there are.
+    instructions: what is read before a "query" and a "document", where there is any.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Gateway:
         index_name: str = "index",
         retrievers: int = 1,
         index_version: str = "",
+        instructions: Mapping[str, str] | None = None,
+        defaults: SearchDefaults | None = None,
         limits: Limits | None = None,
         cache_bytes: int = 0,
         traces: str | None = None,
@@ -75,6 +79,8 @@ class Gateway:
         self._model = model
         self._index_name = index_name
         self._retrievers = retrievers
+        self._instructions = dict(instructions or {})
+        self._defaults = defaults or SearchDefaults()
         self._cached = CachedEncoder(encoder, cache_bytes)
         self.metrics = Metrics()
         self._version = index_version
@@ -110,12 +116,12 @@ class Gateway:
             begin = time.perf_counter()
             queries = request.queries
             encoded = None
-            options = request.options
+            options = request.options(self._defaults)
             if options.encodes:
                 with self.tracer.part("encode"):
-                    encoded = await self._cached.encode(queries, request.instruction)
+                    encoded = await self._cached.encode(queries, self._instruction(request.instruction, "query"))
             middle = time.perf_counter()
-            vectors_QD = None if encoded is None else encoded.vectors_BD
+            vectors_QD = _as_array(request.vectors) if encoded is None else encoded.vectors_BD
             with self.tracer.part("search"):
                 found = await self._retriever.search(queries, vectors_QD, options)
             end = time.perf_counter()
@@ -125,7 +131,7 @@ class Gateway:
         truncated = encoded.truncated if encoded else [False] * len(queries)
         return SearchAnswer(
             model=self._model,
-            mode=request.mode,
+            mode=found.mode,
             index_version=found.version,
             results=[SearchResult(hits=h, truncated=t) for h, t in zip(found.hits, truncated, strict=True)],
             usage=_usage(encoded),
@@ -153,9 +159,7 @@ class Gateway:
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingAnswer:
         """Vectors, as OpenAI's API gives them."""
-        if request.model != self._model:
-            message = f"the model {request.model!r} is not served here; this service has {self._model!r}"
-            raise Problem(404, "model_not_found", message, "model")
+        self._check_model(request.model)
         async with self._admitted():
             begin = time.perf_counter()
             with self.tracer.part("encode"):
@@ -175,12 +179,23 @@ class Gateway:
 
     async def _encode(self, request: EmbeddingRequest) -> Encoded:
         texts, ids = request.texts_or_ids()
+        instruction = self._instruction(request.instruction, request.input_type)
         if ids is None:
-            return await self._encoder.encode(texts, request.instruction)
-        if request.instruction:
+            return await self._encoder.encode(texts, instruction)
+        if instruction:
             message = "instruction: token ids are taken as they are; send text, or leave the instruction out"
             raise invalid(message, "instruction")
         return await self._encoder.encode_ids(ids)
+
+    def _instruction(self, given: str | None, kind: str | None) -> str | None:
+        """The one that a request gives, even an empty one, or the service's for this kind of text."""
+        return given if given is not None or kind is None else self._instructions.get(kind)
+
+    async def document(self, id_: str) -> DocumentAnswer:
+        """One document by its id."""
+        async with self._admitted():
+            found = await self._retriever.document(id_)
+        return DocumentAnswer(index_version=found.version, **found.fields)
 
     async def upsert(self, request: UpsertRequest) -> WriteAnswer:
         """Put documents in. They are on disk when this answers."""
@@ -265,6 +280,16 @@ class Gateway:
             y=[y for _, y in points],
         )
 
+    async def model(self, name: str) -> Model:
+        """The model of this name. Raises Problem 404."""
+        self._check_model(name)
+        return (await self.models()).data[0]
+
+    def _check_model(self, name: str) -> None:
+        if name != self._model:
+            message = f"the model {name!r} is not served here; this service has {self._model!r}"
+            raise Problem(404, "model_not_found", message, "model")
+
     async def models(self) -> Models:
         """The one model that is served."""
         facts = await self._encoder_facts()
@@ -275,6 +300,7 @@ class Gateway:
             max_input_tokens=facts.max_length,
             fingerprint=facts.fingerprint,
             index_version=self._version,
+            instructions=self._instructions,
         )
         return Models(data=[model])
 
@@ -307,6 +333,12 @@ class Gateway:
                 return await self._retriever.facts()
         except TimeoutError:
             raise unavailable("the index does not answer", code="not_ready") from None
+
+
+def _as_array(vectors: list[list[float]] | None) -> np.ndarray | None:
+    """The vectors that a request brings, float32 [Q, D]; too large a number is infinite, and refused as such."""
+    with np.errstate(over="ignore"):
+        return None if vectors is None else np.array(vectors, np.float32)
 
 
 def _usage(encoded: Encoded | None) -> Usage:

@@ -34,6 +34,8 @@ class Plan:
     model: str
     #: What the index is called.
     name: str
+    #: What is read before a "query", and before a "document" where the index's were embedded so.
+    instructions: dict[str, str]
 
 
 def plan(config: ServeConfig) -> Plan:
@@ -68,10 +70,13 @@ def plan(config: ServeConfig) -> Plan:
         )
     reference = absolute(config.encoder or str(manifest["encoder"]))
     fingerprint = Fingerprint.parse(manifest["fingerprint"])
-    fingerprint.require(load_tokenizer_only(reference).fingerprint, mine="index", theirs="encoder")
+    tokenizer = load_tokenizer_only(reference)
+    fingerprint.require(tokenizer.fingerprint, mine="index", theirs="encoder")
+    own = {"query": tokenizer.instructions.get("query"), "document": manifest.get("embedded", {}).get("instruction")}
+    instructions = {kind: text for kind, text in own.items() if text}
     model = config.model_name or PurePosixPath(reference.rstrip("/")).name
     name = versions.local_folder(config.index).name
-    return Plan(str(manifest["version"]), int(manifest["count"]), reference, fingerprint, model, name)
+    return Plan(str(manifest["version"]), int(manifest["count"]), reference, fingerprint, model, name, instructions)
 
 
 def _check_writable(index: str) -> None:

@@ -9,7 +9,7 @@ Shapes: B texts, D dimensions, W windows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,10 @@ _Item = tuple[TokenBatch, Windows | None]
 
 
 class QueryEncoder:
-    """Encodes texts of many requests in shared batches. Raises MismatchError unless the encoder is the expected one."""
+    """Encodes texts of many requests in shared batches, those of a long request in several.
+
+    Raises MismatchError unless the encoder is the expected one.
+    """
 
     def __init__(self, encoder: Encoder, expected: Fingerprint | None = None, limits: Limits | None = None) -> None:
         if expected is not None:
@@ -52,10 +55,10 @@ class QueryEncoder:
 
     async def encode_ids(self, ids: list[list[int]]) -> Encoded:
         """Vectors of token ids of this encoder's own tokenizer, special tokens included; all of them are pooled."""
-        known = getattr(self._encoder, "vocab_size", 2**31)
         worst = max(max(row) for row in ids)
-        if worst >= known:
-            message = f"input: token id {worst} is not in this model's vocabulary of {known}; send text instead"
+        if worst >= self._encoder.vocab_size:
+            vocabulary = f"this model's vocabulary of {self._encoder.vocab_size}"
+            message = f"input: token id {worst} is not in {vocabulary}; send text instead"
             raise invalid(message, "input")
         longest = self._encoder.max_length
         cut = [len(row) > longest for row in ids]
@@ -68,7 +71,12 @@ class QueryEncoder:
                 f"input: {n_tokens} tokens in one request, {self._limits.request_tokens} allowed; send fewer texts"
             )
             raise invalid(message, "input", code="too_many_tokens")
-        vectors_BD, batched = await self._batcher.run_told((batch, None), n_tokens)
+        pieces = []
+        for piece in _pieces(batch, self._limits.batch_tokens):
+            # One after another: what others ask meanwhile comes in between.
+            vectors_BD, batched = await self._batcher.run_told((piece, None), int(piece.lengths.sum()))
+            pieces.append(vectors_BD)
+        vectors_BD = np.concatenate(pieces)
         if not np.isfinite(vectors_BD).all():
             raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
         return Encoded(vectors_BD, n_tokens, batch.truncated.tolist(), batched)
@@ -100,3 +108,13 @@ class QueryEncoder:
         limit = 2 * self._limits.timeout_seconds
         if self._batcher.busy_seconds > limit:
             raise RuntimeError(f"one batch has been running for more than {limit:.0f} s")
+
+
+def _pieces(batch: TokenBatch, budget: int) -> Iterator[TokenBatch]:
+    """A batch in parts of at most `budget` tokens; a row that is longer goes alone."""
+    start = 0
+    while start < len(batch):
+        stop = int(np.searchsorted(batch.offsets, batch.offsets[start] + budget, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield batch if (start, stop) == (0, len(batch)) else batch.select(slice(start, stop))
+        start = stop

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rayvec.serving.listing import Described
 from rayvec.serving.problems import Problem, overloaded, unavailable
-from rayvec.serving.services import Encoded, EncoderFacts, Found, IndexFacts, Reached
+from rayvec.serving.services import Encoded, EncoderFacts, Fetched, Found, IndexFacts, Reached
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,10 @@ class RemoteRetriever:
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The hits of each query."""
         return await _call(self._handle.search, queries, vectors_QD, options)
+
+    async def document(self, id_: str) -> Fetched:
+        """One document."""
+        return await _call(self._handle.document, id_)
 
     async def facts(self) -> IndexFacts:
         """What is loaded."""

@@ -123,6 +123,8 @@ def _gateway(
         index_name=checked.name,
         retrievers=config.replicas.retriever,
         index_version=checked.version,
+        instructions=checked.instructions,
+        defaults=config.search,
         limits=config.limits,
         cache_bytes=config.query_cache_mb << 20,
         traces=config.traces,

@@ -9,6 +9,7 @@ Shapes: Q queries, D dimensions, K hits a query.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredInd
 from rayvec.serving.problems import Problem, invalid, unavailable
 from rayvec.serving.recall import recall_now
 from rayvec.serving.rerank import load_reranker
-from rayvec.serving.search import Options, index_modes, search_index
-from rayvec.serving.services import Found, IndexFacts, Reached
+from rayvec.serving.search import Options, index_modes, search_index, shown
+from rayvec.serving.services import Fetched, Found, IndexFacts, Reached
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ ASKING_THREADS = 32
 PARTS_SECONDS = 600.0
 
 #: Fields of a search request by which an error of the index may begin.
-OPTIONS = frozenset({"filter", "unique_by", "rerank", "include"})
+OPTIONS = frozenset({"filter", "unique_by", "rerank", "include", "like"})
 
 
 class Retriever:
@@ -178,9 +179,11 @@ class Retriever:
             raise await self._in(self._looker, self._not_served, options.min_index_version)
         # Taken once: a change of version during this request does not reach it.
         index = _for_request(self._live())
-        if options.mode not in index_modes(index):
-            allowed = " or ".join(index_modes(index))
-            raise invalid(f"mode: this index has no {options.mode} search; use {allowed}", "mode")
+        modes = index_modes(index)
+        mode = options.mode or modes[0]
+        if mode not in modes:
+            raise invalid(f"mode: this index has no {mode} search; use {' or '.join(modes)}", "mode")
+        options = dataclasses.replace(options, mode=mode)
         found = await self._cartographer.soon(index) if "map" in options.include else None
         try:
             hits = await self._in(
@@ -188,12 +191,21 @@ class Retriever:
             )
         except UserError as error:  # a query whose vector has no direction, a column that is not there
             field, _, _ = str(error).partition(":")
-            raise invalid(str(error), field if field in OPTIONS else "query") from None
+            raise invalid(str(error), field if field in OPTIONS else options.by) from None
         coverage, missing = _missing(index)
         if missing and not options.allow_partial:
             message = f"parts {', '.join(map(str, missing))} of the vectors do not answer; try again shortly"
             raise unavailable(message, code="shards_missing")
-        return Found(hits, index.version, coverage, missing)
+        return Found(hits, index.version, mode, coverage, missing)
+
+    async def document(self, id_: str) -> Fetched:
+        """One document, from the version that is served. Raises Problem 404."""
+        index = self._live()
+        (row,) = (await self._in(self._threads, index.rows_of, [id_])).tolist()
+        if row < 0:
+            raise Problem(404, "document_not_found", f"there is no document {id_!r} in {index.version}", "id")
+        (document,) = await self._in(self._threads, index.documents, [row])
+        return Fetched(index.version, shown(document, ("text", "payload")))
 
     def _not_served(self, version: str) -> Problem:
         from rayvec.indexing import versions

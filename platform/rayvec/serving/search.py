@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,7 +40,10 @@ class Options:
     """What a request asks beside its queries; see `schemas.SearchRequest`."""
 
     k: int = 10
-    mode: Mode = "hybrid"
+    #: None: the best that the index can.
+    mode: Mode | None = None
+    #: What the queries are: texts; vectors alone; ids of documents.
+    by: Literal["query", "vectors", "like"] = "query"
     include: tuple[Include, ...] = ("text", "payload")
     filter: Filter | None = None
     fusion: Fusion = "weighted"
@@ -53,8 +56,8 @@ class Options:
 
     @property
     def encodes(self) -> bool:
-        """Whether the queries' vectors are needed."""
-        return self.mode != "lexical"
+        """Whether the queries are for the encoder."""
+        return self.by == "query" and self.mode != "lexical"
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,18 @@ def search_index(
 ) -> list[list[Hit]]:
     """The hits of each query, best first: k of them, or as many as there are.
 
+    options.mode is one that the index has.
+
     map_: of this very version, to put hits on where that is asked for; without one they have no place.
 
     Raises UserError for a column that the documents do not have, or a query that cannot be searched.
     """
     if options.unique_by is not None and options.unique_by not in index.columns:
         raise UserError(f"unique_by: no column {options.unique_by!r}; the documents have {', '.join(index.columns)}")
+    if options.by == "like":
+        for id_, row in zip(queries, index.rows_of(queries).tolist(), strict=True):
+            if row < 0:
+                raise UserError(f"like: there is no document {id_!r}")
     if (
         "vector" in options.include
         and (values := len(queries) * options.k * int(index.manifest["dim_index"])) > MAX_VALUES
@@ -160,6 +169,8 @@ def _rank(
 
     if options.mode == "lexical":
         return index.lexical(queries, k, selection), {}
+    if options.by == "like":
+        return index.like(index.rows_of(queries), k, selection), {}
     assert vectors_QD is not None, "only a lexical search goes without vectors"
     if options.mode == "dense":
         return index.dense(vectors_QD, k, selection), {}
@@ -218,7 +229,7 @@ def _with_documents(index: Index, found: list[Candidate], include: Sequence[Incl
     vectors = vectors_KD.tolist() if vectors_KD is not None and "vector" in include else nothing
     points = rounded(map_.place(vectors_KD)) if vectors_KD is not None and map_ is not None and on_map else nothing
     return [
-        Hit(rank=rank, score=one.score, signals=one.signals, vector=vector, map=point, **_shown(document, include))
+        Hit(rank=rank, score=one.score, signals=one.signals, vector=vector, map=point, **shown(document, include))
         for rank, (one, document, vector, point) in enumerate(zip(found, documents, vectors, points, strict=True), 1)
     ]
 
@@ -228,7 +239,8 @@ def rounded(points_N2: np.ndarray) -> list[list[float]]:
     return np.round(points_N2.astype(np.float64), MAP_DECIMALS).tolist()
 
 
-def _shown(document: dict[str, Any], include: Sequence[Include]) -> dict[str, Any]:
+def shown(document: dict[str, Any], include: Sequence[Include]) -> dict[str, Any]:
+    """A document's row as the fields of an answer; text and payload are None where they were not read or asked for."""
     payload = {name: value for name, value in document.items() if _part_of(name) == "payload"}
     return {
         "id": document[ID],

@@ -6,7 +6,7 @@ Shapes: B texts, Q queries, D dimensions, K hits a query.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -33,13 +33,23 @@ class Encoded:
 class Found:
     """The hits of each query, all from one version of the index.
 
-    coverage: the share of the vectors that were searched; missing: the parts that hold the others.
+    mode: the one that was searched by. coverage: the share of the vectors that were searched; missing: the parts that
+    hold the others.
     """
 
     hits: list[list[Hit]]
     version: str
+    mode: Mode
     coverage: float = 1.0
     missing: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A document as one version of the index has it: fields of `schemas.DocumentAnswer`."""
+
+    version: str
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,9 @@ class RetrieverService(Protocol):
 
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The hits of each query."""
+
+    async def document(self, id_: str) -> Fetched:
+        """One document."""
 
     async def facts(self) -> IndexFacts:
         """What is loaded."""

@@ -15,7 +15,7 @@ import pytest
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.config import Limits
 from rayvec.serving.pages import PAGE
-from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_TEXTS
+from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_QUERIES, MAX_TEXTS
 from rayvec.serving.security import Keys, new_key
 from tests.artifacts import texts_for
 from tests.services import COUNT, MODEL, Client
@@ -68,8 +68,8 @@ def test_models_lists_the_one_that_is_served(client: Client) -> None:
 
 def test_openapi_describes_every_route(client: Client) -> None:
     assert set(client.get("/openapi.json").json()["paths"]) == {
-        "/v1/search", "/v1/embeddings", "/v1/models", "/v1/documents", "/v1/documents/{id}", "/v1/indexes", "/v1/map",
-        "/health", "/ready", "/metrics",
+        "/v1/search", "/v1/embeddings", "/v1/models", "/v1/models/{id}", "/v1/documents", "/v1/documents/{id}",
+        "/v1/indexes", "/v1/map", "/health", "/ready", "/metrics",
     }  # fmt: skip
 
 
@@ -197,9 +197,63 @@ def test_k_must_be_a_number_in_bounds(client: Client, k: Any) -> None:
     assert_refused(client.send("/v1/search", body), 422, "invalid_value", "k")
 
 
-@pytest.mark.parametrize("query", [5, True, None, {"a": 1}, "", " \n\t", [], "\ud800", "x" * (MAX_CHARACTERS + 1)])
+@pytest.mark.parametrize("query", [5, True, {"a": 1}, "", " \n\t", [], "\ud800", "x" * (MAX_CHARACTERS + 1)])
 def test_query_must_be_text(client: Client, query: Any) -> None:
     assert_refused(client.send("/v1/search", json.dumps({"query": query})), 422, "invalid_value", "query")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"query": None},
+        {"query": "x", "like": ["doc-1"]},
+        {"like": ["doc-1"], "mode": "hybrid"},
+        {"like": ["doc-1"], "rerank": 3},
+        {"vectors": [[1.0]], "instruction": "find it"},
+        {"vectors": [[1.0], [1.0, 2.0]]},
+    ],
+)
+def test_a_search_is_for_one_kind_of_query(client: Client, body: dict[str, Any]) -> None:
+    assert_refused(client.post("/v1/search", **body), 422, "invalid_value")
+
+
+@pytest.mark.parametrize("vectors", [[[0.0] * 64], [[1.0] * 63], [[1e300] * 64]], ids=["zero", "short", "huge"])
+def test_vectors_that_cannot_be_searched(client: Client, vectors: list[list[float]]) -> None:
+    assert_refused(client.post("/v1/search", vectors=vectors), 422, "invalid_value", "vectors")
+
+
+def test_a_search_by_vectors_is_the_dense_search_of_their_texts(client: Client) -> None:
+    texts = texts_for(COUNT)[3:5]
+    by_vectors = client.post("/v1/search", vectors=HashEncoder(64).encode(texts).tolist(), k=4).json()
+    by_texts = client.post("/v1/search", query=texts, k=4, mode="dense").json()
+    assert by_vectors["results"] == by_texts["results"] and by_vectors["mode"] == "dense"
+    assert by_vectors["usage"]["total_tokens"] == 0
+
+
+def test_documents_like_others_are_their_neighbours_without_themselves(client: Client) -> None:
+    texts = texts_for(COUNT)
+    results = client.post("/v1/search", like=["doc-3", "doc-4"], k=COUNT).json()["results"]
+    for number, result in zip((3, 4), results, strict=True):
+        found = hits(client.post("/v1/search", query=texts[number], k=COUNT, mode="dense"))
+        expected = [(hit["id"], hit["score"]) for hit in found if hit["id"] != f"doc-{number}"]
+        assert [(hit["id"], pytest.approx(hit["score"], abs=1e-5)) for hit in result["hits"]] == expected
+        assert [hit["rank"] for hit in result["hits"]] == list(range(1, COUNT))
+    assert_refused(client.post("/v1/search", like=["doc-3", "none"]), 422, "invalid_value", "like")
+
+
+def test_a_document_is_given_by_its_id(client: Client) -> None:
+    answer = client.get("/v1/documents/doc-7").json()
+    (hit,) = hits(client.post("/v1/search", query=texts_for(COUNT)[7], k=1))
+    assert answer == {
+        "object": "document", "index_version": "v1", **{name: hit[name] for name in ("id", "title", "text", "payload")}
+    }  # fmt: skip
+    assert_refused(client.get("/v1/documents/doc/none"), 404, "document_not_found", "id")
+
+
+def test_the_model_is_given_by_its_name(client: Client) -> None:
+    assert client.get(f"/v1/models/{MODEL}").json() == client.get("/v1/models").json()["data"][0]
+    assert_refused(client.get("/v1/models/another"), 404, "model_not_found", "model")
 
 
 @pytest.mark.parametrize("wrong", [1, None, "", ["a"], "\udfff"])
@@ -211,8 +265,9 @@ def test_the_query_that_is_wrong_is_named(client: Client, wrong: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("mode", "best"), ("mode", 1), ("mode", None), ("include", "text"), ("include", ["text"] * 5),
-        ("instruction", 5), ("instruction", "x" * 2_001), ("instruction", "\ud800"), ("query", ["x"] * (MAX_TEXTS + 1)),
+        ("mode", "best"), ("mode", 1), ("include", "text"), ("include", ["text"] * 5),
+        ("instruction", 5), ("instruction", "x" * 2_001), ("instruction", "\ud800"),
+        ("query", ["x"] * (MAX_QUERIES + 1)),
     ],
 )  # fmt: skip
 def test_other_fields_of_a_search(client: Client, field: str, value: Any) -> None:
@@ -268,7 +323,6 @@ def test_another_model_is_not_found(client: Client, model: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "code", "param"),
     [
-        ("/v1/search", {}, "missing_field", "query"),
         ("/v1/embeddings", {"input": "x"}, "missing_field", "model"),
         ("/v1/search", {"query": "x", "limit": 3}, "unknown_field", "limit"),
         ("/v1/embeddings", {"input": "x", "model": MODEL, "extra": 3}, "unknown_field", "extra"),

@@ -16,12 +16,15 @@ import pytest
 import yaml
 
 from rayvec.errors import MismatchError, RayvecError, UserError, VerificationError
+from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.modeling.prompts import Prompts
 from rayvec.serving import proxy
 from rayvec.serving.app import _deployment_error, deploy
 from rayvec.serving.config import ServeConfig
 from rayvec.serving.preflight import check_port, plan
 from tests.artifacts import texts_for, write_index
+from tests.models import save_model
 from tests.services import COUNT, MODEL, write_service_index
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,6 +34,18 @@ def test_plan_takes_encoder_and_version_from_the_index(index: Path) -> None:
     made = plan(ServeConfig(index=str(index)))
     assert (made.version, made.count, made.encoder, made.model) == ("v1", COUNT, MODEL, MODEL)
     assert made.fingerprint == HashEncoder(64).fingerprint
+
+
+def test_plan_takes_the_instructions_that_the_encoder_and_the_documents_have(tmp_path: Path) -> None:
+    TextEncoder.from_decoder(
+        save_model("llama", tmp_path / "base"), max_length=64, prompts=Prompts(instructions={"query": "Find it"})
+    ).save(tmp_path / "encoder")
+    encoder = TextEncoder.load(str(tmp_path / "encoder"))
+    reference = str(tmp_path / "encoder")
+    write_index(
+        tmp_path / "index", encoder.encode(["a", "b"]), ["a", "b"], made_by=encoder.fingerprint, encoder=reference
+    )
+    assert plan(ServeConfig(index=str(tmp_path / "index"))).instructions == {"query": "Find it"}
 
 
 def test_another_encoder_is_refused_by_the_field_that_differs(index: Path) -> None:

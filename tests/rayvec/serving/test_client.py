@@ -61,7 +61,20 @@ def test_embed_gives_the_encoder_s_vectors_of_more_texts_than_one_request_takes(
         np.testing.assert_array_equal(client.embed(texts), HashEncoder(64).encode(texts))
         assert client.embed(texts[:3], dimensions=16).shape == (3, 16)
         assert client.embed([]).shape == (0, 64)
+        np.testing.assert_array_equal(client.embed(texts[0], input_type="query"), HashEncoder(64).encode(texts[:1])[0])
         assert client.model().id == MODEL and client.ready().index_version == "v1"
+
+
+def test_search_by_vectors_and_by_documents(address: str) -> None:
+    with Client(address) as client:
+        document = client.document("doc-3")
+        assert document.text is not None
+        by_vector = client.search(vectors=HashEncoder(64).encode([document.text]), k=3).results[0].hits
+        alike = client.search(like=["doc-3"], k=2).results[0].hits
+        assert len(client.map(limit=5).ids) == 5
+        with pytest.raises(ServiceError, match="there is no document 'a/b'"):
+            client.document("a/b")
+    assert [hit.id for hit in by_vector] == ["doc-3", *(hit.id for hit in alike)]
 
 
 def test_the_client_of_asyncio_answers_the_same(address: str) -> None:

@@ -54,6 +54,8 @@ OPERATIONS = [
         ("GET", "/v1/models", 60),
         ("GET", "/v1/indexes", 20),
         ("GET", "/v1/map", 20),
+        ("GET", "/v1/models/{id}", 20),
+        ("GET", "/v1/documents/{id}", 20),
     ),
     *(("GET", "/health", 60), ("GET", "/ready", 60), ("GET", "/metrics", 60)),
     *(("POST", "/v1/documents", 60), ("DELETE", "/v1/documents", 60), ("DELETE", "/v1/documents/{id}", 60)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.modeling.tokens import TokenBatch
-from rayvec.serving.config import Limits
-from tests.services import MODEL, Client
+from rayvec.serving.config import Limits, SearchDefaults
+from tests.artifacts import texts_for, write_index
+from tests.services import COUNT, MODEL, Client
 
 
 class Slow(HashEncoder):
@@ -118,3 +120,89 @@ def test_a_failure_inside_shows_nothing_of_the_inside(broken: Client) -> None:
     answer = broken.post("/v1/embeddings", input="a b c d e f g h", model=MODEL)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in answer.text
+
+
+class Told(HashEncoder):
+    """Its vectors are of the instruction too: the encoder of a model, in short."""
+
+    def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
+        return super().encode([f"{instruction or ''} {text}" for text in texts])
+
+    def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
+        return super().tokenize([f"{instruction or ''} {text}" for text in texts])
+
+
+INSTRUCTIONS = {"query": "find the function", "document": "a document of code"}
+
+
+@pytest.fixture
+def told(index: Path) -> Iterator[Client]:
+    client = Client(index, encoder=Told(64), instructions=INSTRUCTIONS)
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [({}, INSTRUCTIONS["query"]), ({"instruction": "the other"}, "the other"), ({"instruction": ""}, None)],
+)
+def test_a_query_is_read_after_the_encoder_s_instruction_or_the_request_s(
+    told: Client, given: dict[str, str], read: str | None
+) -> None:
+    vectors = Told(64).encode(["sort the list"], read)
+    expected = told.post("/v1/search", vectors=vectors.tolist(), k=COUNT).json()["results"]
+    found = told.post("/v1/search", query="sort the list", mode="dense", k=COUNT, **given).json()["results"]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({}, None),
+        ({"input_type": "query"}, INSTRUCTIONS["query"]),
+        ({"input_type": "document"}, INSTRUCTIONS["document"]),
+        ({"input_type": "query", "instruction": ""}, None),
+    ],
+)
+def test_vectors_are_of_queries_or_of_documents_where_that_is_said(
+    told: Client, given: dict[str, str], read: str | None
+) -> None:
+    answer = told.post("/v1/embeddings", model=MODEL, input="sort the list", **given).json()
+    np.testing.assert_allclose(answer["data"][0]["embedding"], Told(64).encode(["sort the list"], read)[0], rtol=1e-6)
+
+
+def test_token_ids_have_no_instruction(told: Client) -> None:
+    answer = told.post("/v1/embeddings", model=MODEL, input=[1, 2], input_type="query")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "instruction")
+
+
+def test_instructions_are_told_with_the_model(told: Client) -> None:
+    assert told.get("/v1/models").json()["data"][0]["instructions"] == INSTRUCTIONS
+
+
+@pytest.mark.parametrize(
+    ("defaults", "asked", "as_if"),
+    [
+        ({}, {}, {"mode": "hybrid", "fusion": "weighted"}),
+        ({"mode": "dense"}, {}, {"mode": "dense"}),
+        ({"mode": "dense"}, {"mode": "lexical"}, {"mode": "lexical"}),
+        ({"fusion": "rrf", "dense_weight": 3.0}, {}, {"mode": "hybrid", "fusion": "rrf", "dense_weight": 3.0}),
+        ({"fusion": "rrf", "dense_weight": 3.0}, {"fusion": "weighted"}, {"mode": "hybrid", "fusion": "weighted"}),
+    ],
+)
+def test_what_a_search_does_not_say_is_as_the_service_has_it(
+    index: Path, defaults: dict[str, Any], asked: dict[str, Any], as_if: dict[str, Any]
+) -> None:
+    client = Client(index, defaults=SearchDefaults(**defaults))
+    query = {"query": "sort the list in place", "k": COUNT}
+    found, expected = (client.post("/v1/search", **query, **more).json() for more in (asked, as_if))
+    assert (found["mode"], found["results"]) == (expected["mode"], expected["results"])
+    client.close()
+
+
+def test_without_words_an_index_is_searched_by_vectors(tmp_path: Path) -> None:
+    encoder, texts = HashEncoder(64), texts_for(8)
+    write_index(tmp_path, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder=MODEL, lexical=False)
+    client = Client(tmp_path)
+    assert client.post("/v1/search", query=texts[2]).json()["mode"] == "dense"
+    client.close()

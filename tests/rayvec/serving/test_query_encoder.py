@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rayvec.errors import MismatchError
+from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.modeling.tokens import TokenBatch
 from rayvec.serving.config import Limits
+from rayvec.serving.problems import Problem
 from rayvec.serving.query_encoder import QueryEncoder
 
 ENCODER = HashEncoder(64)
@@ -29,3 +33,51 @@ def test_many_requests_at_once_get_their_own_vectors() -> None:
 
     for vectors_BD, pair in zip(asyncio.run(run()), texts, strict=True):
         np.testing.assert_array_equal(vectors_BD, ENCODER.encode(pair))
+
+
+class Counting(HashEncoder):
+    """Notes how many tokens each pass had."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.passes: list[int] = []
+
+    def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
+        self.passes.append(int(batch.lengths.sum()))
+        return super().encode_tokens(batch)
+
+
+def test_a_request_of_more_tokens_than_a_batch_lets_others_in_between() -> None:
+    encoder, order = Counting(), []
+    texts = [f"text number{i}" for i in range(40)]
+
+    async def run() -> np.ndarray:
+        part = QueryEncoder(encoder, limits=Limits(batch_tokens=30))
+
+        async def long() -> np.ndarray:
+            found = await part.encode(texts)
+            order.append("long")
+            return found.vectors_BD
+
+        async def short() -> None:
+            await part.encode(["a query"])
+            order.append("short")
+
+        vectors_BD, _ = await asyncio.gather(long(), short())
+        return vectors_BD
+
+    np.testing.assert_array_equal(asyncio.run(run()), ENCODER.encode(texts))
+    assert max(encoder.passes) <= 30 and len(encoder.passes) > 4
+    assert order == ["short", "long"]
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_before_the_model_sees_it() -> None:
+    encoder = TextEncoder.load("tiny")
+
+    async def ask(ids: list[int]) -> Any:
+        return await QueryEncoder(encoder).encode_ids([ids])
+
+    last = encoder.vocab_size - 1
+    assert asyncio.run(ask([last])).vectors_BD.shape == (1, encoder.dim)
+    with pytest.raises(Problem, match=f"token id {last + 1} is not in this model's vocabulary"):
+        asyncio.run(ask([0, last + 1]))

@@ -3,6 +3,7 @@
 Knows shapes and bounds. Knows no route, no model, no index. What passes here may go to a tokenizer and to FAISS.
 """
 
+from rayvec.serving.config import Fusion, Mode
 from rayvec.serving.schemas.base import (
     MAX_CHARACTERS,
     MAX_COLUMNS,
@@ -13,20 +14,20 @@ from rayvec.serving.schemas.base import (
     MAX_INSTRUCTION,
     MAX_K,
     MAX_POINTS,
+    MAX_QUERIES,
     MAX_RERANKED,
     MAX_TEXTS,
     MAX_VALUES,
     Answer,
     DocumentId,
-    Fusion,
     Include,
-    Mode,
     Request,
     Usage,
 )
 from rayvec.serving.schemas.documents import (
     DeleteRequest,
     Document,
+    DocumentAnswer,
     UpsertRequest,
     WriteAnswer,
     WriteRequest,
@@ -67,6 +68,7 @@ __all__ = [
     "MAX_INSTRUCTION",
     "MAX_K",
     "MAX_POINTS",
+    "MAX_QUERIES",
     "MAX_RERANKED",
     "MAX_TEXTS",
     "MAX_VALUES",
@@ -74,6 +76,7 @@ __all__ = [
     "Column",
     "DeleteRequest",
     "Document",
+    "DocumentAnswer",
     "DocumentId",
     "Embedding",
     "EmbeddingAnswer",

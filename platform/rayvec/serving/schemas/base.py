@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 MAX_K = 1_000
-MAX_TEXTS = 64
+#: Of one request for vectors, as many as OpenAI takes; and of one search.
+MAX_TEXTS = 2_048
+MAX_QUERIES = 64
 MAX_CHARACTERS = 100_000
 MAX_INSTRUCTION = 2_000
 MAX_IDS = 32_768
@@ -23,8 +25,6 @@ MAX_POINTS = 5_000
 #: Numbers of all vectors that one answer carries.
 MAX_VALUES = 2_000_000
 
-Mode = Literal["hybrid", "dense", "lexical"]
-Fusion = Literal["weighted", "rrf"]
 Include = Literal["text", "payload", "vector", "map"]
 
 
@@ -71,10 +71,11 @@ def _shape(value: Any) -> str:
     return "<tokens>" if isinstance(head, int) and not isinstance(head, bool) else "<texts>"
 
 
-OneOrMoreTexts = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[Texts, Tag("<texts>")],
+Queries = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES), Tag("<texts>")],
     Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<text>"),
 ]
+Vector = Annotated[list[float], Field(min_length=1, max_length=65_536)]
 TextsOrTokens = Annotated[
     Annotated[Text, Tag("<text>")]
     | Annotated[Texts, Tag("<texts>")]

@@ -66,6 +66,17 @@ class DeleteRequest(WriteRequest):
     ids: list[DocumentId] = Field(min_length=1, max_length=MAX_DELETES)
 
 
+class DocumentAnswer(Answer):
+    """One document of the version named."""
+
+    object: Literal["document"] = "document"
+    index_version: str
+    id: str
+    title: str | None = None
+    text: str | None = None
+    payload: dict[str, Any] | None = None
+
+
 class WriteAnswer(Answer):
     """What a write did. It is on disk: no kill of any process loses it.
 

@@ -16,16 +16,19 @@ from rayvec.serving.schemas.base import (
 
 
 class EmbeddingRequest(Request):
-    """OpenAI's request, and `instruction`. Token ids are those of this model's own tokenizer."""
+    """OpenAI's request, `input_type` and `instruction`. Token ids are those of this model's own tokenizer."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "hash:64", "input": ["a text", "another"]}]})
 
-    input: TextsOrTokens = Field(description="a text, a list of up to 64, a list of token ids, or a list of such lists")
+    input: TextsOrTokens = Field(description="a text, a list of up to 2048, or token ids: a list, or a list of lists")
     model: str = Field(max_length=256, description="as `GET /v1/models` names it")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32")
     dimensions: int | None = Field(None, ge=1, le=65_536, description="keep this many leading dimensions, normalised")
     user: str | None = Field(None, max_length=512, description="accepted for OpenAI's clients, and ignored")
-    instruction: Instruction | None = Field(None, description="for queries: what they are for")
+    input_type: Literal["query", "document"] | None = Field(
+        None, description="read the texts after the instruction that the service has for queries, or for documents"
+    )
+    instruction: Instruction | None = Field(None, description="read the texts after this one")
 
     def texts_or_ids(self) -> tuple[list[str], list[list[int]] | None]:
         """The input as a list of texts, or as a list of token ids."""

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from rayvec.indexing.filters import Filter, check
+from rayvec.serving.config import Fusion, Mode
 from rayvec.serving.schemas.base import (
     MAX_K,
+    MAX_QUERIES,
     MAX_RERANKED,
     Answer,
-    Fusion,
+    DocumentId,
     Include,
     Instruction,
-    Mode,
-    OneOrMoreTexts,
+    Queries,
     Request,
     Usage,
+    Vector,
     Version,
 )
 
 if TYPE_CHECKING:
+    from rayvec.serving.config import SearchDefaults
     from rayvec.serving.search import Options
 
 
 class SearchRequest(Request):
-    """One or many queries against the index."""
+    """One or many queries against the index: texts, vectors that this encoder made elsewhere, or documents by id."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -34,11 +37,23 @@ class SearchRequest(Request):
         }
     )
 
-    query: OneOrMoreTexts = Field(description="one query, or a list of up to 64")
+    query: Queries | None = Field(None, description="one query, or a list of up to 64")
+    vectors: Annotated[list[Vector], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+        None, description="instead of `query`: vectors by this very encoder; a dense search"
+    )
+    like: Annotated[list[DocumentId], Field(min_length=1, max_length=MAX_QUERIES)] | None = Field(
+        None, description="instead of `query`: ids of documents, for the ones most like each; a dense search"
+    )
     k: int = Field(10, ge=1, le=MAX_K, description="hits per query")
-    mode: Mode = Field("hybrid", description="dense: by meaning; lexical: by words (BM25); hybrid: both, fused by rank")
+    mode: Mode | None = Field(
+        None,
+        description="dense: by meaning; lexical: by words (BM25); hybrid: both, fused; by default the service's, or "
+        "hybrid where the index can",
+    )
     instruction: Instruction | None = Field(
-        None, description="what the query is for; goes before it, as the encoder does"
+        None,
+        description="what the query is for; read before it. By default the encoder's own for queries, which "
+        "GET /v1/models names; an empty one for none",
     )
     include: list[Include] = Field(
         default=["text", "payload"],
@@ -53,8 +68,10 @@ class SearchRequest(Request):
         description="only documents that pass; conditions on columns (eq, ne, gt, gte, lt, lte, in), and, or, not",
         examples=[{"and": [{"field": "year", "gte": 2020}, {"not": {"field": "lang", "in": ["de", "fr"]}}]}],
     )
-    fusion: Fusion = Field(
-        "weighted", description="of a hybrid search: by scores brought to [0, 1], or by reciprocal ranks"
+    fusion: Fusion | None = Field(
+        None,
+        description="of a hybrid search: by scores brought to [0, 1] (weighted), or by reciprocal ranks; by default "
+        "the service's, or weighted",
     )
     dense_weight: float | None = Field(
         None, ge=0, le=100, description="what the dense ranking counts in a hybrid one, where the lexical one counts 1"
@@ -76,19 +93,42 @@ class SearchRequest(Request):
         "in `coverage` and `missing_parts`; if false, answer 503",
     )
 
-    @property
-    def options(self) -> Options:
-        """All but the queries and their instruction."""
+    @model_validator(mode="after")
+    def _one_kind_of_query(self) -> Self:
+        given = [name for name in ("query", "vectors", "like") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of query, vectors and like; this request has {' and '.join(given) or 'none'}")
+        if self.vectors is not None and len({len(vector) for vector in self.vectors}) > 1:
+            raise ValueError("vectors are not of one length")
+        if self.query is None:
+            if self.mode not in (None, "dense"):
+                raise ValueError(f"{given[0]} is for a dense search; leave out mode")
+            if self.instruction or self.rerank:
+                raise ValueError(f"instruction and rerank need the words of a query, and {given[0]} has none")
+        return self
+
+    def options(self, defaults: SearchDefaults) -> Options:
+        """All but the queries and their instruction; what is not said is as the service has it."""
         from rayvec.serving.search import Options
 
-        own = {"query", "instruction", "include"}
-        names = type(self).model_fields.keys() - own
-        return Options(**{name: getattr(self, name) for name in names}, include=tuple(self.include))
+        decided: dict[str, Any] = {
+            "by": "query" if self.query is not None else "vectors" if self.vectors is not None else "like",
+            "mode": "dense" if self.query is None else self.mode or defaults.mode,
+            "fusion": self.fusion or defaults.fusion,
+            "dense_weight": self.dense_weight,
+            "include": tuple(self.include),
+        }
+        if self.dense_weight is None and self.fusion is None:  # a weight is of one way of fusing
+            decided["dense_weight"] = defaults.dense_weight
+        names = type(self).model_fields.keys() - decided.keys() - {"query", "vectors", "like", "instruction"}
+        return Options(**decided, **{name: getattr(self, name) for name in names})
 
     @property
     def queries(self) -> list[str]:
-        """The queries as a list."""
-        return [self.query] if isinstance(self.query, str) else self.query
+        """The queries, or the ids that stand for them, as a list; an empty text for a vector."""
+        if self.vectors is not None:
+            return [""] * len(self.vectors)
+        return [self.query] if isinstance(self.query, str) else self.query or self.like or []
 
 
 class Signal(Answer):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from rayvec.serving.config import Mode
 from rayvec.serving.schemas.base import (
     Answer,
-    Mode,
 )
 
 
@@ -75,6 +75,7 @@ class Model(Answer):
     max_input_tokens: int
     fingerprint: str
     index_version: str
+    instructions: dict[str, str] = Field({}, description="what is read before a query, and before a document")
 
 
 class Models(Answer):
