@@ -44,12 +44,12 @@ def _apart(config: ServeConfig, checked: Plan) -> Application:
     """Each part a deployment of its own."""
     from ray import serve
 
-    replicas, limits = config.replicas, config.limits
+    replicas = config.replicas
     encoder = serve.deployment(
         name="QueryEncoder",
         **_copies(replicas.encoder, replicas.encoder_most, replicas.target_requests),
         **_options(config, replicas.encoder_cpus, replicas.encoder_gpus),
-    )(EncoderReplica).bind(checked.encoder, checked.fingerprint, limits)
+    )(EncoderReplica).bind(config, checked)
     parts = [
         serve.deployment(
             name=f"Vectors-{number}",

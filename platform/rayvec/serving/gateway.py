@@ -315,6 +315,7 @@ class Gateway:
             index_version=index.version,
             documents=index.count,
             modes=index.modes,
+            mode=self._defaults.mode or index.modes[0],
             refused=index.refused,
             missing_parts=index.missing,
             recall=index.recall,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayvec.serving.api import make_api
-from rayvec.serving.config import Limits, ServeConfig, is_loopback
+from rayvec.serving.config import ServeConfig, is_loopback
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
 from rayvec.serving.preflight import Plan, absolute
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 class EncoderReplica(QueryEncoder):
     """A QueryEncoder that loads its encoder, and has encoded once before the first request comes."""
 
-    def __init__(self, reference: str, expected: Fingerprint, limits: Limits) -> None:
+    def __init__(self, config: ServeConfig, checked: Plan) -> None:
         from rayvec.modeling.encoder import load_encoder
 
-        encoder = load_encoder(reference)
+        encoder = load_encoder(checked.encoder, dtype=config.precision)
         encoder.encode(["warm up"])
-        super().__init__(encoder, expected, limits)
+        super().__init__(encoder, checked.fingerprint, config.limits)
 
 
 class RetrieverReplica(Retriever):
@@ -88,7 +88,7 @@ class WholeReplica:
 
     def __init__(self, config: ServeConfig, checked: Plan) -> None:
         self._config = config
-        self._encoder = EncoderReplica(checked.encoder, checked.fingerprint, config.limits)
+        self._encoder = EncoderReplica(config, checked)
         self._retriever = RetrieverReplica(config, checked)
         writer = None
         if config.writable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -23,6 +25,7 @@ from rayvec.serving import proxy
 from rayvec.serving.app import _deployment_error, deploy
 from rayvec.serving.config import ServeConfig
 from rayvec.serving.preflight import check_port, plan
+from rayvec.serving.replicas import EncoderReplica
 from tests.artifacts import texts_for, write_index
 from tests.models import save_model
 from tests.services import COUNT, MODEL, write_service_index
@@ -46,6 +49,19 @@ def test_plan_takes_the_instructions_that_the_encoder_and_the_documents_have(tmp
         tmp_path / "index", encoder.encode(["a", "b"]), ["a", "b"], made_by=encoder.fingerprint, encoder=reference
     )
     assert plan(ServeConfig(index=str(tmp_path / "index"))).instructions == {"query": "Find it"}
+
+
+def test_a_copy_of_the_encoder_computes_in_what_it_is_told_to(tmp_path: Path) -> None:
+    encoder, texts = TextEncoder.load("tiny"), ["sort a list", "open a socket"]
+    write_index(tmp_path, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder="tiny")
+
+    def vectors(precision: str) -> np.ndarray:
+        config = ServeConfig.parse({"index": str(tmp_path), "precision": precision})
+        return asyncio.run(EncoderReplica(config, plan(config)).encode(texts)).vectors_BD
+
+    exact, rough = vectors("float32"), vectors("int8")
+    np.testing.assert_allclose(exact, encoder.encode(texts), atol=1e-5)
+    assert 0.99 < (exact * rough).sum(1).min() < 0.999999
 
 
 def test_another_encoder_is_refused_by_the_field_that_differs(index: Path) -> None:

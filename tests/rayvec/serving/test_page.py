@@ -59,8 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(folder: Path, keys: Keys | None = None) -> Iterator[str]:
     """The same application that Serve runs, on a plain server in a thread."""
     # The browser's driver keeps an event loop in this thread, so everything of the server's is made in another.
+    gateway = make_gateway(folder, instructions={"query": "Find the function"})
     with ThreadPoolExecutor(1) as thread, socket.create_server(("127.0.0.1", 0)) as listening:
-        app = make_api(thread.submit(asyncio.run, make_gateway(folder)).result(), body_bytes=2_000_000, keys=keys)
+        app = make_api(thread.submit(asyncio.run, gateway).result(), body_bytes=2_000_000, keys=keys)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread.submit(server.run, [listening])
         while not server.started:
@@ -154,6 +155,31 @@ def test_hit_opens_to_its_whole_text_and_payload(page: sync_api.Page) -> None:
     sync_api.expect(first.locator(".text")).to_have_text(texts_for(COUNT)[5])
     sync_api.expect(first.locator(".fields dd").first).to_have_text("doc-5")
     sync_api.expect(first.locator(".open")).to_have_attribute("aria-expanded", "true")
+
+
+def test_documents_like_a_hit_are_found_and_kept_in_the_address(page: sync_api.Page) -> None:
+    search(page)
+    page.locator(".hit .open").first.click()
+    first = page.locator(".hit .fields dd").first.inner_text()
+    page.get_by_role("button", name="More like this").click()
+    sync_api.expect(page.locator("#status")).to_have_text(f"10 hits like {first}")
+    assert page.locator("#query").input_value() == "" and page.url.endswith(f"like={first}")
+    page.locator(".hit .open").first.click()
+    assert page.locator(".hit .fields dd").first.inner_text() != first
+    page.reload()
+    sync_api.expect(page.locator("#status")).to_have_text(f"10 hits like {first}")
+    search(page)
+    assert "like=" not in page.url and "like" not in page.locator("#status").inner_text()
+
+
+def test_parts_that_did_not_answer_are_told(page: sync_api.Page) -> None:
+    def partly(route: sync_api.Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "coverage": 0.75, "missing_parts": [2]})
+
+    page.route("**/v1/search", partly)
+    search(page)
+    sync_api.expect(page.locator("#status")).to_contain_text("among 75 % of the vectors: 1 part did not answer")
 
 
 def test_keys_reach_everything(page: sync_api.Page) -> None:
@@ -322,8 +348,9 @@ def test_columns_that_are_not_there_are_named(page: sync_api.Page, address: str)
     sync_api.expect(page.locator("#left-out")).to_contain_text("nope eq 1")
 
 
-def test_an_instruction_goes_with_the_query(page: sync_api.Page) -> None:
+def test_an_instruction_goes_with_the_query_in_place_of_the_encoder_s(page: sync_api.Page) -> None:
     page.get_by_role("button", name="Filters").click()
+    sync_api.expect(page.get_by_label("Instruction")).to_have_attribute("placeholder", "Find the function")
     with page.expect_request(lambda request: "find code" in (request.post_data or "")) as sent:
         page.get_by_label("Instruction").fill("find code")
         search(page)

@@ -1,15 +1,15 @@
 // One hit as an element: title, excerpt with the query's words marked, where it comes from, how well it fits.
 // Whatever comes from the server becomes text nodes, never markup.
 
-import { count, el } from "./dom.js";
+import { action, count, el } from "./dom.js";
 
 const EXCERPT = 320;
 const SHOWN_CHARACTERS = 20000;
 const STOP_WORDS = new Set(("a an and are as at be by can do does for from has have how i if in into is it its no not of on or " +
   "that the then there these this to was were what when where which who will with you").split(" "));
 
-/** One hit: a heading that opens it, an excerpt, where it comes from, and how well it fits. */
-export function hitItem(hit, best, find) {
+/** One hit: a heading that opens it, an excerpt, where it comes from, and how well it fits. like: asks for others like it. */
+export function hitItem(hit, best, find, like) {
   const open = title(hit, find);
   open.setAttribute("aria-expanded", "false");
   const text = el("div", "text");
@@ -25,7 +25,8 @@ export function hitItem(hit, best, find) {
     text.hidden = !hit.text;
     text.tabIndex = opened ? 0 : -1;
     item.querySelector(".fields")?.remove();
-    if (opened) item.querySelector(".body").append(fields(hit));
+    item.querySelector(".body > .actions")?.remove();
+    if (opened) item.querySelector(".body").append(fields(hit), el("div", "actions", action("", "More like this", () => like(hit.id))));
   };
   open.addEventListener("click", () => draw(!item.classList.contains("opened")));
   draw(false);

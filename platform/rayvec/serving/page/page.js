@@ -15,7 +15,8 @@ const MAP_PAUSE_MS = 700;
 const form = $("form"), input = $("query"), list = $("hits"), notice = $("notice"), more = $("more");
 const tabs = [$("tab-list"), $("tab-map")];
 
-const state = { k: PAGE_SIZE, shown: "", asked: null, facts: null };
+/** like: the id of the document whose like is searched for, while no query is. */
+const state = { k: PAGE_SIZE, shown: "", asked: null, facts: null, like: "" };
 
 const mode = () => form.elements.mode.value;
 const instruction = () => $("instruction").value.trim();
@@ -26,17 +27,19 @@ const onMap = () => tabs[1].getAttribute("aria-selected") === "true";
 /** Search for what is in the box, unless that is shown already. strict: a filter without a value is an error. */
 async function search({ k = PAGE_SIZE, again = false, strict = false } = {}) {
   const query = input.value.trim();
+  if (query) state.like = "";
   const { wrong, filter } = filters.readFilter({ strict });
   remember(query);
   if (wrong) return mend();
-  const body = { query, k, mode: mode(), filter, include: ["text", "payload", ...(onMap() ? ["map"] : [])] };
-  if (instruction() && mode() !== "lexical") body.instruction = instruction();
+  const body = { k, filter, include: ["text", "payload", ...(onMap() ? ["map"] : [])] };
+  Object.assign(body, state.like ? { like: [state.like] } : { query, mode: mode() });
+  if (instruction() && query && mode() !== "lexical") body.instruction = instruction();
   const wanted = JSON.stringify(body);
   if (wanted === state.shown && !again) return undefined;
   state.asked?.abort();
   state.asked = new AbortController();
   Object.assign(state, { shown: wanted, k });
-  if (!query) return welcome();
+  if (!query && !state.like) return welcome();
   document.body.classList.add("busy");
   const { signal } = state.asked;
   try {
@@ -64,7 +67,7 @@ async function answerTo(body, signal) {
 }
 
 function remember(query) {
-  const asked = new URLSearchParams(query ? { q: query, mode: mode() } : {});
+  const asked = new URLSearchParams(query ? { q: query, mode: mode() } : state.like ? { like: state.like } : {});
   for (const text of filters.toAddress()) asked.append("where", text);
   if (instruction()) asked.set("instruction", instruction());
   if (onMap()) asked.set("view", "map");
@@ -84,12 +87,27 @@ function show(answer, query) {
   const find = matcher(query);
   const best = Math.max(...hits.map((hit) => hit.score), 0);
   notice.hidden = true;
-  list.replaceChildren(...hits.map((hit) => hitItem(hit, best, find)));
+  list.replaceChildren(...hits.map((hit) => hitItem(hit, best, find, searchLike)));
   map.light(hits, openHit);
   more.hidden = hits.length < state.k || state.k >= MAX_K;
-  $("status").textContent = count(hits.length, "hit") + (truncated ? ", for the beginning of a long query" : "");
+  const like = state.like ? ` like ${state.like}` : "";
+  $("status").textContent = count(hits.length, "hit") + like + (truncated ? ", for the beginning of a long query" : "") + partly(answer);
   showTiming(answer.timings);
   if (!hits.length) nothingFound(query);
+}
+
+/** What is to be said where parts of the vectors did not answer. */
+function partly({ coverage, missing_parts: missing }) {
+  if (!missing.length) return "";
+  return `, among ${Math.floor(100 * coverage)} % of the vectors: ${count(missing.length, "part")} did not answer`;
+}
+
+/** Search for documents like one that was found, instead of for a query. */
+function searchLike(id) {
+  input.value = "";
+  state.like = id;
+  toTop();
+  return search();
 }
 
 function showTiming({ encode_ms: encode, search_ms: search, total_ms: total }) {
@@ -125,7 +143,7 @@ function choose(tab) {
   document.body.classList.toggle("on-map", onMap());
   if (!onMap()) return remember(input.value.trim());
   map.draw();
-  if (input.value.trim()) return search({ k: state.k });
+  if (input.value.trim() || state.like) return search({ k: state.k });
   remember("");
   return map.load().then(map.draw, fail);
 }
@@ -170,6 +188,7 @@ function mend() {
 }
 
 function nothingFound(query) {
+  if (state.like) return say("", "Nothing like it", el("p", "", "No other document passes the filters."));
   const shown = query.length > 80 ? `${query.slice(0, 80)}…` : query;
   const hint = filters.toAddress().length ? "Try other words, or fewer filters." : "Try other words.";
   if (mode() !== "lexical") return say("", `Nothing found for “${shown}”`, el("p", "", hint));
@@ -232,6 +251,10 @@ function move(step) {
 function toQuery() {
   input.focus();
   input.select();
+  toTop();
+}
+
+function toTop() {
   scrollTo({ top: 0 });
 }
 
@@ -301,9 +324,10 @@ async function begin() {
   const asked = new URLSearchParams(location.search);
   input.value = asked.get("q") || "";
   $("instruction").value = asked.get("instruction") || "";
+  state.like = input.value ? "" : asked.get("like") || "";
   const wanted = [...form.elements.mode].find((choice) => choice.value === asked.get("mode"));
   if (wanted) wanted.checked = true;
-  const facts = ask("ready").then(showFacts);
+  const facts = Promise.all([ask("ready").then((ready) => showFacts(ready, !wanted)), ask("v1/models").then(showModel)]);
   const where = asked.getAll("where");
   try {
     const columns = filters.loadColumns();
@@ -316,20 +340,27 @@ async function begin() {
     }
     if (where.length || instruction()) unfold(true);
     if (asked.get("view") === "map") choose(tabs[1]);
-    else if (input.value) search();
+    else if (input.value || state.like) search();
     await Promise.all([facts, columns]);
   } catch (error) {
     return fail(error);
   }
-  return input.value ? undefined : welcome();
+  return input.value || state.like ? undefined : welcome();
 }
 
-function showFacts(facts) {
+/** choosesMode: whether the service's own mode is taken. */
+function showFacts(facts, choosesMode) {
   state.facts = facts;
-  const { documents, index_version: version, model, modes } = facts;
+  const { documents, index_version: version, model, modes, mode: usual } = facts;
   $("facts").textContent = `${count(documents, "document")} · ${model} · ${version}`;
   for (const choice of form.elements.mode) choice.disabled = !modes.includes(choice.value);
   if ([...form.elements.mode].some((choice) => choice.checked && choice.disabled)) setMode(modes[0]);
+  if (choosesMode && mode() !== usual) setMode(usual);
+}
+
+/** What is read before a query, where the page gives no instruction. */
+function showModel({ data: [{ instructions }] }) {
+  if (instructions.query) $("instruction").placeholder = instructions.query;
 }
 
 begin();

@@ -93,6 +93,7 @@ class Ready(Answer):
     index_version: str
     documents: int
     modes: list[Mode]
+    mode: Mode = Field(description="of a search that names none")
     refused: str | None = None
     missing_parts: list[int] = Field([], description="parts of the vectors that did not answer a moment ago")
     recall: float | None = Field(None, description="share of true neighbours found, of a few vectors searched lately")
