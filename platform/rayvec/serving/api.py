@@ -38,6 +38,8 @@ from rayvec.serving.schemas import (
     Model,
     Models,
     Ready,
+    RerankAnswer,
+    RerankRequest,
     SearchAnswer,
     SearchRequest,
     UpsertRequest,
@@ -100,6 +102,10 @@ def _v1(gateway: Gateway) -> APIRouter:
     @router.post("/search", summary="Documents for one or many queries", response_model=SearchAnswer)
     async def search(request: SearchRequest) -> Response:
         return _json(await gateway.search(request))
+
+    @router.post("/rerank", summary="Texts in the order of the service's reranker", response_model=RerankAnswer)
+    async def rerank(request: RerankRequest) -> Response:
+        return _json(await gateway.rerank(request))
 
     @router.post("/embeddings", summary="Vectors of texts, as OpenAI's API gives them", response_model=EmbeddingAnswer)
     async def embeddings(request: EmbeddingRequest) -> Response:

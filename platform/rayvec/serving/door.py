@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rayvec.serving.gateway import Gateway
 
 #: Where work is asked for: what begins with these takes a place among the requests in flight.
-WORK = ("/v1/search", "/v1/embeddings", "/v1/documents")
+WORK = ("/v1/search", "/v1/embeddings", "/v1/rerank", "/v1/documents")
 
 
 class Door:

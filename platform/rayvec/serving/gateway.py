@@ -30,6 +30,10 @@ from rayvec.serving.schemas import (
     Model,
     Models,
     Ready,
+    RerankAnswer,
+    Reranked,
+    RerankedText,
+    RerankRequest,
     SearchAnswer,
     SearchRequest,
     SearchResult,
@@ -190,6 +194,22 @@ class Gateway:
     def _instruction(self, given: str | None, kind: str | None) -> str | None:
         """The one that a request gives, even an empty one, or the service's for this kind of text."""
         return given if given is not None or kind is None else self._instructions.get(kind)
+
+    async def rerank(self, request: RerankRequest) -> RerankAnswer:
+        """Texts in the order of the service's reranker."""
+        async with self._admitted():
+            begin = time.perf_counter()
+            with self.tracer.part("rerank"):
+                scores = await self._retriever.rerank(request.query, request.documents)
+            self.metrics.stage("rerank", time.perf_counter() - begin)
+        order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
+        texts = [RerankedText(text=text) if request.return_documents else None for text in request.documents]
+        return RerankAnswer(
+            results=[
+                Reranked(index=place, relevance_score=scores[place], document=texts[place])
+                for place in order[: request.top_n]
+            ]
+        )
 
     async def document(self, id_: str) -> DocumentAnswer:
         """One document by its id."""

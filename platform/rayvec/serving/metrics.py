@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from rayvec.serving.batcher import Batched
 
-Stage = Literal["encode", "search"]
+Stage = Literal["encode", "search", "rerank"]
 
 #: Seconds; a search takes milliseconds, a request that waits takes seconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -61,6 +61,10 @@ class RemoteRetriever:
         """The hits of each query."""
         return await _call(self._handle.search, queries, vectors_QD, options)
 
+    async def rerank(self, query: str, texts: list[str]) -> list[float]:
+        """One score a text."""
+        return await _call(self._handle.rerank, query, texts)
+
     async def document(self, id_: str) -> Fetched:
         """One document."""
         return await _call(self._handle.document, id_)

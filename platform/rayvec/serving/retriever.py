@@ -26,7 +26,7 @@ from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredInd
 from rayvec.serving.problems import Problem, invalid, unavailable
 from rayvec.serving.recall import recall_now
 from rayvec.serving.rerank import load_reranker
-from rayvec.serving.search import Options, index_modes, search_index, shown
+from rayvec.serving.search import Options, index_modes, scores_of, search_index, shown
 from rayvec.serving.services import Fetched, Found, IndexFacts, Reached
 from rayvec.storage import Fingerprint
 
@@ -197,6 +197,13 @@ class Retriever:
             message = f"parts {', '.join(map(str, missing))} of the vectors do not answer; try again shortly"
             raise unavailable(message, code="shards_missing")
         return Found(hits, index.version, mode, coverage, missing)
+
+    async def rerank(self, query: str, texts: list[str]) -> list[float]:
+        """The reranker's score of each text. Raises Problem 422 where there is no reranker."""
+        try:
+            return await self._in(self._threads, scores_of, self._reranker, query, texts)
+        except UserError as error:
+            raise invalid(str(error), None, code="no_reranker") from None
 
     async def document(self, id_: str) -> Fetched:
         """One document, from the version that is served. Raises Problem 404."""

@@ -194,18 +194,24 @@ def _candidate(row: int, score: float, signals: dict[str, dict[int, Signal]]) ->
     return Candidate(row, score, {name: places[row] for name, places in signals.items() if row in places})
 
 
+def scores_of(reranker: Reranker | None, query: str, texts: Sequence[str]) -> list[float]:
+    """One score a text. Raises UserError where there is no reranker, Problem 503 where it fails to score them all."""
+    if reranker is None:
+        raise UserError("rerank: this service has no reranker; leave it out, or serve with --set reranker=…")
+    scores = [float(score) for score in reranker(query, texts)] if texts else []
+    if len(scores) != len(texts) or not all(np.isfinite(scores)):
+        raise unavailable("the reranker did not give a finite score for each text", code="reranker_failed")
+    return scores
+
+
 def _reranked(
     index: Index, query: str, hits: list[Candidate], depth: int, reranker: Reranker | None
 ) -> list[Candidate]:
     """The first `depth` hits in the order of the reranker's scores, before the others; their own become a signal."""
-    if reranker is None:
-        raise UserError("rerank: this service has no reranker; leave it out, or serve with --set reranker=…")
     best, rest = hits[:depth], hits[depth:]
     documents = index.documents([hit.row for hit in best], [name for name in (TITLE, TEXT) if name in index.columns])
     texts = ["\n".join(str(value) for value in document.values() if value) for document in documents]
-    scores = [float(score) for score in reranker(query, texts)] if best else []
-    if len(scores) != len(best) or not all(np.isfinite(scores)):
-        raise unavailable("the reranker did not give a finite score for each text", code="reranker_failed")
+    scores = scores_of(reranker, query, texts)
     order = sorted(range(len(best)), key=lambda place: (-scores[place], place))
     first = [
         Candidate(

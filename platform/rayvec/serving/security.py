@@ -208,7 +208,7 @@ class Guard:
             message = "no valid API key; send the header `Authorization: Bearer KEY`"
             return Problem(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
         scope[KEY_ID] = key.name
-        needed: Access = "write" if _writes(path) else "read"
+        needed: Access = "write" if _writes(scope["method"], path) else "read"
         if needed not in key.scopes:
             return Problem(403, "key_not_allowed", f"this API key has no {needed} scope; use one that has")
         wait = self._rates.refused(key)
@@ -218,8 +218,8 @@ class Guard:
         return Problem(429, "rate_limited", message, headers={"Retry-After": str(wait)})
 
 
-def _writes(path: str) -> bool:
-    return any(path == root or path.startswith(f"{root}/") for root in WRITING_PATHS)
+def _writes(method: str, path: str) -> bool:
+    return method not in ("GET", "HEAD") and any(path == root or path.startswith(f"{root}/") for root in WRITING_PATHS)
 
 
 def _host_name(host: str) -> str:

@@ -103,6 +103,9 @@ class RetrieverService(Protocol):
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The hits of each query."""
 
+    async def rerank(self, query: str, texts: list[str]) -> list[float]:
+        """One score a text."""
+
     async def document(self, id_: str) -> Fetched:
         """One document."""
 

@@ -55,6 +55,7 @@ def test_ready_names_model_and_index(client: Client) -> None:
         "index_version": "v1",
         "documents": COUNT,
         "modes": ["hybrid", "dense", "lexical"],
+        "mode": "hybrid",
         "refused": None,
         "missing_parts": [],
         "recall": None,
@@ -69,7 +70,7 @@ def test_models_lists_the_one_that_is_served(client: Client) -> None:
 def test_openapi_describes_every_route(client: Client) -> None:
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/v1/search", "/v1/embeddings", "/v1/models", "/v1/models/{id}", "/v1/documents", "/v1/documents/{id}",
-        "/v1/indexes", "/v1/map", "/health", "/ready", "/metrics",
+        "/v1/rerank", "/v1/indexes", "/v1/map", "/health", "/ready", "/metrics",
     }  # fmt: skip
 
 

@@ -246,6 +246,8 @@ def test_a_key_needs_the_scope(folder: Path) -> None:
             client.ask(method, path, headers={"authorization": f"Bearer {key}"}, **body) for key, _ in made.values()
         ]
         assert [answer.status_code for answer in answers] == [403, 200]
+    reader, _ = made["read"]
+    assert client.get("/v1/documents/doc-2", headers={"authorization": f"Bearer {reader}"}).status_code == 200
     client.close()
 
 

@@ -18,6 +18,7 @@ from rayvec.serving.schemas.base import (
     Instruction,
     Queries,
     Request,
+    Text,
     Usage,
     Vector,
     Version,
@@ -179,6 +180,39 @@ class SearchAnswer(Answer):
     timings: Timings
     coverage: float = Field(1.0, description="share of the vectors that were searched; below 1 where parts are missing")
     missing_parts: list[int] = Field([], description="parts of the vectors that did not answer")
+
+
+class RerankRequest(Request):
+    """Texts to be put in order for a query, as Cohere's and Jina's clients ask for it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "sort a list", "documents": ["a", "b"]}]})
+
+    query: Text
+    documents: Annotated[list[Text], Field(min_length=1, max_length=MAX_RERANKED)]
+    top_n: int | None = Field(None, ge=1, le=MAX_RERANKED, description="how many are answered; all by default")
+    return_documents: bool = Field(False, description="whether the texts come back too")
+    model: str | None = Field(None, max_length=256, description="accepted for such clients, and ignored")
+
+
+class RerankedText(Answer):
+    """A text that was sent."""
+
+    text: str
+
+
+class Reranked(Answer):
+    """A text by its place among those that were sent, and the reranker's score of it."""
+
+    index: int
+    relevance_score: float
+    document: RerankedText | None = None
+
+
+class RerankAnswer(Answer):
+    """The texts, best first. Scores are the reranker's own; of equal ones the first that was sent goes first."""
+
+    object: Literal["list"] = "list"
+    results: list[Reranked]
 
 
 class MapAnswer(Answer):
