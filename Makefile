@@ -7,6 +7,8 @@ TORCH  := 2.13.0
 SERVE  ?= 1
 PORT   ?= 8000
 RUNS   ?= runs/demo
+# Files of tests that run at once.
+SIDE_BY_SIDE ?= 2
 export PYTHONPATH := platform:.
 export TOKENIZERS_PARALLELISM := false
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
@@ -34,7 +36,7 @@ serve: setup  ## serve the demo's index again
 	@$(BIN)/python -m jobs.serve --recipe tiny.serve --set index=$(RUNS)/index --set port=$(PORT)
 
 test: setup  ## the whole suite without a GPU
-	@$(BIN)/python -m pytest -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
+	@$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder -m "not gpu and not nightly" tests platform/rayvec --doctest-modules
 
 nightly: setup  ## slow variants; several nodes; every command of the docs; embedding and indexing killed, fifty times; long sequences of updates
 	@$(BIN)/python -m pytest -m "nightly and not gpu" tests

@@ -85,7 +85,12 @@ def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: Way) -> None:
     assert (tmp_path / "index" / "CURRENT").exists()
 
 
-def test_train(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stages",
+    [("mntp",), pytest.param(("mntp", "simcse", "supervised"), marks=pytest.mark.nightly)],
+    ids=["mntp", "all"],
+)
+def test_train(cluster: Cluster, tmp_path: Path, stages: tuple[str, ...]) -> None:
     """MNTP, SimCSE from it, the supervised stage from that: each a job of its own."""
     texts, pairs = tmp_path / "corpus.jsonl", tmp_path / "pairs.jsonl"
     lines = [f"sentence number {i} of many" for i in range(200)]
@@ -97,8 +102,8 @@ def test_train(cluster: Cluster, tmp_path: Path) -> None:
         "simcse": (*documents, f"start={tmp_path}/mntp"),
         "supervised": (f"data.sets=[{{name: pairs, path: {pairs}}}]", f"start={tmp_path}/simcse"),
     }
-    for stage, settings in data.items():
-        values = (*settings, "steps=2", "batch_size=8", f"output={tmp_path}/{stage}")
+    for stage in stages:
+        values = (*data[stage], "steps=2", "batch_size=8", f"output={tmp_path}/{stage}")
         overrides = [part for value in values for part in ("--set", value)]
         trained = cluster.submit("jobs/train.py", "--recipe", f"tiny.{stage}", *overrides)
         assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]

@@ -68,6 +68,7 @@ def test_a_killed_worker_changes_nothing(inputs: Path, left_alone: bytes, tmp_pa
     assert adapter(Path(run.output)) == left_alone
 
 
+@pytest.mark.nightly
 def test_a_killed_driver_changes_nothing(inputs: Path, left_alone: bytes, tmp_path: Path) -> None:
     run = config(inputs, tmp_path / "killed", **COMMON)
     file = tmp_path / "run.yaml"

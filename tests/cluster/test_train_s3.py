@@ -18,6 +18,7 @@ from tests.runs import config, write_inputs
 
 torch.set_num_threads(1)
 pytestmark = [
+    pytest.mark.nightly,
     pytest.mark.cluster,
     pytest.mark.usefixtures("bucket", "ray_cluster"),  # in this order: workers inherit where the server is
     pytest.mark.filterwarnings(r"ignore::Warning:ray\."),

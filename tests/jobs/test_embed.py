@@ -20,6 +20,8 @@ from rayvec.encoding.lease import sole_writer
 from rayvec.errors import UserError
 from tests.rayvec.encoding.test_publish import state
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS, UNIT_ROWS = 3000, 50
 

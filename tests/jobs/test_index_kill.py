@@ -24,6 +24,8 @@ from rayvec.indexing.searcher import Index
 from tests.artifacts import random_vectors, texts_for, write_embeddings
 
 COUNT, DIM = 300, 16
+pytestmark = pytest.mark.cluster
+
 QUERIES = random_vectors(20, DIM, seed=3)
 KILLED = (137, -9)
 LATER = pytest.mark.nightly

@@ -22,6 +22,8 @@ from tests.artifacts import texts_for
 from tests.served import READY_SECONDS, Service, asking, search, serving
 from tests.services import COUNT, MODEL, write_service_index
 
+pytestmark = pytest.mark.cluster
+
 TEXT = "sort the list in place"
 
 

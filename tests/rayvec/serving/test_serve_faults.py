@@ -26,6 +26,8 @@ from tests.served import READY_SECONDS, Service, asking, search, serving
 from tests.services import COUNT, MODEL, write_service_index
 from tests.services import Client as InProcess
 
+pytestmark = pytest.mark.cluster
+
 TEXT = "sort the list in place"
 
 

@@ -67,7 +67,7 @@ def together(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainCon
 
 
 @pytest.mark.parametrize(
-    "zero", [nightly("zero0"), "zero2", nightly("zero3"), nightly("zero2_offload"), "zero3_offload"]
+    "zero", [nightly("zero0"), "zero2", nightly("zero3"), nightly("zero2_offload"), nightly("zero3_offload")]
 )
 def test_two_ranks_stay_equal_to_the_bit_and_equal_one_big_batch(
     inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str
@@ -102,7 +102,8 @@ def test_resumed_from_a_checkpoint_equals_left_alone_to_the_bit(together: TrainC
     assert adapter(output) == whole
 
 
-@pytest.mark.parametrize("kind", ["mntp", nightly("supervised")])
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["mntp", "supervised"])
 def test_ranks_with_unequal_work_meet_under_zero_3(
     inputs: Path, tmp_path: Path, alone: dict[str, Path], kind: str
 ) -> None:
@@ -115,7 +116,8 @@ def test_ranks_with_unequal_work_meet_under_zero_3(
     _assert_close(tmp_path / "run", alone[kind])
 
 
-@pytest.mark.parametrize("zero", [nightly("zero0"), "zero1"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("zero", ["zero0", "zero1"])
 def test_one_worker_goes_on_where_two_were(inputs: Path, tmp_path: Path, alone: dict[str, Path], zero: str) -> None:
     """GradCache on the way, and a batch that does not divide into three."""
     stage = Supervised(lora=LORA, gradient_cache=5)
@@ -183,6 +185,7 @@ def test_all_weights_train_on_two_ranks(inputs: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(one[name], two[name], atol=5e-5, rtol=1e-3)
 
 
+@pytest.mark.nightly
 def test_all_ranks_stop_together_when_the_loss_is_not_finite(inputs: Path, tmp_path: Path) -> None:
     wild = OptimizerConfig(learning_rate=1e30, schedule="constant")
     with pytest.raises(DivergedError, match=r"at step 1; the batch holds doc-"):
