@@ -22,7 +22,7 @@ from rayvec.data.collators import Masking
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.training.optimizers import OptimizerConfig
-from rayvec.training.stages import Mntp, Pairs, PairSet, Simcse, Supervised, Texts
+from rayvec.training.stages import Mntp, Pairs, PairSet, PromptSettings, Simcse, Supervised, Texts
 
 LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
 #: One text a line; set data.source.path to WikiText-103 raw (mntp) or wiki1m_for_simcse.txt (simcse).
@@ -30,6 +30,8 @@ LINES = SourceConfig(kind="text", lines=True)
 
 _MIRACL = "Given a question, retrieve Wikipedia passages that answer the question"
 _WEB = "Given a web search query, retrieve relevant {} that answer the query"
+#: What search puts before a query: the most general of them, of the largest retrieval set (MS MARCO's passages).
+QUERY = _WEB.format("passages")
 _CHINESE = "Given a Chinese search query, retrieve web passages that answer the question"
 
 #: E5's public mix: name, instructions (taken in turn), both sides, sampling weight.
@@ -49,7 +51,7 @@ E5_SETS: tuple[tuple[str, tuple[str, ...], bool, float], ...] = (
     ("hotpot_qa", ("Given a multi-hop question, retrieve documents that can help answer the question",), False, 1.0),
     ("miracl", (_MIRACL,), False, 1.0),
     ("mrtydi", (_MIRACL,), False, 1.0),
-    ("msmarco_passage", (_WEB.format("passages"),), False, 0.5),
+    ("msmarco_passage", (QUERY,), False, 0.5),
     ("msmarco_document", (_WEB.format("documents"),), False, 0.2),
     ("nq", (_MIRACL,), False, 1.0),
     (
@@ -154,6 +156,7 @@ class Family:
             max_length=512,
             gradient_checkpointing=True,
             workers=8,
+            prompts=PromptSettings(instructions={"query": QUERY}),
         )
 
     def embed(self) -> EmbedConfig:

@@ -10,7 +10,7 @@ into a loss (`modules.py`); the STAGES table holds the three together. Knows no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -18,6 +18,7 @@ from rayvec.config import Config
 from rayvec.data.collators import Masking
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
+from rayvec.modeling.prompts import Prompts
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.pretraining import DecoderConfig
 
@@ -60,6 +61,12 @@ class Pairs(Config):
     kind: Literal["pairs"] = "pairs"
     sets: tuple[PairSet, ...] = Field(min_length=1)
     max_examples: PositiveInt | None = None
+
+    @property
+    def instruction(self) -> str | None:
+        """The one instruction before the queries of all sets; None where they have several, or some have none."""
+        (first, *others) = [one.instructions for one in self.sets]
+        return first[0] if len(first) == 1 and all(other == first for other in others) else None
 
 
 Data = Annotated[Texts | Pairs, Field(discriminator="kind")]
@@ -164,6 +171,28 @@ EvaluationSet = Annotated[RetrievalSet | StsSet, Field(discriminator="kind")]
 StageConfig = Annotated[Pretrain | Mntp | Simcse | Supervised, Field(discriminator="kind")]
 
 
+class PromptSettings(Config):
+    """How texts are dressed from this stage on, as the encoder folder keeps it; null leaves what the start says."""
+
+    #: The chat format: none, llama3, inst, gemma, qwen.
+    template: str | None = None
+    #: By name, laid over those of the start: "query" is what search puts before a query. The supervised stage stores
+    #: the instruction of its sets as "query" by itself, where all have one and the same.
+    instructions: Mapping[str, str] = {}
+    #: How an instruction stands before a text; holds {instruction}.
+    instruction_format: str | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields of Prompts that change."""
+        return {name: value for name, value in self.model_dump().items() if value}
+
+    @model_validator(mode="after")
+    def _prompts_take_it(self) -> PromptSettings:
+        Prompts().changed(self.given)
+        return self
+
+
 class TrainingConfig(Config):
     """One run of one stage: everything a worker needs."""
 
@@ -185,6 +214,7 @@ class TrainingConfig(Config):
     pooling: Literal["mean", "weighted_mean", "last_token", "bos"] | None = None
     attention: Literal["bidirectional", "causal", "native"] | None = None
     attention_window: Literal["keep", "full"] | None = None
+    prompts: PromptSettings = PromptSettings()
     log_every: PositiveInt = 10
     #: Steps between two checkpoints; there is always one at the end.
     checkpoint_every: PositiveInt = 200
@@ -215,10 +245,14 @@ class TrainingConfig(Config):
         return self
 
     @property
-    def readings(self) -> Mapping[str, str]:
+    def readings(self) -> Mapping[str, Any]:
         """What changes in how texts are read, for `open_for_training`."""
         names = ("pooling", "attention", "attention_window")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        changes: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        prompts = self.prompts.given
+        if isinstance(self.data, Pairs) and self.data.instruction:
+            prompts["instructions"] = {"query": self.data.instruction, **self.prompts.instructions}
+        return {**changes, "prompts": prompts} if prompts else changes
 
 
 class Stage(NamedTuple):
