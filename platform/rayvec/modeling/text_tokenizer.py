@@ -14,7 +14,7 @@ from typing import Any
 from rayvec.errors import UserError
 from rayvec.modeling.compat import Llm2VecReading
 from rayvec.modeling.prompts import Prompts, text_tokens
-from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.tokens import TokenBatch, require_several
 from rayvec.modeling.windows import Whole, Windowing, Windows, cut
 from rayvec.storage import sha256_bytes
 
@@ -76,6 +76,7 @@ class TextTokenizer:
 
         Raises UserError when the instruction and the template leave no room for a text.
         """
+        require_several(texts)
         before, after = self.prompts.surroundings(instruction)
         if self.prompts.compat is not None:
             return self._as_reference(texts, before, after, self.prompts.compat)
