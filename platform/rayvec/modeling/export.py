@@ -101,9 +101,8 @@ def _ending(processor: dict[str, Any] | None, eos: str, eos_id: int) -> dict[str
 
 def _sentence_transformers(encoder: TextEncoder, tokenizer: Any, folder: Path) -> list[str]:
     """Write modules.json and what it names; the sub-folders written, none when the vectors could not be the same."""
-    obstacle = _obstacle(encoder)
-    if obstacle:
-        log.warning("%s: written for transformers alone, without modules.json: %s", folder, obstacle)
+    if reason := obstacle(encoder):
+        log.warning("%s: written without modules.json, which sentence-transformers reads: %s", folder, reason)
         return []
     manifest, names = encoder.folder.manifest, ["Transformer"]
     if manifest.pooling == "mean" and _unpooled_special(encoder):
@@ -126,17 +125,17 @@ def _sentence_transformers(encoder: TextEncoder, tokenizer: Any, folder: Path) -
     return paths
 
 
-def _obstacle(encoder: TextEncoder) -> str | None:
-    """Why sentence-transformers could not give our vectors, or None."""
+def obstacle(encoder: TextEncoder) -> str | None:
+    """Why sentence-transformers could not give our vectors, and what to choose; None where it can."""
     manifest = encoder.folder.manifest
     if manifest.prompts.template != "none":
-        return "it cannot leave the chat template's tokens out of the pooling"
+        return "it cannot leave the chat template's tokens out of the pooling; train with prompts.template=none for it"
     if manifest.prompts.compat is not None:
-        return "it cuts and pools by other rules than LLM2Vec's reference"
+        return "it cuts and pools by other rules than LLM2Vec's reference; load the adapters without compat"
     if encoder.dim != encoder.backbone.dim:
         return "its checkpoints do not cut vectors to fewer dimensions; give truncate_dim by hand"
     if manifest.pooling == "weighted_mean" and _unpooled_special(encoder):
-        return "its weighted mean counts the tokens that the tokenizer adds"
+        return "its weighted mean counts the tokens that the tokenizer adds; train with pooling=mean for it"
     return None
 
 
