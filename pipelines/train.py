@@ -221,11 +221,18 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
     report = _report(config, folder, outcome, metrics) | {
         "prepare_seconds": round(prepared, 1),
         "seconds": round(time.monotonic() - started, 1),
+        **_left_out(local / "data"),
         **({"warning": warning} if (warning := collapse(config, metrics)) else {}),
     }
     storage.write_json(storage.join(output, "report.json"), report)
     folder.clear("training/data")
     return report
+
+
+def _left_out(data: Path) -> Report:
+    """What was not trained on, as preparing told it."""
+    told = storage.read_json(data / "store.json").get("left_out")
+    return {"left_out": told} if told else {}
 
 
 def _data_digest(folder: Path) -> str:

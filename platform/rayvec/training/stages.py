@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rayvec.config import Config
 from rayvec.data.collators import Masking
+from rayvec.data.pair_files import PairColumns
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.modeling.prompts import Prompts
@@ -34,8 +35,9 @@ class Texts(Config):
     title: Literal["prepend", "ignore"] = "prepend"
     #: Shorter ones are left out.
     min_characters: int = Field(1, ge=0)
-    #: Leave out the documents (5 %, by a hash of the id) that retrieval is measured on.
-    exclude_held_out: bool = True
+    #: Leave out the documents (5 %, by a hash of the id) that retrieval on docstrings is measured on. By default of
+    #: pydocs alone: of a corpus of one's own, every document is read.
+    exclude_held_out: bool | None = None
     #: Only the first so many; all by default.
     max_documents: PositiveInt | None = None
 
@@ -44,9 +46,14 @@ class PairSet(Config):
     """Queries with their positives and hard negatives: one of the sets of the supervised stage."""
 
     name: str
-    #: A jsonl file, a folder or a glob of them, with `query`, `positive` and `negative` (a text, or a list of texts);
-    #: or "pydocs", or a Parquet file of documents: first paragraphs of docstrings ask, the rests answer.
+    #: A jsonl, csv, tsv or Parquet file, compressed or not, a folder, a glob or a URI of them, with `query`, `positive`
+    #: and `negative` (a text, or a list of texts); or "pydocs", or a Parquet file of documents: first paragraphs of
+    #: docstrings ask, the rests answer.
     path: str
+    #: Where the files name their columns otherwise.
+    columns: PairColumns = PairColumns()
+    #: A record without a query or a positive text: stop there, or leave it out and count it.
+    on_bad_pair: Literal["fail", "skip"] = "fail"
     #: Put before queries, not pooled; more than one are taken in turn.
     instructions: tuple[str, ...] = ()
     #: Put before positives and negatives too (symmetric tasks).
