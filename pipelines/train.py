@@ -25,7 +25,7 @@ from pipelines.report import Report
 from rayvec import storage
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, RayvecError, UserError
-from rayvec.training.stages import STAGES, Texts, TrainingConfig
+from rayvec.training.stages import STAGES, MaskedSet, Texts, TrainingConfig
 
 if TYPE_CHECKING:
     from rayvec.training.job import Job
@@ -109,7 +109,10 @@ def _wherever_it_runs(config: TrainConfig) -> TrainConfig:
         sets = [one if one.path == "pydocs" else one.replace(path=storage.absolute(one.path)) for one in data.sets]
         data = data.replace(sets=tuple(sets))
     evaluation = [
-        one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one for one in config.evaluation
+        one.replace(source=_absolute(one.source))
+        if isinstance(one, MaskedSet)
+        else (one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one)
+        for one in config.evaluation
     ]
     return config.replace(
         output=storage.absolute(config.output),

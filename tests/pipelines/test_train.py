@@ -16,7 +16,7 @@ from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, UserError
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.pretraining import DecoderConfig
-from rayvec.training.stages import Pretrain, PromptSettings, Texts
+from rayvec.training.stages import MaskedSet, Pretrain, PromptSettings, Texts
 from tests.buckets import s3_server
 from tests.models import tiny_llama
 from tests.runs import config, write_inputs
@@ -106,6 +106,27 @@ def test_prompts_of_a_stage_are_what_the_encoder_reads_with(inputs: Path, tmp_pa
     assert second.folder.manifest.prompts.template == "none"
     assert second.instructions == {"query": "my own", "near": "look for others"}
     assert second.fingerprint.prompts != first.fingerprint.prompts
+
+
+def test_masked_prediction_is_measured_on_texts_that_are_not_trained_on(inputs: Path, tmp_path: Path) -> None:
+    lines = (inputs / "docs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("train", lines[:40]), ("valid", lines[40:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    measured = MaskedSet(name="valid", source=SourceConfig(path=str(tmp_path / "valid.jsonl")))
+    run = config(
+        inputs,
+        tmp_path / "run",
+        data=Texts(source=SourceConfig(path=str(tmp_path / "train.jsonl"))),
+        evaluation=(measured,),
+        steps=30,
+        evaluate_every=10,
+    )
+    found = train(run)["evaluation"]
+    (before, after), (guessed, better) = found["eval/valid/masked_loss"], found["eval/valid/masked_accuracy"]
+    assert after < before - 0.5 and better > guessed
+    assert "masked_loss" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(ValueError, match="kind masked is for stage mntp"):
+        config(inputs, tmp_path, "simcse", evaluation=(measured,))
 
 
 def test_prompts_that_no_encoder_takes_are_refused() -> None:

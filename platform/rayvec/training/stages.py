@@ -174,7 +174,20 @@ class StsSet(Config):
     data: str
 
 
-EvaluationSet = Annotated[RetrievalSet | StsSet, Field(discriminator="kind")]
+class MaskedSet(Config):
+    """MNTP's own task measured while it trains: loss and accuracy at masked tokens, the same ones every time."""
+
+    kind: Literal["masked"] = "masked"
+    name: str
+    #: Texts that it does not train on.
+    source: SourceConfig
+    #: Only the documents that `data.exclude_held_out` leaves out. By default of pydocs alone.
+    held_out: bool | None = None
+    #: The first so many, each up to max_length tokens.
+    max_documents: PositiveInt = 200
+
+
+EvaluationSet = Annotated[RetrievalSet | StsSet | MaskedSet, Field(discriminator="kind")]
 StageConfig = Annotated[Pretrain | Mntp | Simcse | Supervised, Field(discriminator="kind")]
 
 
@@ -241,6 +254,13 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"stage {self.stage.kind} trains on {wanted}, and data.kind is {self.data.kind}; change it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> TrainingConfig:
+        masked = [one.name for one in self.evaluation if isinstance(one, MaskedSet)]
+        if masked and not isinstance(self.stage, Mntp):
+            raise ValueError(f"evaluation {masked[0]}: kind masked is for stage mntp, and this is {self.stage.kind}")
         return self
 
     @model_validator(mode="after")
