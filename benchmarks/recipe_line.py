@@ -108,7 +108,7 @@ class Line:
     def config(self, step: Step, seed: int, start: Path) -> TrainConfig:
         """The recipe of a step with this run's documents, seed and changes."""
         config = RECIPES[step.recipe]()
-        data: dict[str, Any] = {"source": {"kind": "parquet", "path": self.documents}}
+        data: dict[str, Any] = {"source": {"kind": "parquet", "path": self.documents}, "exclude_held_out": True}
         if config.data.kind == "pairs":
             data = {"sets": [{"name": "pydocs", "path": self.documents}]}
         output = str(self.output / f"seed-{seed}" / step.folder)

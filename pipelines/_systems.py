@@ -46,8 +46,6 @@ class SystemConfig(Config):
 
 def open_system(config: SystemConfig, default: str, dtype: str = "auto") -> Encoder:
     """Load the encoder of a system that has vectors. Raises UserError."""
-    from dataclasses import replace
-
     from rayvec.modeling.echo import EchoEncoder
     from rayvec.modeling.encoder import TextEncoder, load_encoder
     from rayvec.modeling.folder import open_encoder
@@ -61,12 +59,9 @@ def open_system(config: SystemConfig, default: str, dtype: str = "auto") -> Enco
     folder = open_encoder(reference)
     if config.stages is not None:
         folder = folder.after(config.stages)
-    if "pooling" in changes:
-        eos = changes["pooling"] == "last_token"
-        changes["prompts"] = folder.manifest.prompts.replace(append_eos=eos)
     if "max_length" in changes:
         folder = folder.reading(changes.pop("max_length"))
-    folder = replace(folder.with_settings(**changes)) if changes else folder
+    folder = folder.with_settings(**changes) if changes else folder
     encoder = TextEncoder.from_folder(folder, dtype=dtype)
     return EchoEncoder(encoder) if config.kind == "echo" else encoder
 

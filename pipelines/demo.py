@@ -83,19 +83,20 @@ def demo(config: DemoConfig) -> Report:
 
 def _steps(config: DemoConfig, home: Path) -> list[Step]:
     corpus = home / "corpus.parquet"
-    texts = Texts(source=SourceConfig(path=str(corpus)), min_characters=60, max_documents=config.train_on)
+    source = SourceConfig(path=str(corpus))
+    texts = Texts(source=source, min_characters=60, exclude_held_out=True, max_documents=config.train_on)
     pairs = Pairs(sets=(PairSet(name="docstrings", path=str(corpus)),), max_examples=config.train_on)
     stages = {
         "mntp": config.mntp.replace(data=texts),
         "simcse": config.simcse.replace(data=texts),
         "supervised": config.supervised.replace(data=pairs),
     }
-    source = SourceConfig(path=str(_library(home)), payload="all")
+    library = SourceConfig(path=str(_library(home)), payload="all")
     title = "embed the corpus with the shipped encoder"
     return [
         Step("collect the docs of this Python environment", str(corpus), partial(_collect, config, corpus)),
         *train_steps(stages, str(home)),
-        embed_step(config.embed.replace(source=source), str(home), title),
+        embed_step(config.embed.replace(source=library), str(home), title),
         index_step(config.index, str(home)),
         Step("measure every stage on held-out documents", str(home / "table.txt"), partial(_measure, config, home)),
         Step("ask", str(home / "answers.txt"), partial(_ask, config, home)),

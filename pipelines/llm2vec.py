@@ -42,7 +42,8 @@ class LineConfig(Config):
     output: str = ""
     #: What is embedded; and what mntp and simcse read, where they name no texts of their own.
     corpus: SourceConfig = SourceConfig()
-    #: Pairs (see PairSet.path) for the supervised stage; its own sets when empty.
+    #: Pairs (see PairSet.path) for the supervised stage, read after its `prompts.instructions.query`, where it has one;
+    #: its own sets when empty.
     pairs: str = ""
     #: The decoder that the first stage starts from, where it is not the one of its own configuration.
     start: str = ""
@@ -151,7 +152,9 @@ def _with_data(stage: TrainConfig, config: LineConfig) -> TrainConfig:
     if isinstance(data, Texts) and not data.source.path and data.source.kind != "pydocs":
         return stage.replace(data=data.replace(source=config.corpus))
     if isinstance(data, Pairs) and config.pairs:
-        return stage.replace(data=data.replace(sets=(PairSet(name="pairs", path=config.pairs),)))
+        query = stage.prompts.instructions.get("query")  # of the recipe, or one's own: trained with what is stored
+        pairs = PairSet(name="pairs", path=config.pairs, instructions=(query,) if query else ())
+        return stage.replace(data=data.replace(sets=(pairs,)))
     return stage
 
 

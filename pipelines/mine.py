@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt
 from pipelines._ray import largest_node_cpus, ray_session
 from pipelines.report import Report
 from rayvec import storage
+from rayvec.data.pair_files import PairColumns, read_pairs
 from rayvec.errors import UserError
 from rayvec.indexing.mining import Rules, Titles
 
@@ -48,9 +49,12 @@ class MineConfig(Rules):
 
     #: The output of the index job: a local or mounted folder that every worker sees. Its documents have their texts.
     index: str = ""
-    #: A jsonl file, a folder or a glob of them, with query, and positive (a text) or positive_id (of a document in the
-    #: index), or both; or "pydocs", or a Parquet file of documents: first paragraphs of docstrings ask.
+    #: A jsonl, csv, tsv or Parquet file, a folder, a glob or a URI of them, with query, and positive (a text) or
+    #: positive_id (of a document in the index), or both; or "pydocs", or a Parquet file of documents: first paragraphs
+    #: of docstrings ask.
     pairs: str = ""
+    #: Where the pairs name their columns otherwise.
+    columns: PairColumns = PairColumns()
     #: The result, FILE.jsonl: query, positive and negative (a list), as the supervised stage reads them, with ids and
     #: scores. FILE.report.json and FILE.sample.txt go beside it.
     output: str = ""
@@ -193,11 +197,10 @@ def _stage_pairs(config: MineConfig, task: Task, output: Path) -> _Staged:
     import pyarrow.parquet as pq
 
     from pipelines._mining import PAIR
-    from rayvec.data.pair_files import read_pairs
     from rayvec.indexing.mining import text_hash
 
     cache = config.cache or f"{str(output).removesuffix('.jsonl')}.cache"
-    lines = read_pairs(config.pairs, cache)
+    lines = read_pairs(config.pairs, cache, config.columns)
     queries, texts, starts = array("Q"), array("Q"), []
     ids: list[pa.Array] = []
     task.pairs_file(0).parent.mkdir()

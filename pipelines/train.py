@@ -25,7 +25,7 @@ from pipelines.report import Report
 from rayvec import storage
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, RayvecError, UserError
-from rayvec.training.stages import STAGES, Texts, TrainingConfig
+from rayvec.training.stages import STAGES, MaskedSet, Texts, TrainingConfig
 
 if TYPE_CHECKING:
     from rayvec.training.job import Job
@@ -109,7 +109,10 @@ def _wherever_it_runs(config: TrainConfig) -> TrainConfig:
         sets = [one if one.path == "pydocs" else one.replace(path=storage.absolute(one.path)) for one in data.sets]
         data = data.replace(sets=tuple(sets))
     evaluation = [
-        one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one for one in config.evaluation
+        one.replace(source=_absolute(one.source))
+        if isinstance(one, MaskedSet)
+        else (one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one)
+        for one in config.evaluation
     ]
     return config.replace(
         output=storage.absolute(config.output),
@@ -221,11 +224,18 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
     report = _report(config, folder, outcome, metrics) | {
         "prepare_seconds": round(prepared, 1),
         "seconds": round(time.monotonic() - started, 1),
+        **_left_out(local / "data"),
         **({"warning": warning} if (warning := collapse(config, metrics)) else {}),
     }
     storage.write_json(storage.join(output, "report.json"), report)
     folder.clear("training/data")
     return report
+
+
+def _left_out(data: Path) -> Report:
+    """What was not trained on, as preparing told it."""
+    told = storage.read_json(data / "store.json").get("left_out")
+    return {"left_out": told} if told else {}
 
 
 def _data_digest(folder: Path) -> str:

@@ -11,6 +11,7 @@ from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig
 from pipelines.embed import EmbedConfig
 from pipelines.experiments import EfficiencyConfig, MaskingConfig, PoolingConfig
+from pipelines.export import ExportConfig
 from pipelines.index import IndexConfig
 from pipelines.llm2vec import LineConfig
 from pipelines.measure import MeasureConfig
@@ -85,6 +86,11 @@ def supervised() -> TrainConfig:
         log_every=5,
         checkpoint_every=30,
     )
+
+
+def export() -> ExportConfig:
+    """The embedded encoder for sentence-transformers and transformers: set output, and encoder to one of yours."""
+    return ExportConfig(encoder="tiny")
 
 
 def embed() -> EmbedConfig:

@@ -82,6 +82,16 @@ def test_texts_that_a_stage_names_stay_its_own() -> None:
     assert found["mntp"].data == own and found["simcse"].data.source.path == "/data"
 
 
+def test_pairs_are_read_after_the_instruction_that_the_encoder_keeps() -> None:
+    def asked(name: str) -> Any:
+        config = get_recipe(name, LineConfig).replace(corpus=SourceConfig(path="/data"), pairs="/pairs.jsonl")
+        return next(step for step in steps(config, "/x") if step.name == "supervised").run.args[0]  # type: ignore[attr-defined]
+
+    assert asked("tiny.line").data.instruction is None
+    published = asked("llama3_8b.line")
+    assert published.data.instruction == published.prompts.instructions["query"] != ""
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"output": ""}, "output is required"), ({"corpus": {}}, "corpus.path"), ({"least": 0.5}, "least")],

@@ -71,3 +71,8 @@ def test_what_all_families_share() -> None:
         assert lora is not None
         assert (lora.rank, lora.alpha, lora.dropout, config.gradient_checkpointing) == (16, 32, 0.05, True)
     assert len(supervised.data.sets) == 14  # type: ignore[union-attr]
+    # The published files are drawn by the paper's shares already.
+    assert {one.weight for one in supervised.data.sets} == {1.0}  # type: ignore[union-attr]
+    assert [one.name for one in supervised.data.sets if one.both_sides] == ["quora_duplicates"]  # type: ignore[union-attr]
+    query = supervised.prompts.instructions["query"]
+    assert {one.name for one in supervised.data.sets if query in one.instructions} == {"msmarco_passage"}  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, UserError
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.pretraining import DecoderConfig
-from rayvec.training.stages import Pretrain, Texts
+from rayvec.training.stages import MaskedSet, Pretrain, PromptSettings, Texts
 from tests.buckets import s3_server
 from tests.models import tiny_llama
 from tests.runs import config, write_inputs
@@ -80,6 +80,59 @@ def test_stages_follow_one_another(inputs: Path, tmp_path: Path) -> None:
         extras = {path.name for path in (folder / "training").iterdir()}
         assert {"config.yaml", "metrics.jsonl", "curves.png", "tensorboard", "checkpoints"} <= extras
         assert (folder / "report.json").exists()
+
+
+def test_the_one_instruction_of_all_sets_is_stored_for_search(inputs: Path, tmp_path: Path) -> None:
+    run = config(inputs, tmp_path / "one", "supervised", steps=1)
+    train(run)
+    encoder = TextEncoder.load(tmp_path / "one")
+    assert encoder.instructions == {"query": "find it"}
+    (one,) = run.data.sets  # type: ignore[union-attr]
+    several = run.data.replace(sets=(one, one.replace(name="other", instructions=())))
+    train(run.replace(data=several, output=str(tmp_path / "several")))
+    assert TextEncoder.load(tmp_path / "several").instructions == {}
+
+
+def test_prompts_of_a_stage_are_what_the_encoder_reads_with(inputs: Path, tmp_path: Path) -> None:
+    prompts = PromptSettings(template="llama3", instructions={"query": "my own", "near": "find alike"})
+    train(config(inputs, tmp_path / "a", "supervised", steps=1, prompts=prompts, max_length=96))
+    first = TextEncoder.load(tmp_path / "a")
+    assert first.folder.manifest.prompts.template == "llama3"
+    assert first.instructions == {"query": "my own", "near": "find alike"}
+    # The next stage keeps them but for what it is told.
+    bare = PromptSettings(template="none", instructions={"near": "look for others"})
+    train(config(inputs, tmp_path / "b", "simcse", steps=1, start=str(tmp_path / "a"), prompts=bare))
+    second = TextEncoder.load(tmp_path / "b")
+    assert second.folder.manifest.prompts.template == "none"
+    assert second.instructions == {"query": "my own", "near": "look for others"}
+    assert second.fingerprint.prompts != first.fingerprint.prompts
+
+
+def test_masked_prediction_is_measured_on_texts_that_are_not_trained_on(inputs: Path, tmp_path: Path) -> None:
+    lines = (inputs / "docs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("train", lines[:40]), ("valid", lines[40:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    measured = MaskedSet(name="valid", source=SourceConfig(path=str(tmp_path / "valid.jsonl")))
+    run = config(
+        inputs,
+        tmp_path / "run",
+        data=Texts(source=SourceConfig(path=str(tmp_path / "train.jsonl"))),
+        evaluation=(measured,),
+        steps=30,
+        evaluate_every=10,
+    )
+    found = train(run)["evaluation"]
+    (before, after), (guessed, better) = found["eval/valid/masked_loss"], found["eval/valid/masked_accuracy"]
+    assert after < before - 0.5 and better > guessed
+    assert "masked_loss" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(ValueError, match="kind masked is for stage mntp"):
+        config(inputs, tmp_path, "simcse", evaluation=(measured,))
+
+
+def test_prompts_that_no_encoder_takes_are_refused() -> None:
+    for wrong, told in (({"template": "latin"}, "unknown template"), ({"instruction_format": "x"}, "must hold")):
+        with pytest.raises(UserError, match=told):
+            PromptSettings.parse(wrong)
 
 
 def test_a_finished_run_is_not_done_again(inputs: Path, tmp_path: Path) -> None:

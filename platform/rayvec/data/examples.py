@@ -36,6 +36,8 @@ class ExampleWriter:
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.width = folder, width
         self.sets: list[ExampleSet] = []
+        #: What of a set was left out, by its name, as words; kept for those who report it.
+        self.left_out: dict[str, str] = {}
         self._texts = self._tokens = self._examples = 0
 
     def __enter__(self) -> Self:
@@ -64,6 +66,11 @@ class ExampleWriter:
         self._ids.write_batch(pa.record_batch([pa.array(ids, pa.string())], schema=_IDS))
         self._examples += len(ids)
 
+    @property
+    def added(self) -> int:
+        """Examples of the set so far."""
+        return self._examples - self.sets[-1].start
+
     def _add_texts(self, texts: TokenBatch) -> None:
         tokens, offsets, pools, _ = self._files
         tokens.write(np.ascontiguousarray(texts.input_ids, np.int32).tobytes())
@@ -88,7 +95,7 @@ class ExampleWriter:
     def _manifest(self) -> storage.JsonObject:
         sets = [{"name": s.name, "start": s.start, "stop": s.stop, "weight": s.weight} for s in self.sets]
         counts = {"texts": self._texts, "tokens": self._tokens, "examples": self._examples}
-        return {"format": FORMAT, "width": self.width, **counts, "sets": sets}
+        return {"format": FORMAT, "width": self.width, **counts, "sets": sets, "left_out": self.left_out}
 
 
 class ExampleStore:

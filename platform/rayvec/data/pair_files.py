@@ -1,23 +1,59 @@
-"""Pairs as people hold them: jsonl with the positive as text or as the id of a document, or pairs out of docstrings.
+"""Pairs as people hold them: in jsonl, csv or Parquet, their negatives beside them, or made of docstrings.
 
-Knows texts and ids. Knows no tokenizer, no model, no index.
+The positive is a text or the id of a document. Files are found and unpacked as those of a corpus are, on disks and in
+buckets. Knows texts and ids. Knows no tokenizer, no model, no index.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
 
 from rayvec import storage
+from rayvec.config import Config
+from rayvec.data.files import kind_of, list_files
 from rayvec.data.pairs import docstring_pairs
+from rayvec.data.readers.columns import UNREADABLE, raise_storage_fault
+from rayvec.data.readers.delimited import rows
+from rayvec.data.readers.lines import parse_json
+from rayvec.data.records import TEXT_NAMES, RefusedError
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.sources import open_source
+from rayvec.data.streams import DamagedError, lines
 from rayvec.errors import UserError
 
 PYDOCS = "pydocs"
 UNIT_ROWS = 4096
+#: The columns that are looked for when none is named; the first that is there is taken.
+NAMES = {
+    "query": ("query", "anchor"),
+    "positive": ("positive", "pos"),
+    "negative": ("negative", "neg"),
+    "positive_id": ("positive_id",),
+}
+#: A record, or why there is none.
+Record = Mapping[str, Any] | str
+
+
+class PairColumns(Config):
+    """Which column of the files is what; the usual names where none is given."""
+
+    #: Else `query` or `anchor`.
+    query: str | None = None
+    #: A text, or a list of texts of which each makes a pair. Else `positive` or `pos`.
+    positive: str | None = None
+    #: A text or a list of texts. Else `negative` or `neg`.
+    negative: str | None = None
+    #: Mining: the id of a document that is the positive. Else `positive_id`.
+    positive_id: str | None = None
+
+    def of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a record by what they are; None for what it lacks."""
+        named = {key: (name,) if (name := getattr(self, key)) else usual for key, usual in NAMES.items()}
+        return {key: next((record[name] for name in names if name in record), None) for key, names in named.items()}
 
 
 class PairLine(NamedTuple):
@@ -27,51 +63,138 @@ class PairLine(NamedTuple):
     query: str
     positive: str | None
     positive_id: str | None
+    negatives: tuple[str, ...] = ()
 
 
-def read_pairs(path: str, cache: str) -> Iterator[PairLine]:
-    """The pairs of a jsonl file, a folder or a glob of them; of "pydocs"; or of a Parquet file of documents.
+def _raise(error: UserError) -> None:
+    raise error
 
-    Of docstrings the first paragraph asks and the rest answers; held-out documents are left out. `cache`: the folder
-    that pydocs are collected in. Raises UserError when nothing is there, naming the line when one is no pair.
+
+def read_pairs(
+    path: str, cache: str, columns: PairColumns | None = None, refuse: Callable[[UserError], None] = _raise
+) -> Iterator[PairLine]:
+    """The pairs of a file, a folder or a glob of jsonl, csv, tsv or Parquet, compressed or not; or of "pydocs".
+
+    A Parquet file of documents (it has a text column, and none of queries) stands for docstrings: the first paragraph
+    asks and the rest answers; held-out documents are left out. `cache`: the folder that pydocs are collected in.
+    Raises UserError when nothing is there; a record that is no pair goes to `refuse`, by its place and what it lacks.
     """
-    if path == PYDOCS or path.endswith(".parquet"):
+    columns = columns or PairColumns()
+    if path == PYDOCS or _holds_documents(path, columns):
         source = open_source(SourceConfig(kind=PYDOCS) if path == PYDOCS else SourceConfig(path=path), cache)
         for unit in source.units(UNIT_ROWS):
             for pair in docstring_pairs(source.read(unit).table, held_out=False):
                 yield PairLine(pair.id, pair.query, pair.positive, pair.id)
         return
-    for file in _files(path):
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _parse(line, f"{file}:{number}")
+    for uri in _files(path):
+        try:
+            for number, record in READERS[str(kind_of(uri))](uri):
+                yield from _pairs_of(record, columns, f"{uri}:{number}", refuse)
+        except DamagedError as error:
+            told = f"{uri} is damaged after {error.offset} bytes of its content ({error}); copy it again"
+            raise UserError(told) from None
 
 
-def _files(path: str) -> list[Path]:
-    place = storage.local_path(path)
-    if place.is_dir():
-        found = sorted(place.glob("*.jsonl"))
-    else:
-        found = [place] if place.is_file() else sorted(place.parent.glob(place.name))
-    if not found:
-        raise UserError(f"no pairs at {path}; give a jsonl file, a folder of them or a glob with --set pairs=…")
-    return found
-
-
-def _parse(line: bytes, place: str) -> PairLine:
+def _pairs_of(
+    record: Record, columns: PairColumns, place: str, refuse: Callable[[UserError], None]
+) -> Sequence[PairLine]:
     try:
-        value = json.loads(line)
-        query, positive, id_ = value.get("query"), value.get("positive"), value.get("positive_id")
-        id_ = str(id_) if type(id_) is int else id_  # as documents' ids are read
-        for text in (query, positive, id_):
-            if text is not None:
-                text.encode()  # no number or list, and no half of a surrogate pair, which is no text
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{place} is no pair ({type(error).__name__}: {error}); each line is a JSON object with query, and "
-            "positive (a text) or positive_id (of a document in the index)"
-        ) from None
-    if not (query and query.strip()) or not ((positive and positive.strip()) or id_):
-        raise UserError(f"{place} lacks query, or both positive (a text) and positive_id; give them, or leave it out")
-    return PairLine(place, query, positive if positive and positive.strip() else None, id_)
+        return _pairs(record, columns, place)
+    except (ValueError, TypeError, AttributeError) as error:
+        refuse(
+            UserError(
+                f"{place} is no pair ({error}); a pair has query, and positive (a text) or, for jobs.mine, "
+                "positive_id; name other columns with columns={query: …}"
+            )
+        )
+        return ()
+
+
+def _files(path: str) -> list[str]:
+    try:
+        found = [file.uri for file in list_files(path).files]
+    except UserError:
+        found = []
+    # In a folder: beside the pairs that jobs.mine made lie its report and a sample of them.
+    known = [uri for uri in found if kind_of(uri) in READERS and (len(found) == 1 or not uri.endswith(".json"))]
+    if not known:
+        raise UserError(f"no pairs at {path}; give a jsonl, csv or Parquet file, a folder of them or a glob")
+    return known
+
+
+def _pairs(record: Record, columns: PairColumns, place: str) -> list[PairLine]:
+    """The pairs of a record: one, or one for each of its positives. Raises ValueError, TypeError or AttributeError."""
+    if isinstance(record, str):
+        raise ValueError(record)
+    found = columns.of(record)
+    query, id_ = found["query"], found["positive_id"]
+    id_ = str(id_) if type(id_) is int else id_  # as documents' ids are read
+    positives, negatives = _texts(found["positive"]), _texts(found["negative"])
+    for text in (query, id_, *positives, *negatives):
+        if text is not None:
+            text.encode()  # no number, and no half of a surrogate pair, which is no text
+    if not (query and query.strip()) or not (positives or id_):
+        lacking = "query" if not (query and query.strip()) else "positive"
+        raise ValueError(f"it lacks {lacking}; its columns are {', '.join(record)}")
+    return [PairLine(place, query, positive, id_ or None, tuple(negatives)) for positive in positives or [None]]
+
+
+def _texts(value: Any) -> list[Any]:
+    """A text, a list of them or nothing as a list, without blank ones."""
+    texts = [] if value is None else value if isinstance(value, list) else [value]
+    return [text for text in texts if text is not None and text.strip()]
+
+
+def _jsonl(uri: str) -> Iterator[tuple[int, Record]]:
+    for number, line in enumerate(lines(uri, 0, None, SourceConfig().max_record_bytes), 1):
+        if line.data is None:
+            yield number, f"{line.size} bytes are too many"
+        elif line.data.strip():
+            try:
+                yield number, parse_json(line.data)
+            except RefusedError as error:
+                yield number, error.detail
+
+
+def _delimited(uri: str) -> Iterator[tuple[int, Record]]:
+    config = SourceConfig.parse({"kind": kind_of(uri)})
+    header: list[str] | None = None
+    for row in rows(config, lines(uri, 0, None, config.max_record_bytes), 1):
+        if header is None:
+            header = row.fields
+        elif row.reason or len(row.fields) != len(header):
+            yield row.line, row.detail or row.reason or f"{len(row.fields)} fields, and {len(header)} columns"
+        else:
+            yield row.line, dict(zip(header, row.fields, strict=True))
+
+
+def _parquet(uri: str) -> Iterator[tuple[int, Record]]:
+    with _opened(uri) as file:
+        yield from enumerate((record for batch in file.iter_batches(1024) for record in batch.to_pylist()), 1)
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    fs, path = storage.filesystem(uri)
+    try:
+        with pq.ParquetFile(fs.open_input_file(path)) as file:
+            yield file
+    except UNREADABLE as error:
+        raise_storage_fault(uri, error)
+        raise UserError(f"{uri} is no readable Parquet file ({' '.join(str(error).split())})") from None
+
+
+def _holds_documents(path: str, columns: PairColumns) -> bool:
+    if not path.endswith(".parquet"):
+        return False
+    with _opened(_files(path)[0]) as file:
+        names = file.schema_arrow.names
+    return columns.of(dict.fromkeys(names, True))["query"] is None and bool({*names} & {*TEXT_NAMES})
+
+
+READERS: dict[str, Callable[[str], Iterator[tuple[int, Record]]]] = {
+    "jsonl": _jsonl,
+    "csv": _delimited,
+    "tsv": _delimited,
+    "parquet": _parquet,
+}

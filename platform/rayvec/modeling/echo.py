@@ -100,5 +100,7 @@ class EchoEncoder:
         return self.encoder.places(lengths)
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
-        """Tokenize, then encode: float32 [n, dim]."""
+        """Tokenize, then encode: float32 [n, dim]; [dim] of one text that is no list."""
+        if isinstance(texts, str):
+            return self.encode([texts], instruction)[0]
         return self.encode_tokens(self.tokenize(texts, instruction))

@@ -82,7 +82,7 @@ class Encoder(Tokenizing, Vectorizing, Protocol):
         """Tokens that are computed for rows of these lengths, padding included."""
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
-        """`encode_tokens(tokenize(texts, instruction))`."""
+        """`encode_tokens(tokenize(texts, instruction))`: float32 [n, dim]; [dim] of one text that is no list."""
 
 
 class TokenizerOnly:
@@ -257,7 +257,12 @@ class TextEncoder(TokenizerOnly):
         write_folder(Path(path), folder.manifest, folder.tokenizer, self.backbone.saved_config(), folder.adapters)
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
-        """Vectors float32 [n, dim] of the texts, each read after the instruction (which is not pooled)."""
+        """Vectors float32 [n, dim] of the texts, each read after the instruction (which is not pooled).
+
+        Of one text that is no list, its vector [dim].
+        """
+        if isinstance(texts, str):
+            return self.encode([texts], instruction)[0]
         return self.encode_tokens(self.tokenize(texts, instruction))
 
     def encode_tokens(self, batch: TokenBatch) -> np.ndarray:

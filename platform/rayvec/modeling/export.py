@@ -19,6 +19,7 @@ from rayvec.modeling import references
 from rayvec.modeling.card import write_encoder_card
 from rayvec.modeling.folder import written_files
 from rayvec.modeling.manifest import EncoderManifest, record_files
+from rayvec.modeling.prompts import TEMPLATES
 
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import TextEncoder
@@ -70,20 +71,30 @@ def _tokenizer(encoder: TextEncoder) -> Any:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if closing := _closing(encoder):
+        # Else sentence-transformers would count it as a token of its prompts.
+        tokenizer.add_special_tokens({"extra_special_tokens": [closing]}, replace_extra_special_tokens=False)
+        _append(tokenizer, closing)
     if encoder.folder.manifest.prompts.append_eos:
-        _append_eos(tokenizer)
+        _append(tokenizer, tokenizer.eos_token)
     return tokenizer
 
 
-def _append_eos(tokenizer: Any) -> None:
-    """Make the tokenizer itself put the end-of-sequence token after each text."""
+def _closing(encoder: TextEncoder) -> str | None:
+    """What the chat template puts after a text, where that is one token of its own, which no text is cut into."""
+    closing = TEMPLATES[encoder.folder.manifest.prompts.template].suffix
+    return closing if closing in encoder.folder.tokenizer.tokenizer.get_added_vocab() else None
+
+
+def _append(tokenizer: Any, token: str) -> None:
+    """Make the tokenizer itself put a token after each text."""
     from tokenizers import Tokenizer
 
-    backend = tokenizer.backend_tokenizer
-    if backend.encode("a").ids[-1] == tokenizer.eos_token_id:
+    backend, token_id = tokenizer.backend_tokenizer, tokenizer.convert_tokens_to_ids(token)
+    if backend.encode("a").ids[-1] == token_id:
         return
     state = json.loads(backend.to_str())
-    state["post_processor"] = _ending(state["post_processor"], tokenizer.eos_token, tokenizer.eos_token_id)
+    state["post_processor"] = _ending(state["post_processor"], token, token_id)
     backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
 
 
@@ -101,9 +112,8 @@ def _ending(processor: dict[str, Any] | None, eos: str, eos_id: int) -> dict[str
 
 def _sentence_transformers(encoder: TextEncoder, tokenizer: Any, folder: Path) -> list[str]:
     """Write modules.json and what it names; the sub-folders written, none when the vectors could not be the same."""
-    obstacle = _obstacle(encoder)
-    if obstacle:
-        log.warning("%s: written for transformers alone, without modules.json: %s", folder, obstacle)
+    if reason := obstacle(encoder):
+        log.warning("%s: written without modules.json, which sentence-transformers reads: %s", folder, reason)
         return []
     manifest, names = encoder.folder.manifest, ["Transformer"]
     if manifest.pooling == "mean" and _unpooled_special(encoder):
@@ -126,33 +136,35 @@ def _sentence_transformers(encoder: TextEncoder, tokenizer: Any, folder: Path) -
     return paths
 
 
-def _obstacle(encoder: TextEncoder) -> str | None:
-    """Why sentence-transformers could not give our vectors, or None."""
+def obstacle(encoder: TextEncoder) -> str | None:
+    """Why sentence-transformers could not give our vectors, and what to choose; None where it can."""
     manifest = encoder.folder.manifest
-    if manifest.prompts.template != "none":
-        return "it cannot leave the chat template's tokens out of the pooling"
+    if manifest.prompts.template != "none" and (manifest.prompts.pool_special or not _closing(encoder)):
+        end = TEMPLATES[manifest.prompts.template].suffix.strip()
+        return f"it cannot tell {end}, the chat format's end, from the text; train with prompts.template=none for it"
     if manifest.prompts.compat is not None:
-        return "it cuts and pools by other rules than LLM2Vec's reference"
+        return "it cuts and pools by other rules than LLM2Vec's reference; load the adapters without compat"
     if encoder.dim != encoder.backbone.dim:
         return "its checkpoints do not cut vectors to fewer dimensions; give truncate_dim by hand"
     if manifest.pooling == "weighted_mean" and _unpooled_special(encoder):
-        return "its weighted mean counts the tokens that the tokenizer adds"
+        return "its weighted mean counts the tokens that the tokenizer adds; train with pooling=mean for it"
     return None
 
 
 def _unpooled_special(encoder: TextEncoder) -> bool:
-    """Whether the tokenizer adds tokens that we do not pool."""
-    tokenizer = encoder.folder.tokenizer
-    return tokenizer.adds_special_tokens and not encoder.folder.manifest.prompts.pool_special
+    """Whether the tokenizer, as it is exported, adds tokens that we do not pool."""
+    adds = encoder.folder.tokenizer.adds_special_tokens or _closing(encoder) is not None
+    return adds and not encoder.folder.manifest.prompts.pool_special
 
 
 def _prompts(manifest: EncoderManifest) -> dict[str, Any]:
-    """Instructions as sentence-transformers' prompts; it leaves their tokens out of the pooling as we do."""
+    """Chat format and instructions as sentence-transformers' prompts; it leaves them out of the pooling as we do."""
     prompts = {name: manifest.prompts.surroundings(text).prefix for name, text in manifest.prompts.instructions.items()}
+    bare = manifest.prompts.surroundings().prefix
     return {
         "model_type": "SentenceTransformer",
-        "prompts": {"query": "", "document": "", **prompts},
-        "default_prompt_name": None,
+        "prompts": {"query": bare, "document": bare, **prompts},
+        "default_prompt_name": "document" if bare else None,
         "similarity_fn_name": "cosine",
     }
 

@@ -30,8 +30,16 @@ class EncoderFolder:
     tokenizer: TextTokenizer
 
     def with_settings(self, **changes: Any) -> EncoderFolder:
-        """The same weights read otherwise: pooling, prompts, max_length, normalize, attention, attention_window."""
-        new = self.manifest.replace(**changes)
+        """The same weights read otherwise: pooling, prompts, max_length, normalize, attention, attention_window.
+
+        `prompts` may be whole Prompts, or those of their fields that change. Another pooling brings its own ending.
+        """
+        old, prompts = self.manifest, changes.pop("prompts", {})
+        if not isinstance(prompts, Prompts):
+            pooling = changes.get("pooling", old.pooling)
+            ending = _ending(pooling) if pooling != old.pooling else {}
+            prompts = old.prompts.changed({**ending, **prompts})
+        new = old.replace(**changes, prompts=prompts)
         tokenizer = TextTokenizer(self.tokenizer.tokenizer, new.prompts, new.max_length)
         return replace(self, manifest=new, tokenizer=tokenizer)
 
@@ -133,7 +141,12 @@ def _check_length(max_length: int, config: Any) -> None:
 
 
 def _usual_prompts(name: str, pooling: str) -> Prompts:
-    return Prompts(template=template_for(name), append_eos=pooling == "last_token")
+    return Prompts(template=template_for(name), **_ending(pooling))
+
+
+def _ending(pooling: str) -> dict[str, bool]:
+    """Whether an end-of-sequence token comes after everything: it is what last-token pooling reads."""
+    return {"append_eos": pooling == "last_token"}
 
 
 def _base_of(folder: Path, record: EncoderManifest, base: str | Path | None) -> Path:

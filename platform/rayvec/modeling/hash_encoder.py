@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rayvec.errors import UserError
-from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.tokens import TokenBatch, require_several
 from rayvec.modeling.windows import Whole, Windowing, Windows, cut
 from rayvec.storage import Fingerprint
 
@@ -95,6 +95,7 @@ class HashEncoder:
 
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         """Hashed words; the instruction's come first and are not pooled. Cut to `max_length` at the text's end."""
+        require_several(texts)
         prefix = [BEGIN, *self._words(instruction or "")]
         room = self.max_length - len(prefix)
         if room < 1:
@@ -140,7 +141,9 @@ class HashEncoder:
         return int(lengths.sum())
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
-        """Tokenize, then encode: float32 [n, dim]."""
+        """Tokenize, then encode: float32 [n, dim]; [dim] of one text that is no list."""
+        if isinstance(texts, str):
+            return self.encode([texts], instruction)[0]
         return self.encode_tokens(self.tokenize(texts, instruction))
 
     def _vectors(self, batch: TokenBatch) -> np.ndarray:

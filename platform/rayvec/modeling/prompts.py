@@ -93,6 +93,11 @@ class Prompts(Config):
             raise ValueError("it must hold {instruction}")
         return text
 
+    def changed(self, changes: Mapping[str, Any]) -> Prompts:
+        """With some fields changed. Instructions are laid over those that are there."""
+        named = {**self.instructions, **changes.get("instructions", {})}
+        return self.replace(**{**changes, "instructions": named})
+
     def surroundings(self, instruction: str | None = None) -> Template:
         """What stands before and after each text."""
         before, after = TEMPLATES[self.template]

@@ -13,8 +13,8 @@ from typing import Any
 
 from rayvec.errors import UserError
 from rayvec.modeling.compat import Llm2VecReading
-from rayvec.modeling.prompts import Prompts, text_tokens
-from rayvec.modeling.tokens import TokenBatch
+from rayvec.modeling.prompts import TEMPLATES, Prompts, Template, text_tokens
+from rayvec.modeling.tokens import TokenBatch, require_several
 from rayvec.modeling.windows import Whole, Windowing, Windows, cut
 from rayvec.storage import sha256_bytes
 
@@ -42,6 +42,7 @@ class TextTokenizer:
         sample = self._backend.encode("a").special_tokens_mask
         self._front = sample.index(0) if 0 in sample else 0
         self._back = sample[::-1].index(0) if 0 in sample else 0
+        self._closes = self._closes_itself()
 
     @classmethod
     def load(cls, folder: str | Path, prompts: Prompts, max_length: int) -> TextTokenizer:
@@ -76,7 +77,8 @@ class TextTokenizer:
 
         Raises UserError when the instruction and the template leave no room for a text.
         """
-        before, after = self.prompts.surroundings(instruction)
+        require_several(texts)
+        before, after = self._surroundings(instruction)
         if self.prompts.compat is not None:
             return self._as_reference(texts, before, after, self.prompts.compat)
         limit = self.max_length * CHARACTERS_A_TOKEN
@@ -100,8 +102,18 @@ class TextTokenizer:
         """
         if self.prompts.compat is not None:
             raise UserError("an encoder that reads as LLM2Vec's reference does cuts texts off; use long=truncate")
-        before, after = self.prompts.surroundings(instruction)
+        before, after = self._surroundings(instruction)
         return cut([self._whole(text, before, after) for text in texts], windowing, self.max_length)
+
+    def _closes_itself(self) -> bool:
+        """Whether the tokenizer itself puts the chat format's end after a text, as an exported one does."""
+        end = self._backend.encode(TEMPLATES[self.prompts.template].suffix, add_special_tokens=False).ids
+        ids = self._backend.encode("a").ids
+        return bool(end) and ids[len(ids) - self._back :][: len(end)] == end
+
+    def _surroundings(self, instruction: str | None) -> Template:
+        before, after = self.prompts.surroundings(instruction)
+        return Template(before, "" if self._closes else after)
 
     def _whole(self, text: str, before: str, after: str) -> Whole:
         encoding = self._backend.encode(before + text + after)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from rayvec.errors import UserError
 from rayvec.schema import N_TOKENS, TOKENS, TRUNCATED
 
 
@@ -113,6 +114,12 @@ class TokenBatch:
             pool_end=table.column("pool_end").to_numpy().astype(np.int32, copy=False),
             truncated=table.column(TRUNCATED).to_numpy().astype(bool, copy=False),
         )
+
+
+def require_several(texts: Sequence[str]) -> None:
+    """Raise UserError for one text where a list of them is asked for: its characters would be taken for texts."""
+    if isinstance(texts, str):
+        raise UserError("one text where a list of texts is asked for; write [text]")
 
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:

@@ -24,6 +24,9 @@ class Encode(Protocol):
     def __call__(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """As TextEncoder.encode. Every rank must call it, with the same texts."""
 
+    def guess(self, texts: Sequence[str]) -> tuple[float, float]:
+        """MNTP's loss and accuracy at masked tokens of these texts; as MntpModule.guess."""
+
 
 class Evaluator(Protocol):
     """Tasks, ready to be measured as often as asked."""
@@ -45,7 +48,11 @@ def evaluating(module: torch.nn.Module) -> Iterator[Encode]:
 
 class _Together:
     def __init__(self, module: Any) -> None:
-        self.encoder = module.encoder
+        self.module, self.encoder = module, module.encoder
+
+    def guess(self, texts: Sequence[str]) -> tuple[float, float]:
+        guessed: tuple[float, float] = self.module.guess(texts)
+        return guessed
 
     def __call__(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         counts = shares(len(texts))

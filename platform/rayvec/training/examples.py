@@ -7,15 +7,17 @@ no weights, no loss.
 from __future__ import annotations
 
 import itertools
-import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rayvec import storage
 from rayvec.data.examples import ExampleStore, ExampleWriter
 from rayvec.data.mixing import FixedSizeBatches, TokenBudgetBatches
-from rayvec.data.pairs import docstring_pairs, is_held_out
+from rayvec.data.pair_files import read_pairs
+from rayvec.data.pairs import is_held_out
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.sources import open_source
 from rayvec.errors import UserError
@@ -23,9 +25,9 @@ from rayvec.modeling.folder import open_encoder
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Supervised, Texts, TrainingConfig
 
+LOG = logging.getLogger("rayvec.training")
 CHUNK = 512
 UNIT_ROWS = 4096
-PYDOCS: Literal["pydocs"] = "pydocs"
 T = TypeVar("T")
 
 
@@ -43,9 +45,13 @@ def iter_texts(data: Texts, cache: str) -> Iterator[tuple[str, str]]:
         for source in (data.source, *data.also)
         for table in _tables(source, cache)
         for row in _documents(table, titles=data.title == "prepend")
-        if not (data.exclude_held_out and is_held_out(row[0]))
+        if not (_keeps_out(data, source) and is_held_out(row[0]))
     )
     return itertools.islice((row for row in rows if len(row[1]) >= data.min_characters), data.max_documents)
+
+
+def _keeps_out(data: Texts, source: SourceConfig) -> bool:
+    return source.kind == "pydocs" if data.exclude_held_out is None else data.exclude_held_out
 
 
 def _documents(table: Any, *, titles: bool) -> Iterator[tuple[str, str]]:
@@ -59,54 +65,28 @@ def _tables(config: SourceConfig, cache: str) -> Iterator[Any]:
     return (source.read(unit).table for unit in source.units(UNIT_ROWS))
 
 
-def iter_pairs(pairs: PairSet, hard_negatives: int, cache: str) -> Iterator[Example]:
-    """The examples of a set. Raises UserError when its files are missing or are no jsonl of pairs."""
-    if pairs.path == PYDOCS or pairs.path.endswith(".parquet"):
-        if hard_negatives:
-            raise UserError(
-                "docstrings have no hard negatives; set stage.hard_negatives=0, or mine some with jobs.mine"
-            )
-        source = SourceConfig(kind=PYDOCS) if pairs.path == PYDOCS else SourceConfig(path=pairs.path)
-        for table in _tables(source, cache):
-            for pair in docstring_pairs(table, held_out=False):
-                yield Example(pair.id, (pair.query, pair.positive))
-        return
-    for path in _files(pairs.path):
-        yield from _read_jsonl(path, hard_negatives)
+def iter_pairs(
+    pairs: PairSet, hard_negatives: int, cache: str, left_out: Counter[str] | None = None
+) -> Iterator[Example]:
+    """The examples of a set; what is left out is counted by reason.
 
+    Raises UserError when its files are missing, or at what is no pair unless such are to be skipped.
+    """
+    left_out = Counter() if left_out is None else left_out
 
-def _files(path: str) -> list[Path]:
-    place = storage.local_path(path)
-    if place.is_dir():
-        found = sorted(place.glob("*.jsonl"))
-    elif place.exists():
-        found = [place]
-    else:
-        found = sorted(place.parent.glob(place.name))
-    if not found:
-        raise UserError(f"no pairs at {path}; give a jsonl file, a folder of them or a glob with data.sets")
-    return found
+    def skip(error: UserError) -> None:
+        if pairs.on_bad_pair == "fail":
+            raise error
+        left_out["that are none"] += 1
 
-
-def _read_jsonl(path: Path, hard_negatives: int) -> Iterator[Example]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-                negatives = value.get("negative", [])
-                negatives = [negatives] if isinstance(negatives, str) else negatives
-                texts = (value["query"], value["positive"], *negatives[:hard_negatives])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{path}:{number} is no pair ({type(error).__name__}: {error}); each line is a JSON object with "
-                    "query, positive and negative"
-                ) from None
-            if not all(isinstance(text, str) for text in texts):
-                raise UserError(f"{path}:{number}: query, positive and negative must be texts")
-            if len(texts) == 2 + hard_negatives:
-                yield Example(f"{path.name}:{number}", texts)
+    for line in read_pairs(pairs.path, cache, pairs.columns, skip):
+        if line.positive is None:
+            skip(UserError(f"{line.place}: the positive is a document's id; training takes its text, as positive"))
+        elif len(line.negatives) < hard_negatives:
+            left_out[f"with fewer than {hard_negatives} hard negatives"] += 1
+        else:
+            texts = (line.query, line.positive, *line.negatives[:hard_negatives])
+            yield Example(line.place.rpartition("/")[2], texts)
 
 
 def require_batches(config: TrainingConfig, folder: Path) -> None:
@@ -178,7 +158,8 @@ def prepare_pairs(config: TrainingConfig, folder: Path, cache: str) -> None:
     with ExampleWriter(folder, width=2 + negatives) as writer:
         for pairs in config.data.sets:
             writer.begin_set(pairs.name, pairs.weight)
-            examples = itertools.islice(iter_pairs(pairs, negatives, cache), config.data.max_examples)
+            left_out: Counter[str] = Counter()
+            examples = itertools.islice(iter_pairs(pairs, negatives, cache, left_out), config.data.max_examples)
             # One chunk an instruction at a time; instructions take turns by chunk, and batches mix chunks.
             instructions = itertools.cycle(pairs.instructions or (None,))
             for chunk, instruction in zip(_chunks(examples, 64), instructions, strict=False):
@@ -188,6 +169,20 @@ def prepare_pairs(config: TrainingConfig, folder: Path, cache: str) -> None:
                     tokenizer.tokenize(column, instruction if i == 0 else other) for i, column in enumerate(columns)
                 ]
                 writer.add([example.id for example in chunk], tokens)
+            _tell(pairs.name, left_out, writer)
+
+
+def _tell(name: str, left_out: Counter[str], writer: ExampleWriter) -> None:
+    """Say what of a set is left out, and keep it for the report. Raises UserError when nothing else is there."""
+    told = ", ".join(f"{count:,} pairs {reason}" for reason, count in left_out.items())
+    if told:
+        LOG.warning("set %s: left out %s", name, told)
+        writer.left_out[name] = told
+    if not writer.added:
+        raise UserError(
+            f"set {name}: no pair to train on, left out: {told or 'none'}; mine negatives with jobs.mine, or do "
+            "without by stage.hard_negatives=0"
+        )
 
 
 def _reading(config: TrainingConfig) -> Any:

@@ -27,6 +27,7 @@ from rayvec.losses.contrastive import alignment, false_negatives, info_nce, unif
 from rayvec.losses.gather import gather_rows, most_over_ranks, rank, shares, sum_over_ranks, world_size
 from rayvec.losses.masked_next_token import masked_next_token_loss
 from rayvec.modeling.batching import PackedBatch
+from rayvec.modeling.encoder import TOKEN_BUDGETS
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.trainable import open_for_training
 from rayvec.training import pretraining
@@ -89,6 +90,26 @@ class MntpModule(EncoderModule):
         batch = collators.mask_tokens(texts, self.policy, examples, ids, seed=self.config.seed, step=step)
         # Of few and long texts fewer parts; equally many on every rank.
         return batch.split(min(self.stage.accumulate, len(everybodys) // world_size()))
+
+    def guess(self, texts: Sequence[str]) -> tuple[float, float]:
+        """Loss (nats) and accuracy at masked tokens of texts (each to max_length), over all ranks; alike at each call.
+
+        Every rank must call it, with the same texts.
+        """
+        tokenizer, device = self.encoder.tokenizer.tokenizer, self.backbone.device
+        encoded = tokenizer(list(texts), truncation=True, max_length=self.config.max_length)["input_ids"]
+        rows = TokenBatch.from_rows([row for row in encoded if len(row) > 1])
+        ids = [""] * len(rows)
+        batch = collators.mask_tokens(rows, self.policy, np.arange(len(rows)), ids, seed=self.config.seed, step=0)
+        parts = batch.split(max(world_size(), -(-batch.tokens // TOKEN_BUDGETS.get(device.type, 4096))))
+        own = parts[rank() :: world_size()]
+        loss = accuracy = 0.0
+        for number in range(most_over_ranks(len(own), device)):
+            # A rank without a share guesses something all the same: under ZeRO 3 every forward pass is everybody's.
+            part_loss, metrics = self(own[number] if number < len(own) else parts[0])
+            if number < len(own):
+                loss, accuracy = loss + float(part_loss), accuracy + metrics["masked_accuracy"]
+        return sum_over_ranks(loss, device), sum_over_ranks(accuracy, device)
 
     def forward(self, batch: MaskedBatch) -> Loss:
         """Cross-entropy at the masked tokens, and the share that was guessed right."""

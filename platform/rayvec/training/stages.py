@@ -10,14 +10,16 @@ into a loss (`modules.py`); the STAGES table holds the three together. Knows no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rayvec.config import Config
 from rayvec.data.collators import Masking
+from rayvec.data.pair_files import PairColumns
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
+from rayvec.modeling.prompts import Prompts
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.pretraining import DecoderConfig
 
@@ -33,8 +35,9 @@ class Texts(Config):
     title: Literal["prepend", "ignore"] = "prepend"
     #: Shorter ones are left out.
     min_characters: int = Field(1, ge=0)
-    #: Leave out the documents (5 %, by a hash of the id) that retrieval is measured on.
-    exclude_held_out: bool = True
+    #: Leave out the documents (5 %, by a hash of the id) that retrieval on docstrings is measured on. By default of
+    #: pydocs alone: of a corpus of one's own, every document is read.
+    exclude_held_out: bool | None = None
     #: Only the first so many; all by default.
     max_documents: PositiveInt | None = None
 
@@ -43,9 +46,14 @@ class PairSet(Config):
     """Queries with their positives and hard negatives: one of the sets of the supervised stage."""
 
     name: str
-    #: A jsonl file, a folder or a glob of them, with `query`, `positive` and `negative` (a text, or a list of texts);
-    #: or "pydocs", or a Parquet file of documents: first paragraphs of docstrings ask, the rests answer.
+    #: A jsonl, csv, tsv or Parquet file, compressed or not, a folder, a glob or a URI of them, with `query`, `positive`
+    #: and `negative` (a text, or a list of texts); or "pydocs", or a Parquet file of documents: first paragraphs of
+    #: docstrings ask, the rests answer.
     path: str
+    #: Where the files name their columns otherwise.
+    columns: PairColumns = PairColumns()
+    #: A record without a query or a positive text: stop there, or leave it out and count it.
+    on_bad_pair: Literal["fail", "skip"] = "fail"
     #: Put before queries, not pooled; more than one are taken in turn.
     instructions: tuple[str, ...] = ()
     #: Put before positives and negatives too (symmetric tasks).
@@ -60,6 +68,12 @@ class Pairs(Config):
     kind: Literal["pairs"] = "pairs"
     sets: tuple[PairSet, ...] = Field(min_length=1)
     max_examples: PositiveInt | None = None
+
+    @property
+    def instruction(self) -> str | None:
+        """The one instruction before the queries of all sets; None where they have several, or some have none."""
+        (first, *others) = [one.instructions for one in self.sets]
+        return first[0] if len(first) == 1 and all(other == first for other in others) else None
 
 
 Data = Annotated[Texts | Pairs, Field(discriminator="kind")]
@@ -160,8 +174,43 @@ class StsSet(Config):
     data: str
 
 
-EvaluationSet = Annotated[RetrievalSet | StsSet, Field(discriminator="kind")]
+class MaskedSet(Config):
+    """MNTP's own task measured while it trains: loss and accuracy at masked tokens, the same ones every time."""
+
+    kind: Literal["masked"] = "masked"
+    name: str
+    #: Texts that it does not train on.
+    source: SourceConfig
+    #: Only the documents that `data.exclude_held_out` leaves out. By default of pydocs alone.
+    held_out: bool | None = None
+    #: The first so many, each up to max_length tokens.
+    max_documents: PositiveInt = 200
+
+
+EvaluationSet = Annotated[RetrievalSet | StsSet | MaskedSet, Field(discriminator="kind")]
 StageConfig = Annotated[Pretrain | Mntp | Simcse | Supervised, Field(discriminator="kind")]
+
+
+class PromptSettings(Config):
+    """How texts are dressed from this stage on, as the encoder folder keeps it; null leaves what the start says."""
+
+    #: The chat format: none, llama3, inst, gemma, qwen.
+    template: str | None = None
+    #: By name, laid over those of the start: "query" is what search puts before a query. The supervised stage stores
+    #: the instruction of its sets as "query" by itself, where all have one and the same.
+    instructions: Mapping[str, str] = {}
+    #: How an instruction stands before a text; holds {instruction}.
+    instruction_format: str | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields of Prompts that change."""
+        return {name: value for name, value in self.model_dump().items() if value}
+
+    @model_validator(mode="after")
+    def _prompts_take_it(self) -> PromptSettings:
+        Prompts().changed(self.given)
+        return self
 
 
 class TrainingConfig(Config):
@@ -185,6 +234,7 @@ class TrainingConfig(Config):
     pooling: Literal["mean", "weighted_mean", "last_token", "bos"] | None = None
     attention: Literal["bidirectional", "causal", "native"] | None = None
     attention_window: Literal["keep", "full"] | None = None
+    prompts: PromptSettings = PromptSettings()
     log_every: PositiveInt = 10
     #: Steps between two checkpoints; there is always one at the end.
     checkpoint_every: PositiveInt = 200
@@ -207,6 +257,13 @@ class TrainingConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _can_be_measured(self) -> TrainingConfig:
+        masked = [one.name for one in self.evaluation if isinstance(one, MaskedSet)]
+        if masked and not isinstance(self.stage, Mntp):
+            raise ValueError(f"evaluation {masked[0]}: kind masked is for stage mntp, and this is {self.stage.kind}")
+        return self
+
+    @model_validator(mode="after")
     def _recomputes_once(self) -> TrainingConfig:
         if self.gradient_checkpointing and isinstance(self.stage, Contrastive) and self.stage.gradient_cache:
             raise ValueError(
@@ -215,10 +272,14 @@ class TrainingConfig(Config):
         return self
 
     @property
-    def readings(self) -> Mapping[str, str]:
+    def readings(self) -> Mapping[str, Any]:
         """What changes in how texts are read, for `open_for_training`."""
         names = ("pooling", "attention", "attention_window")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        changes: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        prompts = self.prompts.given
+        if isinstance(self.data, Pairs) and self.data.instruction:
+            prompts["instructions"] = {"query": self.data.instruction, **self.prompts.instructions}
+        return {**changes, "prompts": prompts} if prompts else changes
 
 
 class Stage(NamedTuple):

@@ -44,6 +44,14 @@ def test_an_early_token_of_a_causal_model_knows_the_text_s_end(causal: TextEncod
     assert np.abs(echo[0] - echo[1]).max() > 1e-3
 
 
+def test_one_text_has_one_vector(causal: TextEncoder) -> None:
+    for encoder in (causal, EchoEncoder(causal)):
+        one = encoder.encode("a list of vectors", "find it")
+        assert one.shape == (32,) and np.array_equal(one, encoder.encode(["a list of vectors"], "find it")[0])
+    with pytest.raises(UserError, match=r"write \[text\]"):
+        causal.tokenize("a list of vectors")
+
+
 def test_an_echo_is_another_encoder_by_its_fingerprint(causal: TextEncoder) -> None:
     found = {EchoEncoder(causal).fingerprint.short, EchoEncoder(causal, before="").fingerprint.short}
     assert len(found | {causal.fingerprint.short}) == 3

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from rayvec.errors import VerificationError
 from rayvec.modeling.encoder import TextEncoder
@@ -82,6 +83,36 @@ def test_other_poolings_give_the_same_vectors(pooling: str, llama: Path, tmp_pat
     assert cosine(by_sentence_transformers(tmp_path / "merged", TEXTS), encoder.encode(TEXTS)) >= COSINE
 
 
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose tokenizer knows the tokens of chat formats."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = save_model("llama", tmp_path_factory.mktemp("chat"))
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
+    named = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in [*named, "<start_of_turn>", "<end_of_turn>"]])
+    model.resize_token_embeddings(len(tokenizer))
+    tokenizer.save_pretrained(path)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("template", ["llama3", "qwen", "gemma"])
+@pytest.mark.parametrize("pooling", ["mean", "last_token"])
+def test_a_chat_format_is_read_and_left_out_of_the_pooling_there_too(
+    template: str, pooling: str, chat: Path, tmp_path: Path
+) -> None:
+    prompts = Prompts(template=template, instructions={"query": QUERY}, append_eos=pooling == "last_token")
+    encoder = export(chat, tmp_path / "merged", pooling=pooling, prompts=prompts)
+    for name, instruction in (("query", QUERY), ("document", None), (None, None)):
+        theirs = by_sentence_transformers(tmp_path / "merged", TEXTS, prompt_name=name)
+        assert np.abs(theirs - encoder.encode(TEXTS, instruction)).max() <= 1e-5
+    again = TextEncoder.load(tmp_path / "merged")  # its tokenizer closes the format by itself, which is not done twice
+    assert again.fingerprint == encoder.fingerprint
+    assert np.abs(again.encode(TEXTS, QUERY) - encoder.encode(TEXTS, QUERY)).max() <= 1e-6
+
+
 def test_without_normalisation_lengths_are_the_same(llama: Path, tmp_path: Path) -> None:
     encoder = export(llama, tmp_path / "merged", normalize=False)
     assert np.allclose(by_sentence_transformers(tmp_path / "merged", TEXTS), encoder.encode(TEXTS), atol=1e-4)
@@ -132,7 +163,10 @@ def test_damaged_weights_are_found_out(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"prompts": Prompts(template="llama3")}, "chat template"),
+        (
+            {"prompts": Prompts(template="inst")},
+            "cannot tell [/INST], the chat format's end, from the text; train with",
+        ),
         ({"pooling": "weighted_mean"}, "weighted mean"),
         ({"dim": 16}, "fewer dimensions"),
     ],

@@ -42,6 +42,13 @@ def test_vectors_are_the_same_in_every_process() -> None:
     assert other.stdout.strip() == HashEncoder(8).encode(["sort a list"]).tobytes().hex()
 
 
+def test_one_text_has_one_vector_and_its_letters_are_no_texts() -> None:
+    encoder = HashEncoder(dim=32)
+    assert np.array_equal(encoder.encode("sort a list"), encoder.encode(["sort a list"])[0])
+    with pytest.raises(UserError, match=r"write \[text\]"):
+        encoder.tokenize("sort a list")
+
+
 def test_a_text_is_nearest_to_the_one_it_shares_words_with() -> None:
     documents = HashEncoder().encode(["read a parquet file", "train a decoder model", "serve search over HTTP"])
     query = HashEncoder().encode(["how do I train the model of a decoder"])[0]

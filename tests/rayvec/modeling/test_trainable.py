@@ -117,6 +117,15 @@ def test_settings_given_at_a_stage_go_into_the_manifest(llama: Path, tmp_path: P
     assert (encoder.fingerprint.pooling, encoder.max_length) == ("weighted_mean", 64)
 
 
+def test_last_token_pooling_brings_its_token_at_a_stage_as_everywhere(llama: Path, tmp_path: Path) -> None:
+    open_for_training(llama, lora=LORA, pooling="last_token").save(tmp_path / "a", stage="mntp")
+    made = TextEncoder.load(tmp_path / "a").folder
+    assert made.manifest.prompts.append_eos
+    assert made.manifest.prompts == TextEncoder.from_decoder(llama, pooling="last_token").folder.manifest.prompts
+    open_for_training(tmp_path / "a", lora=LORA, pooling="mean").save(tmp_path / "b", stage="simcse")
+    assert not TextEncoder.load(tmp_path / "b").folder.manifest.prompts.append_eos
+
+
 def test_a_fresh_decoder_is_saved_as_a_plain_transformers_folder(llama: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
