@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
+import yaml
 
+from rayvec.data.embeddings import EmbeddingsDataset
 from tests.clusters import RAY, head, uv_takes_this_environment
 
 pytestmark = pytest.mark.cluster
@@ -31,6 +35,11 @@ class Way(NamedTuple):
 OVERRIDE = Way(("--runtime-env", "infra/runtime_env.yaml"))
 INSTALLED = Way(("--working-dir", "."))
 UV = Way(("--working-dir", "."), ("uv", "run", "python"))
+#: What the first of them sends, as a program would send it.
+SOURCES: dict[str, Any] = {
+    **yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text(encoding="utf-8")),
+    "working_dir": str(ROOT),
+}
 
 
 @dataclass
@@ -48,6 +57,25 @@ class Cluster:
             text=True,
             timeout=280,
         )
+
+    def ray_job(self, verb: str, *arguments: str) -> str:
+        """What another `ray job` command prints; it must end well."""
+        command = [RAY, "job", verb, "--address", self.dashboard, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """What a program in this process, which has no token of its own, sends."""
+        return {"authorization": f"Bearer {Path(self.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+
+
+def until(happened: Callable[[], bool], seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +111,51 @@ def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: Way) -> None:
     )  # fmt: skip
     assert indexed.returncode == 0, indexed.stdout[-3000:] + indexed.stderr[-3000:]
     assert (tmp_path / "index" / "CURRENT").exists()
+
+
+def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    """From the shell and not waited for, watched, stopped half-way; then from a program."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    records, output = 2000, tmp_path / "embeddings"
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join(json.dumps({"id": f"d{i}", "text": f"document {i} " * 40}) + "\n" for i in range(records))
+    )
+    job = ["python", "jobs/embed.py", "--recipe", "hash.embed", "--set", f"source.path={corpus}",
+           "--set", f"output={output}", "--set", "unit_rows=10", "--set", "actors=1"]  # fmt: skip
+    cluster.ray_job("submit", "--no-wait", "--submission-id", "stopped", *OVERRIDE.options, "--", *job)
+
+    def committed() -> int:
+        return len(list((output / "units").glob("[0-9]*.json")))
+
+    until(lambda: committed() >= 10)
+    cluster.ray_job("stop", "stopped")
+    assert 10 <= (kept := committed()) < records // 10 and not (output / "CURRENT").exists()
+    assert "embedding" in cluster.ray_job("logs", "stopped")
+
+    client = JobSubmissionClient(cluster.dashboard, headers=cluster.authorization)
+    assert client.get_job_status("stopped") == JobStatus.STOPPED
+    again = client.submit_job(entrypoint=shlex.join(job), runtime_env=SOURCES, submission_id="again")
+    until(lambda: client.get_job_status(again).is_terminal())
+    assert client.get_job_status(again) == JobStatus.SUCCEEDED, client.get_job_logs(again)
+    report = json.loads((output / "report.json").read_text())
+    assert kept <= report["units_resumed"] < report["units"] == records // 10
+    ids = [name for table in EmbeddingsDataset.open(str(output)).iter_tables() for name in table["id"].to_pylist()]
+    assert len(ids) == records and set(ids) == {f"d{i}" for i in range(records)}
+
+
+def test_a_secret_in_the_runtime_environment_is_refused_and_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
+    leaking = {**SOURCES, "env_vars": {**SOURCES["env_vars"], "HF_TOKEN": "canary-4711"}}
+    way = Way(("--runtime-env-json", json.dumps(leaking)))
+    failed = cluster.submit(
+        "jobs/embed.py", "--recipe", "hash.embed",
+        "--set", f"output={tmp_path}/out", "--set", f"source.path={ROOT}/README.md",
+        way=way,
+    )  # fmt: skip
+    assert failed.returncode != 0
+    assert "error: HF_TOKEN is in the job's runtime environment" in failed.stdout + failed.stderr
+    assert "canary" not in failed.stdout + failed.stderr and not (tmp_path / "out" / "data").exists()
 
 
 def test_train(cluster: Cluster, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 import rayvec
+from rayvec.serving import proxy
 from rayvec.serving.config import ServeConfig
 
 kubernetes = pytest.importorskip(
@@ -186,6 +187,10 @@ def test_the_services_configuration_is_one_that_serve_and_rayvec_take() -> None:
     config = ServeConfig.parse(application["args"])
     assert (config.host, config.port) == (values["http_options"]["host"], values["http_options"]["port"])
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    for pod in (group, service["spec"]["rayClusterConfig"]["headGroupSpec"]):
+        (container,) = pod["template"]["spec"]["containers"]
+        settings = {one["name"]: one["value"] for one in container["env"] if one["name"].startswith("RAY_SERVE_")}
+        assert config.proxy == "haproxy" and settings.items() <= proxy.SETTINGS.items() and proxy.ENABLE in settings
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert config.replicas.encoder * config.replicas.encoder_cpus <= group["replicas"] * cpus
     mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayvec.errors import RayvecError
 from rayvec.indexing.part import Part
+from rayvec.serving import proxy
 from rayvec.serving.config import EVERYWHERE, ServeConfig
 from rayvec.serving.parts import VectorPart
 from rayvec.serving.preflight import Plan, absolute, plan
@@ -37,6 +38,7 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
     deployment of copies that have it all.
     """
     checked = checked or plan(config)
+    proxy.require(config)
     return _together(config, checked) if config.replicas.together else _apart(config, checked)
 
 

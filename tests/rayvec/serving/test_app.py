@@ -18,9 +18,10 @@ import yaml
 from rayvec.errors import MismatchError, RayvecError, UserError, VerificationError
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving import proxy
-from rayvec.serving.app import _deployment_error, deploy
+from rayvec.serving.app import _deployment_error, build_app, deploy
 from rayvec.serving.config import ServeConfig
 from rayvec.serving.preflight import check_port, plan
+from rayvec.serving.security import new_key
 from tests.artifacts import texts_for, write_index
 from tests.services import COUNT, MODEL, write_service_index
 
@@ -95,6 +96,22 @@ def test_a_proxy_that_listens_everywhere_needs_keys(index: Path, monkeypatch: py
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     with pytest.raises(UserError, match="set keys="):
         plan(ServeConfig(index=str(index)))
+
+
+def test_haproxy_on_a_ray_that_runs_already_is_chosen_by_its_nodes(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys.txt").write_text(new_key("alice")[1])
+    config = ServeConfig(index=str(index), proxy="haproxy", keys=str(tmp_path / "keys.txt"))
+    monkeypatch.delenv(proxy.ENABLE, raising=False)
+    with pytest.raises(UserError, match=f"set {proxy.ENABLE}=1 in the environment of every node"):
+        build_app(config)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    with pytest.raises(UserError, match="of every node"), proxy.chosen(config):
+        pass
+    monkeypatch.setenv(proxy.ENABLE, "1")
+    with proxy.chosen(config):
+        assert not proxy.FILES.keys() & os.environ.keys()
 
 
 def test_haproxy_gets_ports_that_are_free_and_a_folder_that_is_ours(
