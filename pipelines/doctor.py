@@ -148,7 +148,7 @@ def secrets() -> Iterator[Finding]:
         )
 
 
-def joined(dashboard: str) -> Iterator[Finding]:
+def joined(dashboard: str | None) -> Iterator[Finding]:
     """Whether the Ray that is joined runs code for whoever reaches it, and whether another machine can. Ray must run.
 
     dashboard: its host and port; without one, or where it cannot be reached, what this process was told counts.

@@ -45,7 +45,7 @@ def deployed(cluster: Head, values: dict[str, Any], folder: Path) -> Iterator[No
     try:
         end = time.monotonic() + SECONDS
         while (found := status(cluster))["status"] != "RUNNING":
-            assert found["status"] != "DEPLOY_FAILED" and time.monotonic() < end, found
+            assert found["status"] != "DEPLOY_FAILED" and time.monotonic() < end, found["message"]
             time.sleep(1)
         yield
     finally:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Gateway:
         """Whether a request would be refused now."""
         return self._in_flight >= self._limits.in_flight
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _admitted(self, late: str = "; send less, or try again") -> AsyncIterator[None]:
         """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
         if self.is_full:
@@ -281,9 +281,6 @@ class Gateway:
     async def ready(self) -> Ready:
         """Both parts answer, or Problem 503."""
         _, index = await asyncio.gather(self._encoder_facts(), self._index_facts())
-        self._seen(index.version)
-        if index.recall is not None:
-            self.metrics.recall(index.recall)
         return Ready(
             model=self._model,
             index_version=index.version,
@@ -293,6 +290,12 @@ class Gateway:
             missing_parts=index.missing,
             recall=index.recall,
         )
+
+    async def numbers(self) -> bytes:
+        """What Prometheus is told. The index is asked for its own; a scrape does not fail because it cannot answer."""
+        with contextlib.suppress(Exception):
+            await self._index_facts()
+        return self.metrics.render()
 
     async def _encoder_facts(self) -> EncoderFacts:
         try:
@@ -304,9 +307,12 @@ class Gateway:
     async def _index_facts(self) -> IndexFacts:
         try:
             async with asyncio.timeout(READY_SECONDS):
-                return await self._retriever.facts()
+                facts = await self._retriever.facts()
         except TimeoutError:
             raise unavailable("the index does not answer", code="not_ready") from None
+        self._seen(facts.version)
+        self.metrics.looked(facts.recall, refused=facts.refused is not None)
+        return facts
 
 
 def _usage(encoded: Encoded | None) -> Usage:
