@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -84,6 +87,29 @@ def cluster() -> Iterator[Cluster]:
         yield Cluster(started.dashboard, started.environment)
 
 
+def embedding(folder: Path, records: int) -> tuple[list[str], Path]:
+    """A job of many small units, and its output."""
+    corpus, output = folder / "corpus.jsonl", folder / "embeddings"
+    lines = [json.dumps({"id": f"d{i}", "text": f"document {i} " * 40}) for i in range(records)]
+    corpus.write_text("\n".join(lines))
+    return [
+        "python", "jobs/embed.py", "--recipe", "hash.embed", "--set", f"source.path={corpus}",
+        "--set", f"output={output}", "--set", "unit_rows=10", "--set", "actors=1",
+    ], output  # fmt: skip
+
+
+def committed(output: Path) -> int:
+    return len(list((output / "units").glob("[0-9]*.json")))
+
+
+def check_resumed(output: Path, records: int, kept: int) -> None:
+    """All that was committed before was taken over, and every record is there once."""
+    report = json.loads((output / "report.json").read_text())
+    assert kept <= report["units_resumed"] < report["units"] == records // 10
+    ids = [name for table in EmbeddingsDataset.open(str(output)).iter_tables() for name in table["id"].to_pylist()]
+    assert len(ids) == records and set(ids) == {f"d{i}" for i in range(records)}
+
+
 def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=10).status_code == 401
 
@@ -117,21 +143,13 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(cluster: Clust
     """From the shell and not waited for, watched, stopped half-way; then from a program."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    records, output = 2000, tmp_path / "embeddings"
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text(
-        "".join(json.dumps({"id": f"d{i}", "text": f"document {i} " * 40}) + "\n" for i in range(records))
-    )
-    job = ["python", "jobs/embed.py", "--recipe", "hash.embed", "--set", f"source.path={corpus}",
-           "--set", f"output={output}", "--set", "unit_rows=10", "--set", "actors=1"]  # fmt: skip
+    records = 2000
+    job, output = embedding(tmp_path, records)
     cluster.ray_job("submit", "--no-wait", "--submission-id", "stopped", *OVERRIDE.options, "--", *job)
-
-    def committed() -> int:
-        return len(list((output / "units").glob("[0-9]*.json")))
-
-    until(lambda: committed() >= 10)
+    until(lambda: committed(output) >= 10)
     cluster.ray_job("stop", "stopped")
-    assert 10 <= (kept := committed()) < records // 10 and not (output / "CURRENT").exists()
+    kept = committed(output)
+    assert 10 <= kept < records // 10 and not (output / "CURRENT").exists()
     assert "embedding" in cluster.ray_job("logs", "stopped")
 
     client = JobSubmissionClient(cluster.dashboard, headers=cluster.authorization)
@@ -139,10 +157,30 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(cluster: Clust
     again = client.submit_job(entrypoint=shlex.join(job), runtime_env=SOURCES, submission_id="again")
     until(lambda: client.get_job_status(again).is_terminal())
     assert client.get_job_status(again) == JobStatus.SUCCEEDED, client.get_job_logs(again)
-    report = json.loads((output / "report.json").read_text())
-    assert kept <= report["units_resumed"] < report["units"] == records // 10
-    ids = [name for table in EmbeddingsDataset.open(str(output)).iter_tables() for name in table["id"].to_pylist()]
-    assert len(ids) == records and set(ids) == {f"d{i}" for i in range(records)}
+    check_resumed(output, records, kept)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_a_job_whose_head_was_killed_goes_on_on_another_cluster(tmp_path: Path) -> None:
+    records = 2000
+    job, output = embedding(tmp_path, records)
+    with head() as lost:
+        Cluster(lost.dashboard, lost.environment).ray_job("submit", "--no-wait", *OVERRIDE.options, "--", *job)
+        until(lambda: committed(output) >= 10)
+        os.killpg(lost.group, signal.SIGKILL)
+        until(lambda: not running(output))
+    kept = committed(output)
+    assert 10 <= kept < records // 10 and not (output / "CURRENT").exists()
+    with head() as found:
+        done = Cluster(found.dashboard, found.environment).submit(*job[1:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    check_resumed(output, records, kept)
+
+
+def running(output: Path) -> bool:
+    """Whether a driver of the job still is: it ends by itself when its cluster is gone."""
+    return any(f"output={output}" in (one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
 
 
 def test_a_secret_in_the_runtime_environment_is_refused_and_not_repeated(cluster: Cluster, tmp_path: Path) -> None:

@@ -71,6 +71,23 @@ def test_rays_kinds_have_fields_that_kuberay_knows(value: dict[str, Any]) -> Non
     jsonschema.validate(value, SCHEMA)
 
 
+def test_the_block_for_a_head_that_may_be_lost_is_one_that_kuberay_takes() -> None:
+    text = (FOLDER / "service.yaml").read_text(encoding="utf-8")
+    start = text.index("    # gcsFaultToleranceOptions:")
+    end = text.index("    headGroupSpec:", start)
+    with_it = text[:start] + re.sub("(?m)^    # ", "    ", text[start:end]) + text[end:]
+    value = yaml.safe_load(with_it)
+    assert value["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"].keys() == {"redisAddress", "redisPassword"}
+    jsonschema.validate(value, SCHEMA)
+
+
+def test_a_misspelled_field_is_refused() -> None:
+    value = json.loads(json.dumps(next(iter(RAY.values()))))
+    value["spec"]["headGroupSpecs"] = value["spec"].pop("headGroupSpec")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(value, SCHEMA)
+
+
 @named(PODS)
 def test_pods_follow_kubernetes_schema(value: dict[str, Any]) -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", **value["metadata"]}, "spec": value["spec"]}
