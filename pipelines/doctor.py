@@ -151,13 +151,13 @@ def secrets() -> Iterator[Finding]:
 def joined(dashboard: str | None) -> Iterator[Finding]:
     """Whether the Ray that is joined runs code for whoever reaches it, and whether another machine can. Ray must run.
 
-    dashboard: its host and port; without one, or where it cannot be reached, what this process was told counts.
+    dashboard: its host and port; without one, or where it says neither, what this process was told counts.
     """
     import ray
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-    answer = _status(f"http://{dashboard}/api/version") if dashboard else None
-    if is_token_auth_enabled() if answer is None else answer[0] != 200:
+    status, _ = (_status(f"http://{dashboard}/api/version") if dashboard else None) or (0, None)
+    if status in (401, 403) or (status != 200 and is_token_auth_enabled()):
         return
     # Ray listens on every interface of a node, whatever its dashboard does.
     nodes = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
