@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Gateway:
         """Whether a request would be refused now."""
         return self._in_flight >= self._limits.in_flight
 
-    @contextlib.asynccontextmanager
+    @asynccontextmanager
     async def _admitted(self, late: str = "; send less, or try again") -> AsyncIterator[None]:
         """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
         if self.is_full:
@@ -293,8 +293,7 @@ class Gateway:
 
     async def numbers(self) -> bytes:
         """What Prometheus is told. The index is asked for its own; a scrape does not fail because it cannot answer."""
-        with contextlib.suppress(Exception):
-            await self._index_facts()
+        await asyncio.gather(self._index_facts(), return_exceptions=True)
         return self.metrics.render()
 
     async def _encoder_facts(self) -> EncoderFacts:
