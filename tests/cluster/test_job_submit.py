@@ -139,6 +139,33 @@ def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: Way) -> None:
     assert (tmp_path / "index" / "CURRENT").exists()
 
 
+def test_train(cluster: Cluster, tmp_path: Path) -> None:
+    """MNTP, SimCSE from it, the supervised stage from that: each a job of its own."""
+    texts, pairs = tmp_path / "corpus.jsonl", tmp_path / "pairs.jsonl"
+    lines = [f"sentence number {i} of many" for i in range(200)]
+    texts.write_text("".join(json.dumps({"id": f"d{i}", "text": text}) + "\n" for i, text in enumerate(lines)))
+    pairs.write_text("".join(json.dumps({"query": text[:18], "positive": text}) + "\n" for text in lines))
+    documents = (f"data.source.path={texts}", "data.source.kind=jsonl", "data.min_characters=1")
+    data = {
+        "mntp": documents,
+        "simcse": (*documents, f"start={tmp_path}/mntp"),
+        "supervised": (f"data.sets=[{{name: pairs, path: {pairs}}}]", f"start={tmp_path}/simcse"),
+    }
+    for stage, settings in data.items():
+        values = (*settings, "steps=2", "batch_size=8", f"output={tmp_path}/{stage}")
+        overrides = [part for value in values for part in ("--set", value)]
+        trained = cluster.submit("jobs/train.py", "--recipe", f"tiny.{stage}", *overrides)
+        assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
+        assert (tmp_path / stage / "rayvec.json").exists()
+
+
+def test_the_users_mistake_is_one_line_and_a_failed_job(cluster: Cluster) -> None:
+    failed = cluster.submit("jobs/embed.py", "--recipe", "hash.embd")
+    assert failed.returncode != 0
+    assert "error: no recipe 'hash.embd' (did you mean hash.embed?)" in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stdout
+
+
 def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     """From the shell and not waited for, watched, stopped half-way; then from a program."""
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -194,30 +221,3 @@ def test_a_secret_in_the_runtime_environment_is_refused_and_not_repeated(cluster
     assert failed.returncode != 0
     assert "error: HF_TOKEN is in the job's runtime environment" in failed.stdout + failed.stderr
     assert "canary" not in failed.stdout + failed.stderr and not (tmp_path / "out" / "data").exists()
-
-
-def test_train(cluster: Cluster, tmp_path: Path) -> None:
-    """MNTP, SimCSE from it, the supervised stage from that: each a job of its own."""
-    texts, pairs = tmp_path / "corpus.jsonl", tmp_path / "pairs.jsonl"
-    lines = [f"sentence number {i} of many" for i in range(200)]
-    texts.write_text("".join(json.dumps({"id": f"d{i}", "text": text}) + "\n" for i, text in enumerate(lines)))
-    pairs.write_text("".join(json.dumps({"query": text[:18], "positive": text}) + "\n" for text in lines))
-    documents = (f"data.source.path={texts}", "data.source.kind=jsonl", "data.min_characters=1")
-    data = {
-        "mntp": documents,
-        "simcse": (*documents, f"start={tmp_path}/mntp"),
-        "supervised": (f"data.sets=[{{name: pairs, path: {pairs}}}]", f"start={tmp_path}/simcse"),
-    }
-    for stage, settings in data.items():
-        values = (*settings, "steps=2", "batch_size=8", f"output={tmp_path}/{stage}")
-        overrides = [part for value in values for part in ("--set", value)]
-        trained = cluster.submit("jobs/train.py", "--recipe", f"tiny.{stage}", *overrides)
-        assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
-        assert (tmp_path / stage / "rayvec.json").exists()
-
-
-def test_the_users_mistake_is_one_line_and_a_failed_job(cluster: Cluster) -> None:
-    failed = cluster.submit("jobs/embed.py", "--recipe", "hash.embd")
-    assert failed.returncode != 0
-    assert "error: no recipe 'hash.embd' (did you mean hash.embed?)" in failed.stdout + failed.stderr
-    assert "Traceback" not in failed.stdout
