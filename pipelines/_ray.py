@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,9 @@ def ray_session(**options: Any) -> Iterator[None]:
     """Ray for the length of the block; what was running before stays.
 
     Joins the cluster named by RAY_ADDRESS (Ray sets it for submitted jobs), else starts one on this machine alone,
-    with `options` for `ray.init`.
+    with `options` for `ray.init`. Raises UserError for what the doctor finds that endangers the run.
     """
-    for finding in doctor.quick():
-        if finding.level == "error":
-            raise UserError(f"{finding.what}; {finding.cure}")
+    _heed(doctor.quick())
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -51,8 +49,9 @@ def ray_session(**options: Any) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        cluster = ray.init(logging_level=logging.WARNING, log_to_driver=False)
         try:
+            _heed(doctor.joined(cluster.dashboard_url))
             yield
         finally:
             ray.shutdown()
@@ -72,6 +71,14 @@ def ray_session(**options: Any) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _heed(findings: Iterable[doctor.Finding]) -> None:
+    """Raise UserError for an error; tell of a warning in one line."""
+    for finding in findings:
+        if finding.level == "error":
+            raise UserError(f"{finding.what}; {finding.cure}")
+        LOG.warning("%s; %s", finding.what, finding.cure)
 
 
 def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
+import re
 import resource
 import shutil
 import stat
@@ -37,6 +39,15 @@ UNSAFE_SWITCHES = (
     "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
     "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
 )
+#: Where Ray tells a submitted job its runtime environment.
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: Names of variables that hold a secret; not those that name a file of them, nor Ray's own. MAX_TOKENS holds none.
+SECRET = re.compile(
+    r"(?!RAY_|GOOGLE_APPLICATION_CREDENTIALS$)(?!.*_(FILE|PATH|DIR)$)"
+    r".*(TOKEN(?![A-Z])|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL)"
+)
+#: Set to 1, jobs join a Ray that runs code for whoever reaches it from another machine.
+ALLOW_OPEN = "RAYVEC_ALLOW_OPEN_RAY"
 #: Before it, Parquet files and web datasets could run code (CVE-2026-41486, CVE-2026-57516).
 RAY_FLOOR = Version("2.56")
 #: Ray makes no objects on a disk that is fuller.
@@ -63,6 +74,7 @@ def examine(places: Sequence[str] = (), address: str = "") -> list[Finding]:
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         ray_version,
         switches,
+        secrets,
         versions,
         lambda: authentication(address),
         token_file,
@@ -77,7 +89,7 @@ def examine(places: Sequence[str] = (), address: str = "") -> list[Finding]:
 
 def quick() -> list[Finding]:
     """The errors that can be seen in a millisecond: what every job looks at before it starts Ray."""
-    return [*ray_version(), *switches()]
+    return [*ray_version(), *switches(), *secrets()]
 
 
 def on_every_node(places: Sequence[str]) -> list[Finding]:
@@ -122,6 +134,44 @@ def switches() -> Iterator[Finding]:
         yield Finding(
             "warning", "RAY_AUTH_MODE=disabled: whoever reaches Ray's ports runs code here", "set it to token"
         )
+
+
+def secrets() -> Iterator[Finding]:
+    """Secrets in the runtime environment of the submitted job that this is; told by name, never by value."""
+    job = json.loads(os.environ.get(JOB_CONFIG) or "{}")
+    given = (job.get("runtime_env") or {}).get("env_vars") or {}
+    for name in sorted(name for name, value in given.items() if value and SECRET.match(name.upper())):
+        yield Finding(
+            "error",
+            f"{name} is in the job's runtime environment, which Ray shows in its API and writes to its logs",
+            "replace that secret, and give the new one as a file that is mounted on the nodes, or in their environment",
+        )
+
+
+def joined(dashboard: str | None) -> Iterator[Finding]:
+    """Whether the Ray that is joined runs code for whoever reaches it, and whether another machine can. Ray must run.
+
+    dashboard: its host and port; without one, or where it says neither, what this process was told counts.
+    """
+    import ray
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    status, _ = (_status(f"http://{dashboard}/api/version") if dashboard else None) or (0, None)
+    if status in (401, 403) or (status != 200 and is_token_auth_enabled()):
+        return
+    # Ray listens on every interface of a node, whatever its dashboard does.
+    nodes = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+    reached = sorted(node for node in nodes if not is_loopback(node))
+    if not reached:
+        yield Finding("warning", "this Ray runs code for whoever asks on this machine", "start it with a token")
+        return
+    more = f" and {len(reached) - 1} more" if len(reached) > 1 else ""
+    yield Finding(
+        "warning" if os.environ.get(ALLOW_OPEN) == "1" else "error",
+        f"the Ray at {reached[0]}{more} runs code for whoever reaches its ports, and asks for no token",
+        "stop it; ray get-auth-token --generate; start it with RAY_AUTH_MODE=token; or, where nobody else reaches that "
+        f"network, set {ALLOW_OPEN}=1",
+    )
 
 
 def versions() -> Iterator[Finding]:

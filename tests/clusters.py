@@ -27,6 +27,8 @@ class Head:
     dashboard: str
     gcs: str
     environment: dict[str, str]
+    #: Of all its processes, as a group.
+    group: int
 
 
 def free_port() -> int:
@@ -77,7 +79,7 @@ def head(**variables: str) -> Iterator[Head]:
             address = f"http://127.0.0.1:{dashboard}"
             _wait_for(address, process)
             _wait_for_agent(address, token.read_text())
-            yield Head(address, f"127.0.0.1:{port}", environment)
+            yield Head(address, f"127.0.0.1:{port}", environment, process.pid)
         finally:
             _end(process)
 

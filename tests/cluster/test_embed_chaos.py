@@ -25,8 +25,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines._ray import worker_environment
+from pipelines.doctor import ALLOW_OPEN
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
+from rayvec.serving.config import is_loopback
 from tests.clusters import own_ray_folder
 
 if TYPE_CHECKING:
@@ -160,7 +162,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         tempfile.TemporaryDirectory(prefix="rc", ignore_cleanup_errors=True) as short,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in {**worker_environment(), **own_ray_folder(short)}.items():
+        # Other modules may have turned authentication on; here it is off, and jobs are told that this is meant.
+        open_ray = {"RAY_AUTH_MODE": "disabled", ALLOW_OPEN: "1"}
+        for name, value in {**worker_environment(), **own_ray_folder(short), **open_ray}.items():
             patch.setenv(name, value)  # the nodes inherit it
         head = {"num_cpus": 1, "temp_dir": short, "include_dashboard": False}
         machines = Machines(Cluster(initialize_head=True, head_node_args=head), short)
@@ -202,6 +206,19 @@ def strike(victim: Victim, runs: Runs, machines: Machines, rng: random.Random) -
 def rows(runs: Runs) -> pa.Table:
     """All rows that are published, in the order of their ids."""
     return pa.concat_tables(EmbeddingsDataset.open(str(runs.output)).iter_tables()).sort_by("id")
+
+
+def test_a_job_does_not_join_a_ray_that_is_open_to_other_machines(setting: Setting) -> None:
+    import ray
+
+    runs = setting.runs("refused")
+    environment = {name: value for name, value in setting.environment.items() if name != ALLOW_OPEN}
+    job = subprocess.run(runs.command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if is_loopback(ray.util.get_node_ip_address()):
+        pytest.skip("this machine has no other address than loopback")
+    assert job.returncode == 2, job.stderr
+    assert "runs code for whoever reaches its ports" in job.stderr and f"set {ALLOW_OPEN}=1" in job.stderr
+    assert "Traceback" not in job.stderr and runs.records() == []
 
 
 def test_what_is_killed_at_random_moments_changes_no_row(setting: Setting) -> None:

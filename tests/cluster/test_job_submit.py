@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
+import psutil
 import pytest
+import yaml
 
+from rayvec.data.embeddings import EmbeddingsDataset
 from tests.clusters import RAY, head, uv_takes_this_environment
 
 pytestmark = pytest.mark.cluster
@@ -31,6 +38,11 @@ class Way(NamedTuple):
 OVERRIDE = Way(("--runtime-env", "infra/runtime_env.yaml"))
 INSTALLED = Way(("--working-dir", "."))
 UV = Way(("--working-dir", "."), ("uv", "run", "python"))
+#: What the first of them sends, as a program would send it.
+SOURCES: dict[str, Any] = {
+    **yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text(encoding="utf-8")),
+    "working_dir": str(ROOT),
+}
 
 
 @dataclass
@@ -49,11 +61,53 @@ class Cluster:
             timeout=280,
         )
 
+    def ray_job(self, verb: str, *arguments: str) -> str:
+        """What another `ray job` command prints; it must end well."""
+        command = [RAY, "job", verb, "--address", self.dashboard, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """What a program in this process, which has no token of its own, sends."""
+        return {"authorization": f"Bearer {Path(self.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+
+
+def until(happened: Callable[[], bool], seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with head(**uv_takes_this_environment()) as started:
         yield Cluster(started.dashboard, started.environment)
+
+
+def embedding(folder: Path, records: int) -> tuple[list[str], Path]:
+    """A job of many small units, and its output."""
+    corpus, output = folder / "corpus.jsonl", folder / "embeddings"
+    lines = [json.dumps({"id": f"d{i}", "text": f"document {i} " * 40}) for i in range(records)]
+    corpus.write_text("\n".join(lines))
+    return [
+        "python", "jobs/embed.py", "--recipe", "hash.embed", "--set", f"source.path={corpus}",
+        "--set", f"output={output}", "--set", "unit_rows=10", "--set", "actors=1",
+    ], output  # fmt: skip
+
+
+def committed(output: Path) -> int:
+    return len(list((output / "units").glob("[0-9]*.json")))
+
+
+def check_resumed(output: Path, records: int, kept: int) -> None:
+    """All that was committed before was taken over, and every record is there once."""
+    report = json.loads((output / "report.json").read_text())
+    assert kept <= report["units_resumed"] < report["units"] == records // 10
+    ids = [name for table in EmbeddingsDataset.open(str(output)).iter_tables() for name in table["id"].to_pylist()]
+    assert len(ids) == records and set(ids) == {f"d{i}" for i in range(records)}
 
 
 def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
@@ -115,3 +169,60 @@ def test_the_users_mistake_is_one_line_and_a_failed_job(cluster: Cluster) -> Non
     assert failed.returncode != 0
     assert "error: no recipe 'hash.embd' (did you mean hash.embed?)" in failed.stdout + failed.stderr
     assert "Traceback" not in failed.stdout
+
+
+def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    """From the shell and not waited for, watched, stopped half-way; then from a program."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    records = 2000
+    job, output = embedding(tmp_path, records)
+    cluster.ray_job("submit", "--no-wait", "--submission-id", "stopped", *OVERRIDE.options, "--", *job)
+    until(lambda: committed(output) >= 10)
+    cluster.ray_job("stop", "stopped")
+    kept = committed(output)
+    assert 10 <= kept < records // 10 and not (output / "CURRENT").exists()
+    assert "embedding" in cluster.ray_job("logs", "stopped")
+
+    client = JobSubmissionClient(cluster.dashboard, headers=cluster.authorization)
+    assert client.get_job_status("stopped") == JobStatus.STOPPED
+    again = client.submit_job(entrypoint=shlex.join(job), runtime_env=SOURCES, submission_id="again")
+    until(lambda: client.get_job_status(again).is_terminal())
+    assert client.get_job_status(again) == JobStatus.SUCCEEDED, client.get_job_logs(again)
+    check_resumed(output, records, kept)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_a_job_whose_head_was_killed_goes_on_on_another_cluster(tmp_path: Path) -> None:
+    records = 2000
+    job, output = embedding(tmp_path, records)
+    with head() as lost:
+        Cluster(lost.dashboard, lost.environment).ray_job("submit", "--no-wait", *OVERRIDE.options, "--", *job)
+        until(lambda: committed(output) >= 10)
+        os.killpg(lost.group, signal.SIGKILL)
+        until(lambda: not running(output))
+    kept = committed(output)
+    assert 10 <= kept < records // 10 and not (output / "CURRENT").exists()
+    with head() as found:
+        done = Cluster(found.dashboard, found.environment).submit(*job[1:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    check_resumed(output, records, kept)
+
+
+def running(output: Path) -> bool:
+    """Whether a driver of the job still is: it ends by itself when its cluster is gone."""
+    return any(f"output={output}" in (one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+
+
+def test_a_secret_in_the_runtime_environment_is_refused_and_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
+    leaking = {**SOURCES, "env_vars": {**SOURCES["env_vars"], "HF_TOKEN": "canary-4711"}}
+    way = Way(("--runtime-env-json", json.dumps(leaking)))
+    failed = cluster.submit(
+        "jobs/embed.py", "--recipe", "hash.embed",
+        "--set", f"output={tmp_path}/out", "--set", f"source.path={ROOT}/README.md",
+        way=way,
+    )  # fmt: skip
+    assert failed.returncode != 0
+    assert "error: HF_TOKEN is in the job's runtime environment" in failed.stdout + failed.stderr
+    assert "canary" not in failed.stdout + failed.stderr and not (tmp_path / "out" / "data").exists()

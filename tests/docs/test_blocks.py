@@ -128,7 +128,10 @@ def _wait_until_ready(url: str, service: subprocess.Popen[bytes]) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_blocks_of_a_file_run(file: Path, cluster: Head, tmp_path: Path) -> None:
     """In order, in one folder, with what the ones before left; ports are put in place of the docs' own."""
-    ports = {"8000": free_port(), "8001": free_port(), "8265": int(cluster.dashboard.rpartition(":")[2])}
+    ports = {
+        **{port: free_port() for port in ("8000", "8001", "8002")},
+        "8265": int(cluster.dashboard.rpartition(":")[2]),
+    }
     base = {**cluster.environment, **worker_environment(), "PYTHONWARNINGS": "ignore"}
     with checkout(tmp_path) as here, contextlib.ExitStack() as ended:
         for block in blocks(file):

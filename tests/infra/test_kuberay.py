@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 import rayvec
+from rayvec.serving import proxy
 from rayvec.serving.config import ServeConfig
 
 kubernetes = pytest.importorskip(
@@ -68,6 +69,23 @@ def test_kubernetes_own_kinds_follow_its_schema(value: dict[str, Any]) -> None:
 @named(RAY)
 def test_rays_kinds_have_fields_that_kuberay_knows(value: dict[str, Any]) -> None:
     jsonschema.validate(value, SCHEMA)
+
+
+def test_the_block_for_a_head_that_may_be_lost_is_one_that_kuberay_takes() -> None:
+    text = (FOLDER / "service.yaml").read_text(encoding="utf-8")
+    start = text.index("    # gcsFaultToleranceOptions:")
+    end = text.index("    headGroupSpec:", start)
+    with_it = text[:start] + re.sub("(?m)^    # ", "    ", text[start:end]) + text[end:]
+    value = yaml.safe_load(with_it)
+    assert value["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"].keys() == {"redisAddress", "redisPassword"}
+    jsonschema.validate(value, SCHEMA)
+
+
+def test_a_misspelled_field_is_refused() -> None:
+    value = json.loads(json.dumps(next(iter(RAY.values()))))
+    value["spec"]["headGroupSpecs"] = value["spec"].pop("headGroupSpec")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(value, SCHEMA)
 
 
 @named(PODS)
@@ -186,6 +204,10 @@ def test_the_services_configuration_is_one_that_serve_and_rayvec_take() -> None:
     config = ServeConfig.parse(application["args"])
     assert (config.host, config.port) == (values["http_options"]["host"], values["http_options"]["port"])
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    for pod in (group, service["spec"]["rayClusterConfig"]["headGroupSpec"]):
+        (container,) = pod["template"]["spec"]["containers"]
+        settings = {one["name"]: one["value"] for one in container["env"] if one["name"].startswith("RAY_SERVE_")}
+        assert config.proxy == "haproxy" and settings.items() <= proxy.SETTINGS.items() and proxy.ENABLE in settings
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert config.replicas.encoder * config.replicas.encoder_cpus <= group["replicas"] * cpus
     mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]

@@ -84,7 +84,9 @@ def exported() -> frozenset[str]:
     """Names that our gateway and our embedding runs export, and the names in Ray's own dashboards."""
     import ray.dashboard.modules.metrics.dashboards as dashboards
 
+    from rayvec.serving.batcher import Batched
     from rayvec.serving.metrics import Metrics
+    from rayvec.training.metrics import GAUGES
 
     gateway = Metrics()
     gateway.answered("/v1/search", 200, 0.1)
@@ -93,10 +95,15 @@ def exported() -> frozenset[str]:
     gateway.cached(1, 1)
     gateway.in_flight(1)
     gateway.index("v1")
+    gateway.looked(0.9, refused=False)
+    gateway.incomplete()
+    gateway.wrote({"added": 1}, {"total": 0.1})
+    gateway.batched(Batched(items=1, tokens=1, waited_seconds=0.1))
     ours = set(re.findall(r"(?m)^(rayvec_\w+)", gateway.render().decode()))
     source = (ROOT / "platform" / "rayvec" / "encoding" / "metrics.py").read_text(encoding="utf-8")
     runs = {f"ray_rayvec_embed_{name}_total" for name in re.findall(r'_counter\("(\w+)"', source)}
     runs |= {f"ray_{name}" for name in re.findall(r'Gauge\("(\w+)"', source)}
+    runs |= {f"ray_rayvec_train_{name}" for name in GAUGES}
     panels_of_ray = "".join(file.read_text() for file in Path(dashboards.__path__[0]).glob("*.py"))
     return frozenset(ours | runs | set(re.findall(r"\bray_\w+", panels_of_ray)) | {"up"})
 
@@ -126,6 +133,13 @@ def test_an_expression_parses_and_reads_what_is_exported(where: str, expression:
         assert name.startswith("ray_"), f"{where}: nothing exports {name}"
         base = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
         assert named_in_ray(base.removeprefix("ray_")), f"{where}: Ray has no {name}"
+
+
+def test_everything_that_is_exported_is_drawn_or_watched() -> None:
+    read = {name for _, expression in EXPRESSIONS for name in metrics(promql.parse(plain(expression)))}
+    read = {re.sub("_(total|bucket|sum|count)$", "", name) for name in read}
+    ours = {re.sub("_(total|bucket|sum|count|created)$", "", name) for name in exported() if "rayvec_" in name}
+    assert ours - read == set()
 
 
 def test_a_name_that_nobody_exports_is_found() -> None:

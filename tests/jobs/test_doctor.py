@@ -20,6 +20,7 @@ from pipelines import doctor
 from pipelines._ray import ray_session
 from pipelines.doctor import Finding
 from rayvec.errors import UserError
+from rayvec.serving.config import is_loopback
 
 
 def levels(findings: object) -> list[str]:
@@ -68,6 +69,26 @@ def test_every_job_looks_before_it_starts_ray(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(doctor.UNSAFE_SWITCHES[1], "true")
     with pytest.raises(UserError, match="unset it"), ray_session():
         pass
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "openai_api_key", "DB_PASSWORD", "CREDENTIALS"])
+def test_a_secret_in_a_jobs_runtime_environment_stops_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    harmless = ("TOKENIZERS_PARALLELISM", "MAX_TOKENS", "RAY_AUTH_TOKEN_PATH", "HF_TOKEN_PATH", "KEYS")
+    variables = {**dict.fromkeys(harmless, "canary"), name: "canary", "PASSWORD": ""}
+    monkeypatch.setenv(doctor.JOB_CONFIG, json.dumps({"runtime_env": {"env_vars": variables}, "metadata": {}}))
+    with (
+        pytest.raises(UserError, match=rf"^{name} is in the job's runtime environment.* a file ") as raised,
+        ray_session(),
+    ):
+        pass
+    assert "canary" not in str(raised.value)
+    assert len(list(doctor.secrets())) == 1
+
+
+@pytest.mark.parametrize("job", ["", "{}", '{"runtime_env": null}', '{"runtime_env": {"working_dir": "."}}'])
+def test_a_job_without_secrets_goes_on(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(doctor.JOB_CONFIG, job)
+    assert list(doctor.secrets()) == []
 
 
 def test_an_old_ray_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +160,26 @@ def test_the_quick_look_is_quick() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.cluster
+def test_a_ray_that_is_joined_asks_for_a_token(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster of the tests does; what the dashboard answers to one without a token counts for more."""
+    import ray
+
+    assert levels(doctor.joined("")) == []
+    for status in (401, 502):
+        with dashboard(status) as address:
+            assert levels(doctor.joined(address.removeprefix("http://"))) == []
+    with dashboard(200) as address:
+        place = address.removeprefix("http://")
+        at_home = is_loopback(ray.util.get_node_ip_address())
+        assert levels(doctor.joined(place)) == ["warning" if at_home else "error"]
+        monkeypatch.setenv(doctor.ALLOW_OPEN, "1")
+        assert levels(doctor.joined(place)) == ["warning"]
+        monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "NodeManagerAddress": "127.0.0.1"}])
+        (found,) = doctor.joined(place)
+        assert found.level == "warning" and "this machine" in found.what
 
 
 @pytest.mark.cluster

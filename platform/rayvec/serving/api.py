@@ -163,7 +163,7 @@ def _health(gateway: Gateway) -> APIRouter:
 
     @router.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(await gateway.numbers(), media_type=CONTENT_TYPE)
 
     return router
 

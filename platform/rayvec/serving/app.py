@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rayvec.errors import RayvecError
 from rayvec.indexing.part import Part
+from rayvec.serving import proxy
 from rayvec.serving.config import EVERYWHERE, ServeConfig
 from rayvec.serving.parts import VectorPart
-from rayvec.serving.preflight import Plan, absolute, plan
+from rayvec.serving.preflight import Plan, plan, with_whole_paths
 from rayvec.serving.replicas import EncoderReplica, GatewayReplica, RetrieverReplica, WholeReplica, WriterReplica
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def build_app(config: ServeConfig, checked: Plan | None = None) -> Application:
     deployment of copies that have it all.
     """
     checked = checked or plan(config)
+    proxy.require(config)
+    config = with_whole_paths(config)
     return _together(config, checked) if config.replicas.together else _apart(config, checked)
 
 
@@ -56,9 +59,7 @@ def _apart(config: ServeConfig, checked: Plan) -> Application:
             num_replicas=replicas.part_copies,
             user_config=_pin(config),
             **_options(config, replicas.part_cpus),
-        )(VectorPart).bind(
-            absolute(config.index), Part(number, replicas.parts), checked.fingerprint, config.poll_seconds
-        )
+        )(VectorPart).bind(config.index, Part(number, replicas.parts), checked.fingerprint, config.poll_seconds)
         for number in range(replicas.parts if replicas.parts > 1 else 0)
     ]
     retriever = serve.deployment(
@@ -73,7 +74,7 @@ def _apart(config: ServeConfig, checked: Plan) -> Application:
             name="Writer",
             num_replicas=1,  # there is one index to be written, and one may write it at a time
             **_options(config),
-        )(WriterReplica).bind(absolute(config.index), encoder, checked.encoder, checked.fingerprint)
+        )(WriterReplica).bind(config.index, encoder, checked.encoder, checked.fingerprint)
     return serve.deployment(name="Gateway", num_replicas=replicas.gateway, **_gateway_options(config))(
         serve.ingress()(GatewayReplica)
     ).bind(encoder, retriever, writer, config, checked)

@@ -327,9 +327,6 @@ class Gateway:
     async def ready(self) -> Ready:
         """Both parts answer, or Problem 503."""
         _, index = await asyncio.gather(self._encoder_facts(), self._index_facts())
-        self._seen(index.version)
-        if index.recall is not None:
-            self.metrics.recall(index.recall)
         return Ready(
             model=self._model,
             index_version=index.version,
@@ -341,6 +338,11 @@ class Gateway:
             recall=index.recall,
         )
 
+    async def numbers(self) -> bytes:
+        """What Prometheus is told. The index is asked for its own; a scrape does not fail because it cannot answer."""
+        await asyncio.gather(self._index_facts(), return_exceptions=True)
+        return self.metrics.render()
+
     async def _encoder_facts(self) -> EncoderFacts:
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -351,9 +353,12 @@ class Gateway:
     async def _index_facts(self) -> IndexFacts:
         try:
             async with asyncio.timeout(READY_SECONDS):
-                return await self._retriever.facts()
+                facts = await self._retriever.facts()
         except TimeoutError:
             raise unavailable("the index does not answer", code="not_ready") from None
+        self._seen(facts.version)
+        self.metrics.looked(facts.recall, refused=facts.refused is not None)
+        return facts
 
 
 def _as_array(vectors: list[list[float]] | None) -> np.ndarray | None:

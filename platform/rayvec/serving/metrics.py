@@ -40,6 +40,7 @@ class Metrics:
         self._batch_tokens = self._histogram("batch_tokens", "Tokens of a request's batch", buckets=TOKENS)
         self._batch_requests = self._histogram("batch_requests", "Requests of a request's batch", buckets=REQUESTS)
         self._recall = self._gauge("index_recall", "Share of true neighbours found, of a few vectors searched lately")
+        self._refused = self._gauge("index_refused", "1 while a newer version of the index is there and not served")
         self._incomplete = self._counter("incomplete_answers", "Answers without some part of the vectors")
         self._documents = self._counter("written_documents", "Documents that writes were about", "outcome")
         self._writes = self._histogram(
@@ -79,9 +80,11 @@ class Metrics:
             self._batch_tokens.labels(**self._replica).observe(batch.tokens)
             self._batch_requests.labels(**self._replica).observe(batch.items)
 
-    def recall(self, share: float) -> None:
-        """Set what the last look at the recall found."""
-        self._recall.labels(**self._replica).set(share)
+    def looked(self, recall: float | None, *, refused: bool) -> None:
+        """Set what the index says of itself: the recall it found when it last looked, if it did."""
+        if recall is not None:
+            self._recall.labels(**self._replica).set(recall)
+        self._refused.labels(**self._replica).set(refused)
 
     def incomplete(self) -> None:
         """Count an answer that parts of the vectors are missing from."""

@@ -95,6 +95,12 @@ def absolute(reference: str) -> str:
     return str(path.absolute()) if storage.is_local(reference) and path.is_dir() else reference
 
 
+def with_whole_paths(config: ServeConfig) -> ServeConfig:
+    """The same with whole paths of the places that replicas read and write."""
+    files = {name: storage.absolute(path) for name in ("keys", "access_log") if (path := getattr(config, name))}
+    return config.replace(index=absolute(config.index), **files)
+
+
 def check_port(config: ServeConfig) -> None:
     """Raise UserError when the address cannot be listened on."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET

@@ -46,10 +46,26 @@ def check(config: ServeConfig) -> None:
         raise UserError(f"{ENABLE}=1 listens on every interface, whatever host says; set keys= too")
 
 
+def require(config: ServeConfig) -> None:
+    """Raise UserError where HAProxy is asked for, and the Serve of the Ray that runs would start its own proxy.
+
+    Serve reads the variable in its own processes, which have their node's environment, as this one has.
+    """
+    if config.proxy == "haproxy" and os.environ.get(ENABLE) != "1":
+        raise UserError(
+            f"proxy=haproxy is chosen where Ray starts: set {ENABLE}=1 in the environment of every node "
+            "(infra/kuberay/service.yaml does), or keep proxy=python"
+        )
+
+
 @contextlib.contextmanager
 def chosen(config: ServeConfig) -> Iterator[None]:
     """Around a Ray of our own, and before Serve is imported: choose the proxy; at the end nothing of it is left."""
     if config.proxy != "haproxy":
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        require(config)
         yield
         return
     # Paths of Unix sockets may not pass 107 bytes, of which the id of a node takes 56.

@@ -12,7 +12,7 @@ from rayvec.serving.api import make_api
 from rayvec.serving.config import ServeConfig, is_loopback
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
-from rayvec.serving.preflight import Plan, absolute
+from rayvec.serving.preflight import Plan
 from rayvec.serving.query_encoder import QueryEncoder
 from rayvec.serving.retriever import Retriever
 from rayvec.serving.security import Keys
@@ -43,7 +43,7 @@ class RetrieverReplica(Retriever):
         from rayvec.serving.remote import RemotePart
 
         super().__init__(
-            absolute(config.index),
+            config.index,
             checked.fingerprint,
             config.reranker,
             config.poll_seconds,
@@ -92,7 +92,7 @@ class WholeReplica:
         self._retriever = RetrieverReplica(config, checked)
         writer = None
         if config.writable:
-            writer = Writer(absolute(config.index), self._encoder, checked.encoder, checked.fingerprint)
+            writer = Writer(config.index, self._encoder, checked.encoder, checked.fingerprint)
         self._gateway = _gateway(self._encoder, self._retriever, writer, config, checked)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from rayvec import storage
 from rayvec.training import checkpoints
-from rayvec.training.loop import Metrics
+from rayvec.training.loop import Metrics, Progress
 from rayvec.training.run_folder import RunFolder
 from rayvec.training.stages import TrainingConfig
 
@@ -79,6 +79,9 @@ class Link(Protocol):
     def say(self, line: str) -> None:
         """Show a person a line."""
 
+    def logged(self, progress: Progress) -> None:
+        """Hand on the numbers of a logged line; rank 0 calls it."""
+
 
 @dataclass
 class LocalLink:
@@ -105,3 +108,6 @@ class LocalLink:
     def say(self, line: str) -> None:
         """Log it."""
         LOG.info(line)
+
+    def logged(self, progress: Progress) -> None:
+        """The run's own log has them, and nobody else asks one process for them."""

@@ -21,8 +21,9 @@ from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import RayvecError, UserError
 from rayvec.training.job import Job
-from rayvec.training.loop import Metrics
+from rayvec.training.loop import Metrics, Progress
 from rayvec.training.memory import lacks_memory, memory_advice
+from rayvec.training.metrics import RunMetrics
 from rayvec.training.run_folder import RunFolder
 from rayvec.training.stages import TrainingConfig
 from rayvec.training.worker import Outcome, work
@@ -64,6 +65,7 @@ class RayLink:
 
     folder: RunFolder
     board: Any
+    metrics: RunMetrics
 
     def resume_from(self) -> Path | None:
         """The newest whole checkpoint of any attempt; the same on every rank, since nobody writes while a group starts.
@@ -83,6 +85,10 @@ class RayLink:
     def say(self, line: str) -> None:
         """Tell the driver; it shows the line within a second."""
         self.board.add.remote(line)
+
+    def logged(self, progress: Progress) -> None:
+        """Tell Prometheus."""
+        self.metrics.set(progress)
 
 
 @contextlib.contextmanager
@@ -175,7 +181,7 @@ def _train_loop(told: dict[Any, Any]) -> Any:
         from ray.train.torch import get_device
 
         job = replace(job, device=str(get_device()))
-    return work(job, RayLink(job.folder, board))
+    return work(job, RayLink(job.folder, board, RunMetrics(job.output)))
 
 
 def _next_attempt(root: str) -> str:

@@ -181,8 +181,10 @@ class _Run:
         return parts
 
     def logged(self, progress: Progress) -> None:
-        """Remember the latest numbers."""
+        """Remember the latest numbers; rank 0 hands them on."""
         self.latest = progress.metrics
+        if rank() == 0:
+            self.link.logged(progress)
 
     def stepped(self, step: int) -> None:
         """Compare ranks, measure and write checkpoints when their time has come."""

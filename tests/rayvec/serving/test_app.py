@@ -22,10 +22,11 @@ from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.modeling.prompts import Prompts
 from rayvec.serving import proxy
-from rayvec.serving.app import _deployment_error, deploy
+from rayvec.serving.app import _deployment_error, build_app, deploy
 from rayvec.serving.config import ServeConfig
-from rayvec.serving.preflight import check_port, plan
+from rayvec.serving.preflight import check_port, plan, with_whole_paths
 from rayvec.serving.replicas import EncoderReplica
+from rayvec.serving.security import new_key
 from tests.artifacts import texts_for, write_index
 from tests.models import save_model
 from tests.services import COUNT, MODEL, write_service_index
@@ -128,6 +129,22 @@ def test_a_proxy_that_listens_everywhere_needs_keys(index: Path, monkeypatch: py
         plan(ServeConfig(index=str(index)))
 
 
+def test_haproxy_on_a_ray_that_runs_already_is_chosen_by_its_nodes(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys.txt").write_text(new_key("alice")[1])
+    config = ServeConfig(index=str(index), proxy="haproxy", keys=str(tmp_path / "keys.txt"))
+    monkeypatch.delenv(proxy.ENABLE, raising=False)
+    with pytest.raises(UserError, match=f"set {proxy.ENABLE}=1 in the environment of every node"):
+        build_app(config)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    with pytest.raises(UserError, match="of every node"), proxy.chosen(config):
+        pass
+    monkeypatch.setenv(proxy.ENABLE, "1")
+    with proxy.chosen(config):
+        assert not proxy.FILES.keys() & os.environ.keys()
+
+
 def test_haproxy_gets_ports_that_are_free_and_a_folder_that_is_ours(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +159,18 @@ def test_haproxy_gets_ports_that_are_free_and_a_folder_that_is_ours(
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(folder / "haproxy.cfg")])
     assert not psutil.pid_exists(left.pid) and not folder.exists()
+
+
+def test_replicas_are_told_whole_paths_wherever_they_run(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index").symlink_to(index)
+    monkeypatch.chdir(tmp_path)
+    config = ServeConfig(index="index", keys="keys.txt")
+    told = with_whole_paths(config)
+    assert (told.index, told.keys) == (str(tmp_path / "index"), str(tmp_path / "keys.txt"))
+    assert told == config.replace(index=told.index, keys=told.keys)
+    assert with_whole_paths(ServeConfig(index="s3://bucket/index")).index == "s3://bucket/index"
 
 
 def test_a_port_in_use_is_told_before_anything_starts() -> None:

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rayvec.errors import UserError
 from rayvec.serving.observer import open_log
 from rayvec.serving.security import Keys, new_key, parse_line
-from tests.services import Client
+from tests.services import Client, write_service_index
 
 ORIGIN = "https://app.example"
 
@@ -37,6 +37,17 @@ def samples(client: Client) -> dict[tuple[str, ...], float]:
         for family in families
         for sample in family.samples
     }
+
+
+def test_metrics_tell_of_a_newer_version_that_is_refused(tmp_path: Path) -> None:
+    """Without a look at /ready, which nobody may ask."""
+    client = Client(write_service_index(tmp_path / "index"))
+    assert samples(client)["rayvec_index_refused",] == 0
+    write_service_index(tmp_path / "index", "hash:32")
+    client.runner.run(client.gateway._retriever.look())  # type: ignore[attr-defined]
+    found = samples(client)
+    assert found["rayvec_index_refused",] == 1 and found["rayvec_index_info", "v1"] == 1
+    client.close()
 
 
 def test_a_usable_request_id_is_kept_and_any_other_is_replaced(seen: Client) -> None:

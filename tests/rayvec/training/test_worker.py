@@ -16,8 +16,10 @@ from rayvec.errors import MismatchError, RayvecError, UserError, VerificationErr
 from rayvec.evaluation.sts import correlation, cosines, read_pairs
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.curves import read_metrics
-from rayvec.training.loop import DivergedError
+from rayvec.training.job import LocalLink
+from rayvec.training.loop import DivergedError, Progress
 from rayvec.training.memory import memory_advice
+from rayvec.training.metrics import GAUGES
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.stages import Mntp, Simcse, StsSet
 from rayvec.training.worker import require_equal_ranks
@@ -55,6 +57,15 @@ def test_a_resumed_run_equals_one_left_alone_to_the_bit(inputs: Path, tmp_path: 
     assert adapter(tmp_path / "run") == whole
     again = (tmp_path / "run/training/metrics.jsonl").read_text(encoding="utf-8")
     assert _without_speed(again) == _without_speed(lines)
+
+
+def test_the_numbers_of_each_line_are_handed_on(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[Progress] = []
+    monkeypatch.setattr(LocalLink, "logged", lambda _, progress: handed.append(progress))
+    train(config(inputs, tmp_path, log_every=2))
+    lines = read_metrics(tmp_path / "training" / "metrics.jsonl")
+    assert [(one.step, one.metrics["loss"]) for one in handed] == [(line["step"], line["loss"]) for line in lines]
+    assert all(GAUGES.keys() - {"step", "tokens_per_second"} <= one.metrics.keys() for one in handed)
 
 
 def _without_speed(lines: str) -> list[str]:
