@@ -343,6 +343,7 @@ def _report(
         "embedded": sums["documents"],
         **({"rows": sums["rows"]} if config.long in ("windows", "late") else {}),
         "quarantined": sums["reasons"],
+        **({"nulled": sums["nulled"]} if sums["nulled"] else {}),
         "duplicates": sums["duplicates"],
         "truncated": sums["truncated"],
         "tokens": sums["tokens"],
