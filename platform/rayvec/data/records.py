@@ -48,11 +48,6 @@ class Layout:
     make_ids: Literal["path", "content"] = "path"
 
     @property
-    def makes_ids(self) -> bool:
-        """Whether some records may get an id that is made."""
-        return self.id is None or self.missing_id == "make"
-
-    @property
     def columns(self) -> list[str]:
         """All columns that are read, each once."""
         named = [self.id, self.title, *self.text, *(name for name, _ in self.payload)]

@@ -49,6 +49,13 @@ class Source:
         return [name for name, _ in self.layout.payload]
 
     @property
+    def names_by_place(self) -> str | None:
+        """The folder that file names in ids are relative to; None where no id is made of one."""
+        config, id_ = self.config, self.layout.id
+        by_name = id_ is None or config.missing_id == "make" or self._reader is READERS["text"]
+        return self.listing.base if by_name and config.make_ids == "path" else None
+
+    @property
     def _reader(self) -> Reader:
         return READERS["lines" if self.config.lines else self.config.kind]
 

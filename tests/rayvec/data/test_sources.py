@@ -357,6 +357,26 @@ def test_small_files_share_a_unit_and_their_records_keep_their_places(tmp_path: 
     assert places == [(f"{tmp_path}/{i}.{name}", first + 1) for i in range(5)]
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "options", "place"),
+    [
+        ("c.jsonl", b'{"text": "a"}', {}, True),
+        ("c.jsonl", b'{"text": "a"}', {"make_ids": "content"}, False),
+        ("c.jsonl", b'{"id": 1, "text": "a"}', {}, False),
+        ("c.jsonl", b'{"id": 1, "text": "a"}', {"missing_id": "make"}, True),
+        ("c.txt", b"a", {}, True),
+        ("c.txt", b"a", {"make_ids": "content"}, False),
+        ("c.txt", b"a", {"lines": True}, True),
+    ],
+)
+def test_it_tells_what_names_in_ids_are_relative_to(
+    tmp_path: Path, name: str, data: bytes, options: dict[str, Any], place: bool
+) -> None:
+    source = open_path(write(tmp_path, name, data), **options)
+    assert source.names_by_place == (str(tmp_path) if place else None)
+    assert (read_all(source)["id"][0].as_py().startswith(name)) is (place and "missing_id" not in options)
+
+
 def test_pydocs_are_collected_once_and_then_read_as_parquet(tmp_path: Path) -> None:
     config = SourceConfig(kind="pydocs", packages=("pyyaml",), min_characters=20)
     source = open_source(config, str(tmp_path))

@@ -23,7 +23,7 @@ class DocumentReader:
     def layout(self, config: SourceConfig, listing: Listing) -> Layout:
         """See base.Reader."""
         check_all_text(config, listing)
-        return Layout("id", "title", ("text",))
+        return Layout("id" if config.make_ids == "path" else None, "title", ("text",), make_ids=config.make_ids)
 
     def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
         """See base.Reader."""

@@ -143,7 +143,7 @@ class TextLinesReader(_LineReader):
     def layout(self, config: SourceConfig, listing: Listing) -> Layout:
         """See base.Reader."""
         check_all_text(config, listing)
-        return Layout(None, None, ("text",))
+        return Layout(None, None, ("text",), make_ids=config.make_ids)
 
     def record(self, data: bytes) -> Mapping[str, Any]:
         """See _LineReader."""
