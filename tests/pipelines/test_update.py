@@ -353,7 +353,7 @@ def test_an_index_after_an_update_is_built_anew_when_asked_for(model: Model) -> 
 def test_files_of_equal_names_in_another_folder_replace_nothing_unasked(model: Model) -> None:
     def made(id_: str, folder: str) -> UpdateConfig:
         """New embeddings of one document, whose id was made of a file's name in a folder."""
-        embeddings = model.batch([id_], VECTORS[:1], [f"of {folder}"], parts=1)
+        embeddings = model.batch([id_], VECTORS[:1], [f"of {folder}, batch{model.batches}"], parts=1)
         manifest = storage.read_json(embeddings / "manifests/v1.json")
         manifest["settings"] = {"source": {"names_by_place": folder}}
         storage.write_json(embeddings / "manifests/v1.json", manifest)

@@ -48,13 +48,14 @@ class Listing:
         return uri.removeprefix(self.base).lstrip("/")
 
 
-def list_files(path: str | Sequence[str], known_only: bool = True) -> Listing:
+def list_files(path: str | Sequence[str], kind: str | None = None) -> Listing:
     """The files of a path, sorted by name, or of several, one path after the other. Raises UserError for one of none.
 
-    known_only: of a folder take only the files whose extension says what they are.
+    kind: of a folder take the files of this kind by their extension, or where there are none those of an unknown one;
+    by default all of a known kind.
     """
     if not isinstance(path, str) and path:
-        return _joined([list_files(one, known_only) for one in path])
+        return _joined([list_files(one, kind) for one in path])
     if not path or not isinstance(path, str):
         raise UserError("source.path is not set; give a file, a folder or a glob pattern with --set source.path=…")
     uri = storage.absolute(path).rstrip("/") or "/"
@@ -64,7 +65,10 @@ def list_files(path: str | Sequence[str], known_only: bool = True) -> Listing:
     if info.type == pafs.FileType.File:
         return Listing(_parent(uri), (_input(info, prefix),))
     if info.type == pafs.FileType.Directory:
-        found = [file for file in _walk(prefix, inner, recursive=True) if not known_only or kind_of(file.path)]
+        walked = _walk(prefix, inner, recursive=True)
+        found = [file for file in walked if (kind_of(file.path) == kind if kind else kind_of(file.path))]
+        if kind and not found:
+            found = [file for file in walked if kind_of(file.path) is None]
         return _listing(path, inner, prefix, found, f"holds no file that rayvec reads ({', '.join(EXTENSIONS)})")
     if not _MAGIC.search(inner):
         raise UserError(f"{path} does not exist; check source.path")

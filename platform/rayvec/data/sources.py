@@ -112,7 +112,7 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
         config = config.replace(kind="hf")
         listing = list_saved(config.where, config.split)
     else:
-        listing = list_files(config.path, known_only=config.kind == "auto")
+        listing = list_files(config.path, None if config.kind == "auto" else config.kind)
     if config.kind == "auto":
         config = config.replace(kind=_common_kind(config.where, listing))
     if config.lines and config.kind != "text":
@@ -132,8 +132,8 @@ def _common_kind(path: str, listing: Listing) -> str:
     found = sorted({str(kind) for kind in kinds.values()})
     if len(found) > 1:
         raise UserError(
-            f"{path} holds files of several kinds ({', '.join(found)}); choose one with --set source.kind=… "
-            "and a glob pattern such as --set 'source.path=FOLDER/*.jsonl'"
+            f"{path} holds files of several kinds ({', '.join(found)}); choose one with --set source.kind=…, "
+            "or a glob pattern such as --set 'source.path=FOLDER/*.jsonl'"
         )
     return found[0]
 

@@ -236,6 +236,16 @@ def test_files_of_several_kinds_need_a_choice(tmp_path: Path) -> None:
         open_path(tmp_path)
 
 
+def test_of_a_folder_the_files_of_the_kind_are_taken(tmp_path: Path) -> None:
+    """As folders of data sets are, that were cloned from a hub."""
+    write(tmp_path, "data/a.jsonl", jsonl(make(2)))
+    for name in ("README.md", "LICENSE", "data/b.csv"):
+        write(tmp_path, name, b"no record")
+    assert len(read_all(open_path(tmp_path, kind="jsonl"))) == 2
+    write(tmp_path, "parts/part-00000", jsonl(make(3)))
+    assert len(read_all(open_path(tmp_path / "parts", kind="jsonl"))) == 3
+
+
 def test_an_option_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match="lines is for kind text or auto, not jsonl"):
         SourceConfig.parse({"kind": "jsonl", "lines": True})

@@ -40,7 +40,10 @@ def common_layout(config: SourceConfig, listing: Listing, look: Callable[[Input]
     for file, schema in inspect(config, listing.files, look):
         file_of.setdefault(schema.remove_metadata(), file.uri)
     types: dict[str, list[pa.DataType]] = {}
-    for schema in file_of:
+    for schema, uri in file_of.items():
+        repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if repeated:
+            raise UserError(f"{uri} names column {repeated[0]!r} more than once; write it with one of each name")
         for name in dict.fromkeys([*schema.names, *named_columns(config)]):
             found = _type_at(schema, name)
             if found is not None:

@@ -100,7 +100,12 @@ def _header(config: SourceConfig, uri: str) -> list[str]:
     if config.column_names:
         return list(config.column_names)
     first = next(rows(config, _lines(config, uri), 1), None)
-    return [] if first is None else first.fields
+    return [] if first is None else _names(first)
+
+
+def _names(header: Row) -> list[str]:
+    """The names in a header; a column without one is called as pandas, which writes such, calls it."""
+    return [name or f"Unnamed: {number}" for number, name in enumerate(header.fields)]
 
 
 def _checked_header(config: SourceConfig) -> Callable[[Input], list[str]]:
@@ -111,7 +116,7 @@ def _checked_header(config: SourceConfig) -> Callable[[Input], list[str]]:
             return []
         if first.reason is not None:
             raise BadFileError(f"its header cannot be read: {first.detail or first.reason}")
-        header = list(config.column_names) or first.fields
+        header = list(config.column_names) or _names(first)
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
             raise BadFileError(f"its header names {', '.join(map(repr, repeated))} more than once")

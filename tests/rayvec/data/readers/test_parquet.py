@@ -192,3 +192,9 @@ def test_payload_keeps_its_types(tmp_path: Path) -> None:
     assert source.payload == ["tags", "n"]
     read = source.read(source.units(10)[0]).table
     assert read.select(["tags", "n"]).equals(table.select(["tags", "n"]))
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "c.parquet", pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]))
+    with pytest.raises(UserError, match="names column 'text' more than once"):
+        open_source(SourceConfig(path=str(path)))
