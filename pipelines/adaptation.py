@@ -91,7 +91,7 @@ def report_adaptation(config: AdaptationConfig) -> Report:
     found = {name: estimates(row) for name, row in values.items()}
     change = {m: compare(values["after"][m], values["before"][m]) for m in values["after"]}
     report = {
-        "corpus": PurePosixPath(config.source.path).name or config.source.kind,
+        "corpus": PurePosixPath(config.source.where).name or config.source.kind,
         "questions": corpus.how,
         "documents": len(corpus.ids),
         "queries": len(corpus.questions),

@@ -164,7 +164,7 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
         reference=reference,
         fingerprint=fingerprint,
         load_encoder=partial(load_encoder, dtype=config.precision),
-        load_tokenizer=load_tokenizer_only,
+        load_tokenizer=partial(load_tokenizer_only, verify=False),  # the plan has verified, and the encoders will
         instruction=config.instruction,
         title=config.title,
         dtype=config.dtype,
@@ -263,7 +263,7 @@ def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
     names |= {"keep_text", "unit_rows"}
     if config.long != "truncate":
         names |= {"window_tokens", "overlap_tokens"}
-    opened = source.config.model_dump(mode="json", exclude={"path"})
+    opened = source.config.model_dump(mode="json", exclude={"path"}) | {"names_by_place": source.names_by_place}
     return {"source": opened, **config.model_dump(mode="json", include=names)}
 
 
@@ -343,6 +343,7 @@ def _report(
         "embedded": sums["documents"],
         **({"rows": sums["rows"]} if config.long in ("windows", "late") else {}),
         "quarantined": sums["reasons"],
+        **({"nulled": sums["nulled"]} if sums["nulled"] else {}),
         "duplicates": sums["duplicates"],
         "truncated": sums["truncated"],
         "tokens": sums["tokens"],

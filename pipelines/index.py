@@ -65,7 +65,7 @@ class IndexConfig(Config):
     #: Whether to build BM25 over the same documents, for hybrid search; over which columns, and which Snowball stemmer.
     lexical: bool = True
     lexical_columns: tuple[str, ...] = Field(default=(ID, TITLE, TEXT), min_length=1)
-    stemmer: Literal["english", "porter"] | None = "english"
+    stemmer: str | None = "english"
     #: FAISS files; 0 lets none pass 2 GB.
     shards: int = Field(default=0, ge=0, le=4096)
     #: Of the random samples for training and for proof.
@@ -77,6 +77,15 @@ class IndexConfig(Config):
     @classmethod
     def _known_factory(cls, factory: str) -> str:
         return spec.check_factory(factory)
+
+    @field_validator("stemmer")
+    @classmethod
+    def _known_stemmer(cls, stemmer: str | None) -> str | None:
+        import Stemmer
+
+        if stemmer is not None and stemmer not in Stemmer.algorithms():
+            raise ValueError(f"no Snowball stemmer {stemmer!r}; there are {', '.join(Stemmer.algorithms())}, or null")
+        return stemmer
 
     @field_validator("memory_budget")
     @classmethod

@@ -124,7 +124,10 @@ def _wherever_it_runs(config: TrainConfig) -> TrainConfig:
 
 
 def _absolute(source: SourceConfig) -> SourceConfig:
-    return source.replace(path=storage.absolute(source.path)) if source.path else source
+    if not source.path:
+        return source
+    several = not isinstance(source.path, str)
+    return source.replace(path=tuple(map(storage.absolute, source.path)) if several else storage.absolute(source.where))
 
 
 def _start_digest(config: TrainConfig) -> str:

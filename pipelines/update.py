@@ -39,6 +39,8 @@ class UpdateConfig(Config):
     embeddings: str = ""
     #: A text file of ids to delete, one a line, or a list of them. They go first: what `embeddings` holds stays in.
     delete: str | tuple[str, ...] = ""
+    #: Whether documents whose ids were made of file names may replace those of files in another folder.
+    replace_names: bool = False
     #: Of the sample for the proof.
     seed: NonNegativeInt = 0
 
@@ -129,6 +131,8 @@ def _apply(
 
     with timed(seconds, "ids"):
         gone, counts = updates.look_up(before, asked.deletes, delta)
+    if delta is not None and not config.replace_names:
+        updates.check_names(before, delta, counts["replaced"])
     if delta is None and not len(gone):
         return None, counts, None
     said = {"update": asked.facts, "by": None}

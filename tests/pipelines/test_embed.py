@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.embed import EmbedConfig, embed, verify
@@ -185,6 +187,21 @@ def test_windows_of_long_documents_are_rows(ray_cluster: None, corpus: Path, tmp
     assert (again["units_resumed"], again["manifest_sha256"]) == (report["units"], report["manifest_sha256"])
     with pytest.raises(MismatchError, match="window_tokens is 9 now, and was 8"):
         embed(run.replace(window_tokens=9))
+
+
+def test_small_files_that_differ_in_types_are_one_unit_and_nothing_is_lost(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, years in (("a", [1.5, 2.5]), ("b", [2**60 + 1, 4])):
+        table = {"id": [f"{name}1", "same"], "text": [f"text {name}", f"more {name}"], "year": years}
+        pq.write_table(pa.table(table), tmp_path / "in" / f"{name}.parquet")
+    report = embed(config(tmp_path / "in", tmp_path / "out", max_quarantine=1))
+    assert (report["embedded"], report["units"], report["files"]) == (3, 1, 2)
+    assert (report["nulled"], report["duplicates"]) == ({"year": 1}, 1)
+    [line] = [json.loads(line) for line in next((tmp_path / "out/quarantine").iterdir()).read_text().splitlines()]
+    assert (line["source"], line["position"]) == (f"{tmp_path}/in/b.parquet", 1)
+    assert (line["kept"]["source"], line["kept"]["position"]) == (f"{tmp_path}/in/a.parquet", 1)
+    years = {id_: row["year"] for id_, row in rows(str(tmp_path / "out")).items()}
+    assert years == {"a1": 1.5, "same": 2.5, "b1": None}
 
 
 def test_half_precision_and_several_encoders_at_once(ray_cluster: None, corpus: Path, tmp_path: Path) -> None:

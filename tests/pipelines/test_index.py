@@ -293,3 +293,10 @@ def test_embeddings_of_nothing_are_refused(tmp_path: Path) -> None:
 def test_a_build_beside_another_is_refused(embeddings: Path, tmp_path: Path) -> None:
     with versions.writing(tmp_path), pytest.raises(ConcurrentWriterError):
         index(config(embeddings, tmp_path))
+
+
+def test_every_snowball_stemmer_may_be_named_and_no_other() -> None:
+    assert IndexConfig.parse({"stemmer": "finnish"}).stemmer == "finnish"
+    assert IndexConfig.parse({"stemmer": None}).stemmer is None
+    with pytest.raises(UserError, match="no Snowball stemmer 'klingon'; there are arabic"):
+        IndexConfig.parse({"stemmer": "klingon"})

@@ -348,3 +348,20 @@ def test_an_index_after_an_update_is_built_anew_when_asked_for(model: Model) -> 
         IndexConfig(embeddings=str(model.folder / "batch-1"), output=str(model.index), lexical_columns=("text",))
     )
     assert (report["reused"], report["documents"]) == (False, COUNT)
+
+
+def test_files_of_equal_names_in_another_folder_replace_nothing_unasked(model: Model) -> None:
+    def made(id_: str, folder: str) -> UpdateConfig:
+        """New embeddings of one document, whose id was made of a file's name in a folder."""
+        embeddings = model.batch([id_], VECTORS[:1], [f"of {folder}, batch{model.batches}"], parts=1)
+        manifest = storage.read_json(embeddings / "manifests/v1.json")
+        manifest["settings"] = {"source": {"names_by_place": folder}}
+        storage.write_json(embeddings / "manifests/v1.json", manifest)
+        return UpdateConfig(index=str(model.index), embeddings=str(embeddings))
+
+    assert update(made("part-0.parquet:7", "/day1"))["added"] == 1
+    assert update(made("part-0.parquet:7", "/day1"))["replaced"] == 1
+    assert update(made("part-1.parquet:7", "/day2"))["added"] == 1
+    with pytest.raises(UserError, match=r"1 documents .*/day1.*/day3.*source\.make_ids=content"):
+        update(made("part-0.parquet:7", "/day3"))
+    assert update(made("part-0.parquet:7", "/day3").replace(replace_names=True))["replaced"] == 1

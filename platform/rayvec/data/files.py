@@ -6,7 +6,10 @@ A folder is walked recursively; names that begin with `.` or `_` (temporary file
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 import pyarrow.fs as pafs
@@ -29,6 +32,7 @@ EXTENSIONS = {
     ".rst": "text",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_THREADS = 16
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -44,12 +48,15 @@ class Listing:
         return uri.removeprefix(self.base).lstrip("/")
 
 
-def list_files(path: str, known_only: bool = True) -> Listing:
-    """The files of a path, sorted by name. Raises UserError when there are none.
+def list_files(path: str | Sequence[str], kind: str | None = None) -> Listing:
+    """The files of a path, sorted by name, or of several, one path after the other. Raises UserError for one of none.
 
-    known_only: of a folder take only the files whose extension says what they are.
+    kind: of a folder take the files of this kind by their extension, or where there are none those of an unknown one;
+    by default all of a known kind.
     """
-    if not path:
+    if not isinstance(path, str) and path:
+        return _joined([list_files(one, kind) for one in path])
+    if not path or not isinstance(path, str):
         raise UserError("source.path is not set; give a file, a folder or a glob pattern with --set source.path=…")
     uri = storage.absolute(path).rstrip("/") or "/"
     _, inner = storage.filesystem(uri)
@@ -58,7 +65,10 @@ def list_files(path: str, known_only: bool = True) -> Listing:
     if info.type == pafs.FileType.File:
         return Listing(_parent(uri), (_input(info, prefix),))
     if info.type == pafs.FileType.Directory:
-        found = [file for file in _walk(prefix, inner, recursive=True) if not known_only or kind_of(file.path)]
+        walked = _walk(prefix, inner, recursive=True)
+        found = [file for file in walked if (kind_of(file.path) == kind if kind else kind_of(file.path))]
+        if kind and not found:
+            found = [file for file in walked if kind_of(file.path) is None]
         return _listing(path, inner, prefix, found, f"holds no file that rayvec reads ({', '.join(EXTENSIONS)})")
     if not _MAGIC.search(inner):
         raise UserError(f"{path} does not exist; check source.path")
@@ -67,6 +77,14 @@ def list_files(path: str, known_only: bool = True) -> Listing:
     walked = _walk(prefix, base, recursive="/" in pattern)
     found = [file for file in walked if expression.fullmatch(file.path.removeprefix(base).lstrip("/"))]
     return _listing(path, base, prefix, found, "matches no file")
+
+
+def _joined(listings: Sequence[Listing]) -> Listing:
+    """All files, each once, named relative to the folder that holds them all."""
+    parts = zip(*(listing.base.split("/") for listing in listings), strict=False)
+    base = "/".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, parts))
+    files = dict.fromkeys(file for listing in listings for file in listing.files)
+    return Listing(base, tuple(files))
 
 
 def kind_of(name: str) -> str | None:
@@ -88,7 +106,8 @@ def compression_of(name: str) -> str | None:
 
 def check_unchanged(uris: tuple[str, ...], bytes_: int, modified: int | None) -> None:
     """Raise MismatchError unless the files have the size and time they had when their unit was planned."""
-    found = [stat(uri) for uri in uris]
+    with ThreadPoolExecutor(min(len(uris), _THREADS)) as pool:
+        found = list(pool.map(stat, uris))
     if sum(file.bytes for file in found) != bytes_ or newest(found) != modified:
         raise MismatchError(
             f"{uris[0]}{' or a file planned with it' if len(uris) > 1 else ''} has changed since the run was planned; "

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Rejected, UnitData
 from rayvec.errors import UserError
 from rayvec.schema import ID, RESERVED, TEXT, TITLE
@@ -33,12 +35,17 @@ _TITLE_ONLY = "it has a title; source.text_columns that name the title too would
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns are id, title and text (joined by newlines), and the payload's names and types."""
+    """Which columns are id, title and text (joined by newlines), and the payload's names and types.
+
+    A column is a name, or a path of names joined by dots into columns inside others. See SourceConfig for the rest.
+    """
 
     id: str | None
     title: str | None
     text: tuple[str, ...]
     payload: tuple[tuple[str, pa.DataType], ...] = ()
+    missing_id: Literal["quarantine", "make"] = "quarantine"
+    make_ids: Literal["path", "content"] = "path"
 
     @property
     def columns(self) -> list[str]:
@@ -59,19 +66,35 @@ class Layout:
         return pa.schema(fields)
 
 
-def resolve_layout(
-    where: str,
-    columns: Mapping[str, pa.DataType],
-    *,
-    id_column: str | None,
-    title_column: str | None,
-    text_columns: Sequence[str],
-    payload: Sequence[str] | str,
-) -> Layout:
-    """Find the columns by configured or usual name. Raises UserError that lists what is there."""
-    for key, names in (("id_column", [id_column]), ("title_column", [title_column]), ("text_columns", text_columns)):
+def content_id(title: str | None, text: str | None) -> str:
+    """The id of a document by what it says; equal documents have equal ids, wherever they stand.
+
+    >>> content_id(None, "a") == content_id("", "a") != content_id("a", "a")
+    True
+    """
+    return hashlib.blake2b(f"{title or ''}\n{text or ''}".encode(), digest_size=16).hexdigest()
+
+
+def named_columns(config: SourceConfig) -> list[str]:
+    """The columns that a configuration names."""
+    payload = () if isinstance(config.payload, str) else config.payload
+    names = [config.id_column, config.title_column, *config.text_columns, *payload]
+    return [name for name in names if name is not None]
+
+
+def resolve_layout(where: str, columns: Mapping[str, pa.DataType], config: SourceConfig) -> Layout:
+    """Find the columns by configured or usual name. Raises UserError that lists what is there.
+
+    columns: those that are there, and of those inside others the ones that the configuration names.
+    """
+    id_column, title_column, payload = config.id_column, config.title_column, config.payload
+    for key, names in (
+        ("id_column", [id_column]),
+        ("title_column", [title_column]),
+        ("text_columns", config.text_columns),
+    ):
         _require(where, columns, f"source.{key}", [name for name in names if name is not None])
-    text = tuple(text_columns) or _first(columns, TEXT_NAMES)
+    text = config.text_columns or _first(columns, TEXT_NAMES)
     if not text:
         raise UserError(
             f"{where} has no column {' or '.join(map(repr, TEXT_NAMES))}; it has {_list(columns)}: "
@@ -88,7 +111,8 @@ def resolve_layout(
             f"{where}: source.payload may not carry {_list(reserved)}, names that rayvec uses itself; "
             "list the other columns with --set source.payload=[…], or rename these"
         )
-    return Layout(id_, title, text, tuple((name, columns[name]) for name in dict.fromkeys(chosen)))
+    carried = tuple((name, columns[name]) for name in dict.fromkeys(chosen))
+    return Layout(id_, title, text, carried, config.missing_id, config.make_ids)
 
 
 def _first(columns: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -106,27 +130,59 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
-def infer_types(sample: Sequence[Mapping[str, Any]]) -> dict[str, pa.DataType]:
-    """The columns of a sample of JSON objects. Columns of mixed or nested values become JSON text.
+#: The kinds of values that were seen in each column.
+Kinds = dict[str, set[type]]
 
-    >>> infer_types([{"a": 1, "b": {"c": 2}}, {"a": None}])
-    {'a': DataType(int64), 'b': DataType(string)}
+
+def kinds_of(sample: Iterable[Mapping[str, Any]], paths: Iterable[str] = ()) -> Kinds:
+    """The columns of a sample of JSON objects, and those of the paths that are there."""
+    kinds: Kinds = {}
+    for record in sample:
+        for name, value in record.items():
+            kinds.setdefault(name, set()).add(_kind(value))
+        for path in paths:
+            value = value_at(record, path)
+            if value is not None and path not in record:
+                kinds.setdefault(path, set()).add(_kind(value))
+    return kinds
+
+
+def infer_types(kinds: Kinds) -> dict[str, pa.DataType]:
+    """The types of columns. Columns of mixed or nested values become JSON text.
+
+    >>> infer_types(kinds_of([{"a": 1, "b": {"c": 2}}, {"a": None}], ["b.c"]))
+    {'a': DataType(int64), 'b': DataType(string), 'b.c': DataType(int64)}
     """
-    types: dict[str, pa.DataType] = {}
-    for name in dict.fromkeys(name for record in sample for name in record):
-        values = [record[name] for record in sample if record.get(name) is not None]
-        types[name] = _common_type(values)
-    return types
+    return {name: _SIMPLE.get(frozenset(seen - {type(None)}), pa.string()) for name, seen in kinds.items()}
 
 
-_SIMPLE = {(bool,): pa.bool_(), (int,): pa.int64(), (float,): pa.float64(), (float, int): pa.float64()}
+_SIMPLE = {
+    frozenset([bool]): pa.bool_(),
+    frozenset([int]): pa.int64(),
+    frozenset([float]): pa.float64(),
+    frozenset([float, int]): pa.float64(),
+    frozenset([list]): pa.list_(pa.string()),
+}
 
 
-def _common_type(values: Sequence[Any]) -> pa.DataType:
-    kinds = tuple(sorted({type(value) for value in values}, key=lambda kind: kind.__name__))
-    if kinds == (list,) and all(isinstance(item, str) for value in values for item in value):
-        return pa.list_(pa.string())
-    return _SIMPLE.get(kinds, pa.string())
+def _kind(value: Any) -> type:
+    """The type of a value; a list that holds anything but strings is as good as an object."""
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        return dict
+    return type(value)
+
+
+def value_at(record: Mapping[str, Any], path: str) -> Any:
+    """What stands under a name, or under a path of names; None where nothing does.
+
+    >>> value_at({"meta": {"text": "a"}}, "meta.text"), value_at({"meta.text": "b"}, "meta.text"), value_at({}, "c")
+    ('a', 'b', None)
+    """
+    if path in record:
+        return record[path]
+    head, dot, rest = path.partition(".")
+    inner = record.get(head) if dot else None
+    return value_at(inner, rest) if isinstance(inner, Mapping) else None
 
 
 class RefusedError(Exception):
@@ -140,11 +196,17 @@ class RefusedError(Exception):
 class Builder:
     """Collects records given one by one as plain values, and gives them as a UnitData."""
 
-    def __init__(self, layout: Layout, name: str) -> None:
-        self.layout, self.name = layout, name
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.file, self.base = "", 0
         self.rows: list[tuple[Any, ...]] = []
         self.offsets: list[int] = []
         self.rejected: list[Rejected] = []
+        self.nulled: Counter[str] = Counter()
+
+    def begin(self, file: str, base: int) -> None:
+        """What is added from here on is of this file (its name, for ids), and its positions count from `base`."""
+        self.file, self.base = file, base
 
     def add(self, position: int, offset: int, record: Mapping[str, Any]) -> None:
         """Take a record, or refuse it with a reason."""
@@ -158,22 +220,34 @@ class Builder:
 
     def reject(self, position: int, offset: int, reason: str, *, detail: str = "", id_: str | None = None) -> None:
         """Note a record that is not taken."""
-        self.rejected.append(Rejected(position, offset, reason, id_, None, detail))
+        self.rejected.append(Rejected(self.base + position, offset, reason, id_, None, detail))
 
     def finish(self) -> UnitData:
         """The records taken, less those without visible text, and all that were refused, by position."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.layout.schema)
         arrays = [pa.chunked_array([pa.array(c, f.type)]) for c, f in zip(columns, self.layout.schema, strict=True)]
         data = refuse_blank(pa.Table.from_arrays(arrays, schema=self.layout.schema), self.offsets)
-        return UnitData(data.table, sorted(self.rejected + data.rejected, key=lambda r: (r.position, r.offset or 0)))
+        return UnitData.joined([data, UnitData(data.table.slice(0, 0), self.rejected, self.nulled)])
 
     def _row(self, position: int, record: Mapping[str, Any]) -> tuple[Any, ...]:
         layout = self.layout
-        text = _text([record.get(name) for name in layout.text])
-        id_ = f"{self.name}:{position}" if layout.id is None else _id(record.get(layout.id))
-        title = None if layout.title is None else _title(record.get(layout.title))
-        payload = [_payload(name, record.get(name), type_) for name, type_ in layout.payload]
-        return (id_, title, text, *payload, position)
+        text = _text([value_at(record, name) for name in layout.text])
+        title = None if layout.title is None else _title(value_at(record, layout.title))
+        given = None if layout.id is None else value_at(record, layout.id)
+        if layout.id is None or (layout.missing_id == "make" and given in (None, "")):
+            id_ = f"{self.file}:{position}" if layout.make_ids == "path" else content_id(title, text)
+        else:
+            id_ = _id(given)
+        payload = [self._payload(name, value_at(record, name), type_) for name, type_ in layout.payload]
+        return (id_, title, text, *payload, self.base + position)
+
+    def _payload(self, name: str, value: Any, type_: pa.DataType) -> Any:
+        if value is None:
+            return None
+        found = _fitted(value, type_)
+        if found is None:
+            self.nulled[name] += 1
+        return found
 
 
 def _text(values: Sequence[Any]) -> str:
@@ -197,7 +271,7 @@ def _id(value: Any) -> str:
 def _safe_id(layout: Layout, record: Mapping[str, Any]) -> str | None:
     """The id to put in the quarantine line, if there is a usable one."""
     try:
-        return None if layout.id is None else _id(record.get(layout.id))
+        return None if layout.id is None else _id(value_at(record, layout.id))
     except RefusedError:
         return None
 
@@ -210,28 +284,22 @@ def _title(value: Any) -> str | None:
     raise RefusedError("bad_value", f"the title is a {type(value).__name__}, not a string")
 
 
-#: Which plain values a payload column of a type takes; text columns take anything, as JSON.
-_TAKES: dict[pa.DataType, tuple[type, ...]] = {
-    pa.bool_(): (bool,),
-    pa.int64(): (int,),
-    pa.float64(): (float, int),
-    pa.list_(pa.string()): (list,),
-}
+#: Plain values that a payload column of a type takes as they are.
+_TAKES: dict[pa.DataType, type] = {pa.bool_(): bool, pa.int64(): int, pa.float64(): float, pa.string(): str}
 
 
-def _payload(name: str, value: Any, type_: pa.DataType) -> Any:
-    if value is None:
+def _fitted(value: Any, type_: pa.DataType) -> Any:
+    """A value as one of a column's type, where that changes nothing of it; else None. Text takes anything, as JSON."""
+    try:
+        if type_ == pa.string():
+            return check_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        if type(value) is not _TAKES.get(type_):
+            if bool in (type(value), _TAKES.get(type_)):
+                return None
+            return pa.scalar(value).cast(type_).as_py()
+        return pa.scalar(value, type_).as_py() if type_ == pa.int64() else value
+    except (RefusedError, pa.ArrowException, ArithmeticError, ValueError):
         return None
-    if type_ == pa.string():
-        return check_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    fits = isinstance(value, _TAKES[type_]) and isinstance(value, bool) == (type_ == pa.bool_())
-    if not fits or (type_ == pa.int64() and not -(2**63) <= value < 2**63):
-        raise RefusedError("bad_value", f"payload column {name!r} holds {type_} in the other records")
-    if isinstance(value, list):
-        if not all(isinstance(item, str) for item in value):
-            raise RefusedError("bad_value", f"payload column {name!r} holds lists of strings in the other records")
-        return [check_unicode(item) for item in value]
-    return value
 
 
 def check_unicode(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayvec.config import Config
 
@@ -12,21 +12,29 @@ Kind = Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "hf", "pydocs"]
 
 
 class SourceConfig(Config):
-    """Where the documents come from, and which of their columns are what."""
+    """Where the documents come from, and which of their columns are what. `meta.text` is `text` inside of `meta`."""
 
     #: "auto" goes by the files' extensions; "hf" is a folder that save_to_disk of Hugging Face's datasets wrote.
     kind: Kind = "auto"
-    #: A file, a folder (read recursively), a glob pattern, or a URI of these. Not used by pydocs.
-    path: str = ""
-    #: Default: `id`, then `_id`; where neither is there, ids are made: "<file name>:<position>".
+    #: A file, a folder (read recursively), a glob pattern, a URI of these, or a list of them. Not used by pydocs.
+    path: str | tuple[str, ...] = ""
+    #: Default: `id`, then `_id`; where neither is there, ids are made.
     id_column: str | None = None
+    #: What becomes of a record whose id is null, empty or not there, where others have one.
+    missing_id: Literal["quarantine", "make"] = "quarantine"
+    #: Of what ids are made: "<file name>:<position>", the name relative to `path`; or a hash of title and text, which
+    #: is the same wherever the record stands, so that equal texts are duplicates.
+    make_ids: Literal["path", "content"] = "path"
     #: Default: `title`, where it is there.
     title_column: str | None = None
     #: Joined by newlines. Default: the first that is there of `text`, `abstract`, `content`, `body`.
     text_columns: tuple[str, ...] = ()
-    #: Columns carried beside the text; "all" for every column that is not id, title or text.
+    #: Columns carried beside the text; "all" for every column that is not id, title or text. A value that does not fit
+    #: what its column holds elsewhere becomes null, and is counted.
     payload: tuple[str, ...] | Literal["all"] = ()
 
+    #: Of csv, tsv, jsonl and text, such as "latin-1". Default: UTF-8, or what a byte order mark says.
+    encoding: str | None = None
     #: csv and tsv without a header line: the names of the columns.
     column_names: tuple[str, ...] = ()
     #: csv and tsv: the separator, where it is neither a comma nor a tab.
@@ -49,9 +57,24 @@ class SourceConfig(Config):
     #: Larger records are quarantined, without ever being held in memory.
     max_record_bytes: int = Field(64 << 20, ge=1)
 
+    @property
+    def where(self) -> str:
+        """The path or paths, to be told."""
+        return self.path if isinstance(self.path, str) else ", ".join(self.path)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            "a".encode(encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"no encoding {encoding!r}; utf-8, utf-16, latin-1 and cp1252 are usual") from None
+        return encoding
+
     @model_validator(mode="after")
     def _options_fit_the_kind(self) -> SourceConfig:
         fits = {
+            "encoding": ("csv", "tsv", "jsonl", "text", "auto"),
             "column_names": ("csv", "tsv", "auto"),
             "delimiter": ("csv", "tsv", "auto"),
             "lines": ("text", "auto"),

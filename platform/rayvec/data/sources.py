@@ -49,6 +49,13 @@ class Source:
         return [name for name, _ in self.layout.payload]
 
     @property
+    def names_by_place(self) -> str | None:
+        """The folder that file names in ids are relative to; None where no id is made of one."""
+        config, id_ = self.config, self.layout.id
+        by_name = id_ is None or config.missing_id == "make" or self._reader is READERS["text"]
+        return self.listing.base if by_name and config.make_ids == "path" else None
+
+    @property
     def _reader(self) -> Reader:
         return READERS["lines" if self.config.lines else self.config.kind]
 
@@ -67,7 +74,7 @@ class Source:
         spans = self._reader.spans(self.config, self.listing, unit_rows)
         units = [self._unit(ordinal, span) for ordinal, span in enumerate(spans)]
         if not units:
-            raise UserError(f"{self.config.path} holds no records; check source.path")
+            raise UserError(f"{self.config.where} holds no records; check source.path")
         return units
 
     def _unit(self, ordinal: int, span: Span) -> Unit:
@@ -76,7 +83,7 @@ class Source:
         several = len(span.files) > 1 or self._reader is READERS["text"]
         return Unit(
             name=unit_name(ordinal, covers, span.start, span.stop),
-            kind=self.config.kind,
+            kind=span.kind or self.config.kind,
             uri=span.files[0].uri,
             start=span.start,
             stop=span.stop,
@@ -101,15 +108,15 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     if config.kind == "pydocs":
         assert cache is not None, "pydocs need a folder to be collected in"
         config = _collected(config, cache)
-    if config.kind == "hf" or (config.kind == "auto" and config.path and is_saved(config.path)):
+    if config.kind == "hf" or (config.kind == "auto" and config.path and is_saved(config.where)):
         config = config.replace(kind="hf")
-        listing = list_saved(config.path, config.split)
+        listing = list_saved(config.where, config.split)
     else:
-        listing = list_files(config.path, known_only=config.kind == "auto")
+        listing = list_files(config.path, None if config.kind == "auto" else config.kind)
     if config.kind == "auto":
-        config = config.replace(kind=_common_kind(config.path, listing))
+        config = config.replace(kind=_common_kind(config.where, listing))
     if config.lines and config.kind != "text":
-        raise UserError(f"source.lines is for plain text, and {config.path} is {config.kind}; leave it out")
+        raise UserError(f"source.lines is for plain text, and {config.where} is {config.kind}; leave it out")
     reader = READERS["lines" if config.lines else config.kind]
     return Source(config, listing, reader.layout(config, listing))
 
@@ -125,8 +132,8 @@ def _common_kind(path: str, listing: Listing) -> str:
     found = sorted({str(kind) for kind in kinds.values()})
     if len(found) > 1:
         raise UserError(
-            f"{path} holds files of several kinds ({', '.join(found)}); choose one with --set source.kind=… "
-            "and a glob pattern such as --set 'source.path=FOLDER/*.jsonl'"
+            f"{path} holds files of several kinds ({', '.join(found)}); choose one with --set source.kind=…, "
+            "or a glob pattern such as --set 'source.path=FOLDER/*.jsonl'"
         )
     return found[0]
 

@@ -1,12 +1,14 @@
-"""Streams: a file as decompressed bytes, as lines, and where it may be cut. Bounded memory, whatever the file holds.
+"""Streams: a file as UTF-8 bytes, as lines, and where it may be cut. Bounded memory, whatever the file holds.
 
-Offsets count decompressed bytes from 0. Knows bytes and line feeds. Knows no records, no columns.
+Offsets count decompressed bytes of UTF-8 from 0. Knows bytes and line feeds. Knows no records, no columns.
 """
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +22,8 @@ CHUNK = 1 << 20
 #: Compressed files are read in steps of this length from their start, so every reader meets damage at the same place;
 #: what lies between the last whole step and the damage is lost.
 STEP = 1 << 16
-#: A compressed file is read from its start for each of its units: this many at most, so the cost stays linear.
+#: A compressed or recoded file is read from its start for each of its units: this many at most, so the cost stays
+#: linear.
 MAX_COMPRESSED_UNITS = 32
 BOM = b"\xef\xbb\xbf"
 
@@ -59,23 +62,76 @@ class Scan:
     damage: DamagedError | None = None
 
 
-def chunks(uri: str, start: int = 0) -> Iterator[bytes]:
-    """The decompressed bytes of a file from `start` on. Raises DamagedError."""
+def chunks(uri: str, start: int = 0, encoding: str | None = None) -> Iterator[bytes]:
+    """The content of a file from `start` on: decompressed, and as UTF-8. Raises DamagedError.
+
+    encoding: what its bytes are; by default UTF-8, or what its byte order mark says. Bytes that are no text in it
+    become some that are none in UTF-8.
+    """
     fs, path = storage.filesystem(uri)
     codec = compression_of(uri)
     with storage.storage_errors(uri, "reading"):
         if codec is None:
             with fs.open_input_file(path) as file:
-                file.seek(start)
-                while chunk := file.read(CHUNK):
-                    yield chunk
+                first = file.read(max(CHUNK, _MARK_BYTES) if start == 0 else _MARK_BYTES)
+                found = encoding or _marked(first)
+                if start and not found:
+                    file.seek(start)
+                    yield from iter(lambda: file.read(CHUNK), b"")
+                else:
+                    content = itertools.chain([first], iter(lambda: file.read(CHUNK), b""))
+                    yield from _after(start, _as_utf8(content, found))
             return
         with fs.open_input_stream(path, compression=None) as raw, pa.CompressedInputStream(raw, codec) as stream:
-            offset = 0
-            while chunk := _read(stream, offset):
-                if offset + len(chunk) > start:
-                    yield chunk[max(0, start - offset) :]
-                offset += len(chunk)
+            unpacked = _unpacked(stream)
+            first = next(unpacked, b"")
+            yield from _after(start, _as_utf8(itertools.chain([first], unpacked), encoding or _marked(first)))
+
+
+def _unpacked(stream: pa.NativeFile) -> Iterator[bytes]:
+    offset = 0
+    while chunk := _read(stream, offset):
+        yield chunk
+        offset += len(chunk)
+
+
+def _after(start: int, content: Iterable[bytes]) -> Iterator[bytes]:
+    """The content from `start` on."""
+    offset = 0
+    for chunk in content:
+        if chunk and offset + len(chunk) > start:
+            yield chunk[max(0, start - offset) :]
+        offset += len(chunk)
+
+
+#: Byte order marks; that of UTF-32 begins with that of UTF-16. UTF-8's own is taken off the first line.
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_MARK_BYTES = 4
+_UNDECODABLE = "rayvec.undecodable"
+codecs.register_error(_UNDECODABLE, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]
+
+
+def _marked(first: bytes) -> str | None:
+    return next((name for mark, name in _MARKS.items() if first.startswith(mark)), None)
+
+
+def _as_utf8(content: Iterable[bytes], encoding: str | None) -> Iterator[bytes]:
+    if encoding is None:
+        yield from content
+        return
+    decoder = codecs.getincrementaldecoder(encoding)(_UNDECODABLE)
+    for chunk in content:
+        yield decoder.decode(chunk).encode(errors="surrogatepass")
+    yield decoder.decode(b"", final=True).encode(errors="surrogatepass")
+
+
+def is_read_from_start(uri: str, encoding: str | None = None) -> bool:
+    """Whether reading a part of the file reads all that stands before it."""
+    if compression_of(uri) or encoding:
+        return True
+    fs, path = storage.filesystem(uri)
+    with storage.storage_errors(uri, "reading"), fs.open_input_file(path) as file:
+        return _marked(file.read(_MARK_BYTES)) is not None
 
 
 def _read(stream: pa.NativeFile, offset: int) -> bytes:
@@ -87,13 +143,13 @@ def _read(stream: pa.NativeFile, offset: int) -> bytes:
         raise DamagedError(offset, str(error)) from None
 
 
-def lines(uri: str, start: int, stop: int | None, max_bytes: int) -> Iterator[Line]:
+def lines(uri: str, start: int, stop: int | None, max_bytes: int, encoding: str | None = None) -> Iterator[Line]:
     """The lines that begin in [start, stop), the file's byte order mark taken off. Raises DamagedError.
 
     A line over `max_bytes` is given without its data, and is never held in memory.
     """
     offset, parts, held, too_long = start, list[bytes](), 0, False
-    for chunk in chunks(uri, start):
+    for chunk in chunks(uri, start, encoding):
         *ended, rest = chunk.split(b"\n")
         for piece in ended:
             size = held + len(piece)
@@ -120,7 +176,7 @@ def _line(offset: int, size: int, data: bytes | None) -> Line:
 END = 1 << 62
 
 
-def scan(uri: str, unit_lines: int, unit_bytes: int) -> Scan:
+def scan(uri: str, unit_lines: int, unit_bytes: int, encoding: str | None = None) -> Scan:
     """Cut a file at line starts, by one fast pass over it: `unit_lines` lines a cut, or fewer that fill `unit_bytes`.
 
     A damaged file is cut up to the last whole line before the damage; the last cut's `stop` lies behind the damage, so
@@ -129,12 +185,11 @@ def scan(uri: str, unit_lines: int, unit_bytes: int) -> Scan:
     cutter = _Cutter(unit_lines, unit_bytes)
     damage = None
     try:
-        for chunk in chunks(uri):
+        for chunk in chunks(uri, 0, encoding):
             cutter.feed(chunk)
     except DamagedError as error:
         damage = error
-    cuts = cutter.finish(damage is not None)
-    return Scan(merge_cuts(cuts, MAX_COMPRESSED_UNITS) if compression_of(uri) else cuts, damage)
+    return Scan(affordable(cutter.finish(damage is not None), uri, encoding), damage)
 
 
 class _Cutter:
@@ -169,6 +224,13 @@ class _Cutter:
             stop = self.offset + 1 if damaged else self.offset
             self.cuts.append(Cut(self.start, stop, self.first + 1, self.lines - self.first + self.open))
         return self.cuts
+
+
+def affordable(cuts: list[Cut], uri: str, encoding: str | None) -> list[Cut]:
+    """The cuts of a file, put together where each of many would read the file from its start."""
+    if len(cuts) > MAX_COMPRESSED_UNITS and is_read_from_start(uri, encoding):
+        return merge_cuts(cuts, MAX_COMPRESSED_UNITS)
+    return cuts
 
 
 def merge_cuts(cuts: list[Cut], most: int) -> list[Cut]:

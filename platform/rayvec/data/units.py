@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 #: Why a record is refused: a closed table, so that quarantine files can be counted by reason.
 REASONS = {
-    "invalid_json": "the line is not one JSON object",
-    "invalid_utf8": "the bytes, or an escape in them, are not valid Unicode text",
+    "invalid_json": "the line, or the item of the array, is not one JSON object",
+    "invalid_utf8": "the bytes, or an escape in them, are not valid text; see source.encoding",
     "invalid_csv": "the record has an unclosed quote, or not as many fields as the header",
     "missing_text": "no text column is there, or all are null",
     "empty_text": "the text holds white space or invisible characters only",
-    "bad_id": "the id is null, empty, over 512 bytes, or neither a string nor a whole number",
-    "bad_value": "the text, the title or a payload value is not of its column's type",
+    "bad_id": "the id is null, empty, over 512 bytes, or neither a string nor a whole number; see source.missing_id",
+    "bad_value": "the text or the title is not of its column's type",
     "record_too_large": "the record is larger than source.max_record_bytes",
     "damaged": "the file is damaged at this place",
 }
@@ -41,12 +42,29 @@ class Input:
         return asdict(self)
 
 
+#: In a unit of several whole files, the file's number stands above a record's place in it.
+_FILE_SHIFT = 40
+
+
+class Piece(NamedTuple):
+    """What is wanted of one file: [start, stop), of which `stop` is None for a whole file, and the first position.
+
+    `base` is what the positions of its records are counted from within the unit.
+    """
+
+    uri: str
+    start: int
+    stop: int | None
+    first: int
+    base: int
+
+
 @dataclass(frozen=True)
 class Unit:
     """A range of one file, or a list of whole files.
 
-    `start` and `stop` are rows for parquet, and bytes of the decompressed stream for everything else; `first` is the
-    position of the first record (rows count from 0, lines from 1).
+    `start` and `stop` are rows for parquet, items for a JSON document, and bytes of the decompressed stream for
+    everything else; `first` is the position of a file's first record (rows count from 0, lines and items from 1).
     """
 
     name: str
@@ -63,6 +81,21 @@ class Unit:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` turns back."""
         return {**asdict(self), "files": list(self.files)}
+
+    def pieces(self) -> Iterator[Piece]:
+        """The files of the unit, in order."""
+        if not self.files:
+            yield Piece(self.uri, self.start, self.stop, self.first, 0)
+        for number, uri in enumerate(self.files):
+            yield Piece(uri, 0, None, self.first, number << _FILE_SHIFT)
+
+    def place(self, position: int) -> tuple[str, int]:
+        """The file of a record, and its place there."""
+        if not self.files:
+            return self.uri, position
+        if self.stop:  # files that are a document each: positions are places in the listing
+            return self.files[position - self.start], position
+        return self.files[position >> _FILE_SHIFT], position & ((1 << _FILE_SHIFT) - 1)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Unit:
@@ -93,11 +126,24 @@ class Rejected:
 class UnitData:
     """What a unit holds: every record is a row of `table` or one of `rejected`.
 
-    Columns: id string, title string or null, text string, the payload's columns, position int64.
+    Columns: id string, title string or null, text string, the payload's columns, position int64 (see Unit.place).
+    `nulled`: how many values of which payload columns did not fit the column's type, and are null.
     """
 
     table: pa.Table
     rejected: list[Rejected] = field(default_factory=list)
+    nulled: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def joined(cls, parts: Sequence[UnitData]) -> UnitData:
+        """Several as one, what is refused by position."""
+        rejected = sorted((refused for part in parts for refused in part.rejected), key=_position)
+        nulled = sum((part.nulled for part in parts), Counter[str]())
+        return cls(pa.concat_tables([part.table for part in parts]), rejected, nulled)
+
+
+def _position(refused: Rejected) -> tuple[int, int]:
+    return refused.position, refused.offset or 0
 
 
 def unit_name(ordinal: int, *covers: object) -> str:

@@ -40,10 +40,7 @@ def settle_duplicates(sink: Sink, units: Sequence[Unit], records: Sequence[Recor
     positions = {unit: sink.hashes(records[unit])[1] for unit in kept_units}  # before any part is replaced
     settled = list(records)
     for unit, places in sorted(kept_of.items()):
-        kept = {
-            document: {"unit": records[first].unit, "position": int(positions[first][there])}
-            for document, (first, there) in places.items()
-        }
+        kept = {document: (units[first], int(positions[first][there])) for document, (first, there) in places.items()}
         settled[unit] = _without(sink, units[unit], records[unit], kept)
     return settled
 
@@ -58,17 +55,17 @@ def _repeated_places(sink: Sink, records: Sequence[Record]) -> dict[Place, Place
     }
 
 
-def _without(sink: Sink, unit: Unit, record: Record, kept: Mapping[int, Mapping[str, Any]]) -> Record:
+def _without(sink: Sink, unit: Unit, record: Record, kept: Mapping[int, tuple[Unit, int]]) -> Record:
     """The unit committed anew without some documents, each of them a duplicate line instead."""
     table, (_, positions) = sink.table(record), sink.hashes(record)
     of_row = document_rows(table)
     documents = pa.table({schema.ID: document_ids(table), POSITION: positions})
     if schema.TEXT in table.schema.names and schema.WINDOW not in table.schema.names:
         documents = documents.append_column(schema.TEXT, table[schema.TEXT])
-    lines = [duplicate_line(unit, documents.slice(number, 1), one) for number, one in sorted(kept.items())]
+    lines = [duplicate_line(unit, documents.slice(number, 1), *first) for number, first in sorted(kept.items())]
     before = sink.lines(record.unit)
-    known = {(line["reason"], line["position"]) for line in before}
-    lines = [line for line in lines if (line["reason"], line["position"]) not in known]
+    known = {(line["reason"], line["source"], line["position"]) for line in before}
+    lines = [line for line in lines if (line["reason"], line["source"], line["position"]) not in known]
     remaining = table.filter(pa.array(~np.isin(of_row, list(kept)))).combine_chunks()
     return sink.replace(record, remaining, np.delete(positions, sorted(kept)), before + lines)
 
@@ -77,8 +74,10 @@ def totals(records: Sequence[Record]) -> dict[str, Any]:
     """Sums over all units."""
     names = ("rows", "documents", "bytes", "quarantined", "duplicates", "truncated", "tokens")
     reasons: Counter[str] = Counter()
+    nulled: Counter[str] = Counter()
     for record in records:
         reasons.update(record.reasons)
+        nulled.update(record.nulled)
     sums = {name: sum(getattr(record, name) for record in records) for name in names}
     return {
         "records": sum(record.input_records for record in records),
@@ -86,6 +85,7 @@ def totals(records: Sequence[Record]) -> dict[str, Any]:
         "lengths": added([record.lengths for record in records]),
         "lengths_truncated": added([record.lengths_truncated for record in records]),
         "reasons": dict(sorted(reasons.items())),
+        "nulled": dict(sorted(nulled.items())),
     }
 
 

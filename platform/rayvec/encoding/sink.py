@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class Record:
     reasons: Mapping[str, int]
     #: Of `quarantine/<unit>.jsonl`; None when nothing was refused.
     quarantine_sha256: str | None
+    #: How many payload values of which column did not fit it and are null.
+    nulled: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the unit's record, and its entry in the manifest."""
@@ -104,12 +106,19 @@ class Sink:
                 storage.delete(self._record_uri(record.unit))
         return whole
 
-    def commit(self, unit: str, table: pa.Table, positions: npt.NDArray[np.int64], lines: Sequence[Line]) -> Record:
+    def commit(
+        self,
+        unit: str,
+        table: pa.Table,
+        positions: npt.NDArray[np.int64],
+        lines: Sequence[Line],
+        nulled: Mapping[str, int] | None = None,
+    ) -> Record:
         """Write a unit's part, its refused records and its record; the record of the first commit wins.
 
-        positions: of each document of the part, in the input.
+        positions: of each document of the part, in the input; nulled: see Record.
         """
-        record = self._write(unit, table, positions, lines)
+        record = replace(self._write(unit, table, positions, lines), nulled=dict(sorted((nulled or {}).items())))
         failpoint("before_record")
         if not storage.put_if_absent(self._record_uri(unit), storage.to_json(record.to_json())):
             first = self.record(unit)
@@ -120,7 +129,7 @@ class Sink:
 
     def replace(self, old: Record, table: pa.Table, positions: npt.NDArray[np.int64], lines: Sequence[Line]) -> Record:
         """Commit a unit anew, with fewer rows and more refused records; its old part goes."""
-        record = self._write(old.unit, table, positions, lines)
+        record = replace(self._write(old.unit, table, positions, lines), nulled=old.nulled)
         failpoint("before_replace")
         storage.write_json(self._record_uri(old.unit), record.to_json())
         self._yield_to(record, old)
@@ -168,7 +177,7 @@ class Sink:
     def _write_lines(self, unit: str, lines: Sequence[Line]) -> str | None:
         if not lines:
             return None
-        ordered = sorted(lines, key=lambda line: (line["position"], line["offset"] or 0))
+        ordered = sorted(lines, key=lambda line: (line["source"], line["position"], line["offset"] or 0))
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered).encode()
         storage.write_bytes(self._quarantine_uri(unit), data)
         return storage.sha256_bytes(data)

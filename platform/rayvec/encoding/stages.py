@@ -30,7 +30,7 @@ from rayvec.modeling.windows import Windows
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES = "unit", "documents", "tokens", "windows", "lines"
+UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED = "unit", "documents", "tokens", "windows", "lines", "nulled"
 SPENT, RECORD = "spent", "record"
 NO_PROGRESS_S = 1800
 CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
@@ -104,7 +104,7 @@ class ReadUnit:
     """unit → its documents, their tokens and windows, and the lines of the records refused."""
 
     needs = (UNIT,)
-    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES, SPENT)
+    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED, SPENT)
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -121,6 +121,7 @@ class ReadUnit:
                     TOKENS: _to_ipc(prepared.tokens.to_arrow()),
                     WINDOWS: _to_ipc(prepared.windows.to_arrow()),
                     LINES: pa.array([json.dumps(prepared.lines)]),
+                    NULLED: pa.array([json.dumps(prepared.nulled)]),
                     SPENT: pa.array([json.dumps(prepared.spent.to_json())]),
                 }
             )
@@ -132,7 +133,7 @@ class EncodeUnit:
     Called by CALLS threads: while one waits for storage, another encodes.
     """
 
-    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, SPENT)
+    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED, SPENT)
     adds = (RECORD, SPENT)
 
     def __init__(self, work: Work, threads: int | None) -> None:
@@ -164,6 +165,7 @@ class EncodeUnit:
                 windows=Windows.from_arrow(_from_ipc(batch[WINDOWS][row])),
                 lines=json.loads(batch[LINES][row].as_py()),
                 spent=Spent(**json.loads(batch[SPENT][row].as_py())),
+                nulled=json.loads(batch[NULLED][row].as_py()),
             )
             record = complete(self.work, _unit(batch, row), prepared, self.encoder, self.turn)
             done = {RECORD: [json.dumps(record.to_json())], SPENT: [json.dumps(prepared.spent.to_json())]}

@@ -98,6 +98,8 @@ class Prepared:
     windows: Windows
     lines: list[Line]
     spent: Spent = field(default_factory=Spent)
+    #: Payload values that did not fit their column and are null, by column.
+    nulled: Mapping[str, int] = field(default_factory=dict)
 
 
 def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
@@ -118,6 +120,7 @@ def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
         windows=windows.after(before_N[rows]),
         lines=refused + _failed(unit, data.table, outcome),
         spent=spent,
+        nulled=data.nulled,
     )
     attempts.finish()
     return prepared
@@ -166,7 +169,7 @@ def _commit(
     positions = documents[POSITION].to_numpy()[kept]
     lines = prepared.lines + _failed(unit, documents, outcome) + repeated
     table = part_of(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
-    record = work.sink.commit(unit.name, table, positions, lines)
+    record = work.sink.commit(unit.name, table, positions, lines, prepared.nulled)
     assert record.input_records == documents.num_rows + len(prepared.lines), "every record comes out once"
     return record
 
@@ -255,7 +258,7 @@ def _without_repeats(unit: Unit, documents: pa.Table, embedded: Rows) -> tuple[R
     later, first = repeats(hash_ids(chosen[schema.ID]))
     positions = chosen[POSITION].to_numpy()
     lines = [
-        duplicate_line(unit, chosen.slice(int(row), 1), {"unit": unit.name, "position": int(positions[kept])})
+        duplicate_line(unit, chosen.slice(int(row), 1), unit, int(positions[kept]))
         for row, kept in zip(later, first, strict=True)
     ]
     return np.delete(embedded, later), lines
@@ -309,7 +312,8 @@ def _token_facts(work: Work, prepared: Prepared) -> tuple[np.ndarray, np.ndarray
 
 
 def _line(unit: Unit, rejected: Rejected) -> Line:
-    return {"unit": unit.name, "source": unit.uri, **rejected.to_json()}
+    source, position = unit.place(rejected.position)
+    return {"unit": unit.name, "source": source, **rejected.to_json(), "position": position}
 
 
 def _failed(unit: Unit, documents: pa.Table, outcome: Outcome[Any]) -> list[Line]:
@@ -319,18 +323,21 @@ def _failed(unit: Unit, documents: pa.Table, outcome: Outcome[Any]) -> list[Line
     ]
 
 
-def duplicate_line(unit: Unit, row: pa.Table, kept: Mapping[str, Any]) -> Line:
-    """The line of a record whose id an earlier one has; `kept` says which."""
-    return {**_row_line(unit, row, DUPLICATE, ""), "kept": dict(kept)}
+def duplicate_line(unit: Unit, row: pa.Table, kept: Unit, kept_position: int) -> Line:
+    """The line of a record whose id an earlier one has: that at a position of a unit, which is kept."""
+    source, position = kept.place(kept_position)
+    first = {"unit": kept.name, "source": source, "position": position}
+    return {**_row_line(unit, row, DUPLICATE, ""), "kept": first}
 
 
 def _row_line(unit: Unit, row: pa.Table, reason: str, detail: str) -> Line:
     [values] = row.to_pylist()
     text = values.get(schema.TEXT)
+    source, position = unit.place(values[POSITION])
     return {
         "unit": unit.name,
-        "source": unit.uri,
-        "position": values[POSITION],
+        "source": source,
+        "position": position,
         "offset": None,
         "reason": reason,
         "id": values[schema.ID],

@@ -24,7 +24,7 @@ from rayvec.indexing.terms import STEMMER, Terms
 
 ANALYZER = "analyzer.json"
 LENGTHS = "lengths.npy"
-FORMAT = "rayvec.lexical/2"
+FORMAT = "rayvec.lexical/3"
 #: Anserini's defaults for BM25, tuned on passage and news collections.
 K1, B = 0.9, 0.4
 

@@ -39,11 +39,14 @@ class Source:
     version: int
     manifest_sha256: str
     rows: int
+    #: The folder that ids made of file names are relative to; None where there are none.
+    names_by_place: str | None = None
 
     @classmethod
     def of(cls, dataset: EmbeddingsDataset) -> Source:
         """What to write down of a dataset, so that exactly it is found again."""
-        return cls(dataset.uri, dataset.version, _sha256(dataset), dataset.count)
+        place = dataset.manifest.get("settings", {}).get("source", {}).get("names_by_place")
+        return cls(dataset.uri, dataset.version, _sha256(dataset), dataset.count, place)
 
     @property
     def is_inside(self) -> bool:

@@ -198,6 +198,19 @@ def look_up(before: Before, deletes: pa.Array, delta: Delta | None) -> tuple[Row
     }
 
 
+def check_names(before: Before, delta: Delta, replaced: int) -> None:
+    """Raise UserError where documents would be replaced because files of other folders have the same names."""
+    known = segments.segments_of(before.manifest)
+    there = {source.names_by_place for segment in known for source in segment.sources} - {None}
+    new = {source.names_by_place for source in delta.sources} - {None}
+    if replaced and there and new - there:
+        raise UserError(
+            f"{replaced} documents of the index would be replaced by others: ids were made of file names relative to "
+            f"{' and '.join(sorted(map(str, there)))} there, and to {' and '.join(sorted(map(str, new)))} here. Embed "
+            "the new ones with source.make_ids=content or source.id_column=…, or replace with --set replace_names=true"
+        )
+
+
 def _add_segment(draft: Draft, before: Before, delta: Delta, timed: Timed) -> JsonObject:
     """Write the delta into the draft. Returns what it changes in the manifest."""
     known, corpus, manifest = segments.segments_of(before.manifest), delta.corpus, before.manifest

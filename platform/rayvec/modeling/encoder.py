@@ -13,7 +13,7 @@ import numpy as np
 
 from rayvec.errors import UserError
 from rayvec.modeling.batching_plan import plan_batches
-from rayvec.modeling.folder import EncoderFolder, open_encoder, open_model, write_folder
+from rayvec.modeling.folder import EncoderFolder, open_encoder, open_model, open_tokenizer, write_folder
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.modeling.manifest import PoolingName
 from rayvec.modeling.prompts import Prompts
@@ -347,9 +347,14 @@ def load_encoder(reference: str, *, dtype: str = "auto") -> Encoder:
     return HashEncoder.parse(reference) if _is_hash(reference) else TextEncoder.load(reference, dtype=dtype)
 
 
-def load_tokenizer_only(reference: str) -> Tokenizing:
-    """The CPU side of the encoder that `load_encoder` gives: tokenizes, knows the fingerprint, loads no weights."""
-    return HashEncoder.parse(reference) if _is_hash(reference) else TokenizerOnly(open_encoder(reference))
+def load_tokenizer_only(reference: str, *, verify: bool = True) -> Tokenizing:
+    """The CPU side of the encoder that `load_encoder` gives: tokenizes, knows the fingerprint, loads no weights.
+
+    verify: whether the weights are read to verify them; without, see `folder.open_tokenizer`.
+    """
+    if _is_hash(reference):
+        return HashEncoder.parse(reference)
+    return TokenizerOnly(open_encoder(reference) if verify else open_tokenizer(reference))
 
 
 def _is_hash(reference: str) -> bool:

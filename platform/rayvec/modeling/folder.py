@@ -90,6 +90,19 @@ def open_encoder(reference: str | Path, *, base: str | Path | None = None, verif
     return EncoderFolder(record, weights, tuple(folder / name for name in names), tokenizer)
 
 
+def open_tokenizer(reference: str | Path) -> EncoderFolder:
+    """Open what reads texts alone: no weights are fetched, read or verified, those of a base are not even looked for.
+
+    Of a plain model, whose weights no manifest tells, the fingerprint then fits no encoder.
+    """
+    folder = references.resolve(reference, weights=False)
+    if not (folder / manifest.FILE).exists():
+        return open_model(reference, verify=False)
+    record = EncoderManifest.read(folder)
+    record.check_files(folder, weights=False)
+    return EncoderFolder(record, folder, (), TextTokenizer.load(folder, record.prompts, record.max_length))
+
+
 def open_model(
     reference: str | Path,
     *,
@@ -98,23 +111,24 @@ def open_model(
     tokenizer: str | Path | None = None,
     max_length: int | None = None,
     prompts: Prompts | None = None,
+    verify: bool = True,
     **settings: Any,
 ) -> EncoderFolder:
     """Open a plain transformers model, with adapters in merge order, as an encoder.
 
     `stages` names the adapters that do not say what they are; `tokenizer` is a folder to take it from, by default the
-    model's.
+    model's. Without `verify` the weights are not looked at, and the fingerprint is none.
     """
     from rayvec.modeling.backbone import read_config
 
-    weights = references.resolve(reference)
+    weights = references.resolve(reference, weights=verify)
     config = read_config(weights)
     prompts = prompts or _usual_prompts(str(reference), settings.get("pooling", "mean"))
     length = max_length or min(DEFAULT_MAX_LENGTH, _positions(config))
     _check_length(length, config)
     reader = TextTokenizer.load(tokenizer or weights, prompts, length)
     paths = tuple(references.resolve(folder) for folder in adapter_folders)
-    base_sha256 = references.weights_sha256(weights)
+    base_sha256 = references.weights_sha256(weights) if verify else "not read"
     record = EncoderManifest.parse(
         {
             "base": references.canonical(reference),

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rayvec import assets, storage
 from rayvec.errors import UserError
@@ -20,10 +20,14 @@ ALIASES = {"tiny": "tiny-encoder"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What of a repository is needed: no pickled weights, no copies in other formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "adapters/*", "tokenizer*"]
+WEIGHTS = "*.safetensors"
 
 
-def resolve(reference: str | Path) -> Path:
-    """The folder a reference names; fetched first where it is remote. Raises UserError when there is none."""
+def resolve(reference: str | Path, *, weights: bool = True) -> Path:
+    """The folder a reference names; fetched first where it is remote. Raises UserError when there is none.
+
+    weights: whether the weights are fetched too.
+    """
     text = str(reference)
     name = ALIASES.get(text, text).removeprefix(EMBEDDED)
     if name in assets.NAMES or text.startswith(EMBEDDED):
@@ -37,8 +41,8 @@ def resolve(reference: str | Path) -> Path:
                 f"no model at {text}: there is no such folder; give the folder that a training job or save() wrote, a "
                 "folder of a transformers model, a Hugging Face id, tiny or hash"
             )
-        return _from_hub(text)
-    return _fetched(text)
+        return _from_hub(text, weights)
+    return _fetched(text, weights)
 
 
 def canonical(reference: str | Path) -> str:
@@ -81,11 +85,12 @@ def holds(reference: str | Path, name: str) -> bool:
         return False
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     import huggingface_hub
 
+    ignored = None if weights else [WEIGHTS]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=ignored))
     except Exception as error:  # the hub's client raises a dozen kinds, all of which mean: not there, or not reachable
         detail = " ".join(str(error).split())[:160]
         raise UserError(
@@ -95,7 +100,7 @@ def _from_hub(name: str) -> Path:
 
 
 @cache
-def _fetched(uri: str) -> Path:
+def _fetched(uri: str, weights: bool) -> Path:
     """A copy of a remote folder, for as long as this process lives."""
     import pyarrow.fs as pafs
 
@@ -104,7 +109,12 @@ def _fetched(uri: str) -> Path:
         raise UserError(f"no model at {uri}: there is no such folder, or it is empty; check the URI")
     folder = Path(tempfile.mkdtemp(prefix="rayvec-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    pafs.copy_files(path, str(folder), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    there = [found for found in storage.list_infos(uri, recursive=True) if found.type == pafs.FileType.File]
+    for info in there:
+        if weights or not PurePosixPath(info.path).match(WEIGHTS):
+            target = folder / info.path.removeprefix(path).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(info.path, str(target), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
     return folder
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayvec.data.records import infer_types
+from rayvec.data.records import infer_types, kinds_of
 from rayvec.data.sources import Rejected, SourceConfig, UnitData, open_source
 
 GOOD = {"id": "good", "title": "T", "text": "words"}
@@ -112,19 +112,84 @@ def test_a_reason_outside_the_table_is_our_own_mistake() -> None:
     ],
 )
 def test_payload_types_come_from_the_first_records(values: list[Any], type_: pa.DataType) -> None:
-    assert infer_types([{"x": value} for value in values]) == {"x": type_}
+    assert infer_types(kinds_of({"x": value} for value in values)) == {"x": type_}
 
 
-@pytest.mark.parametrize("value", [1.5, "1", True, 2**63, [1]])
-def test_a_payload_value_of_another_type_is_refused(tmp_path: Path, value: Any) -> None:
-    records = [{**GOOD, "year": 2024}, {**GOOD, "year": 2025}]
-    path = tmp_path / "c.jsonl"
-    # The sample that decides on the types ends before the odd record.
-    lines = [json.dumps(record) for record in records * 500] + [json.dumps({**GOOD, "year": value})]
+def read_after_the_sample(path: Path, name: str, usual: Any, odd: Any) -> UnitData:
+    """The sample that decides on the types ends before the odd record."""
+    lines = [json.dumps({**GOOD, name: usual})] * 1000 + [json.dumps({**GOOD, name: odd})]
     path.write_text("\n".join(lines))
-    source = open_source(SourceConfig(path=str(path), payload=("year",)))
+    source = open_source(SourceConfig(path=str(path), payload=(name,)))
     (unit,) = source.units(5000)
-    assert [(r.reason, r.position) for r in source.read(unit).rejected] == [("bad_value", 1001)]
+    return source.read(unit)
+
+
+@pytest.mark.parametrize(
+    ("usual", "odd"),
+    [(2024, 1.5), (2024, "MMXXIV"), (2024, True), (2024, 2**63), (2024, [1]), (True, 1), ("a", "\ud800"), (["a"], {})],
+)
+def test_a_payload_value_that_does_not_fit_is_null_and_counted(tmp_path: Path, usual: Any, odd: Any) -> None:
+    data = read_after_the_sample(tmp_path / "c.jsonl", "year", usual, odd)
+    assert data.table["year"].to_pylist()[-2:] == [usual, None]
+    assert (data.rejected, data.nulled) == ([], {"year": 1})
+
+
+@pytest.mark.parametrize(
+    ("usual", "odd", "found"),
+    [(2024, 3.0, 3), (2024, "12", 12), (1.5, 3, 3.0), ("a", {"b": 1}, '{"b": 1}'), (["a"], [1], ["1"])],
+)
+def test_a_payload_value_that_can_be_made_to_fit_is_kept(tmp_path: Path, usual: Any, odd: Any, found: Any) -> None:
+    data = read_after_the_sample(tmp_path / "c.jsonl", "year", usual, odd)
+    assert data.table["year"].to_pylist()[-1] == found
+    assert not data.nulled
+
+
+def test_a_column_that_the_sample_does_not_have_is_read_where_it_comes(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join([json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, "note": "n"})]))
+    assert read_in_one(path, payload=("note",)).table["note"].to_pylist()[-2:] == [None, "n"]
+
+
+def read_in_one(path: Path, **options: Any) -> UnitData:
+    source = open_source(SourceConfig(path=str(path), **options))
+    return UnitData.joined([source.read(unit) for unit in source.units(5000)])
+
+
+def test_types_come_from_all_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({**GOOD, "score": 3}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({**GOOD, "score": 3.5, "note": "n"}))
+    rows = read_in_one(tmp_path, payload="all").table
+    assert rows["score"].to_pylist() == [3.0, 3.5]
+    assert rows["note"].to_pylist() == [None, "n"]
+
+
+@pytest.mark.parametrize(("name", "given"), [("c.jsonl", [None, "", "x"]), ("c.csv", ["", "", "x"])])
+def test_missing_ids_are_made_where_that_is_asked(tmp_path: Path, name: str, given: list[str | None]) -> None:
+    path = tmp_path / name
+    if name == "c.csv":
+        path.write_text("id,text\n" + "".join(f"{id_},words\n" for id_ in given))
+    else:
+        path.write_text("".join(json.dumps({"id": id_, "text": "words"}) + "\n" for id_ in given))
+    first = 2 if name == "c.csv" else 1
+    made = read_in_one(path, missing_id="make").table["id"].to_pylist()
+    assert made == [f"{name}:{first}", f"{name}:{first + 1}", "x"]
+    assert [refused.reason for refused in read_in_one(path).rejected] == ["bad_id"] * 2
+
+
+def test_missing_ids_of_parquet_are_made_where_that_is_asked(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": pa.array([1.0, None]), "text": ["a", "b"]}), tmp_path / "c.parquet")
+    assert read_in_one(tmp_path / "c.parquet", missing_id="make").table["id"].to_pylist() == ["1", "c.parquet:1"]
+
+
+def test_ids_made_of_the_content_are_the_same_in_every_format_and_place(tmp_path: Path) -> None:
+    rows = [{"title": "T", "text": "a"}, {"title": None, "text": "é"}]
+    for folder in ("day1", "day2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "c.jsonl").write_text("\n\n".join(map(json.dumps, reversed(rows))))
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / folder / "c.parquet")
+    paths = [tmp_path / folder / name for folder in ("day1", "day2") for name in ("c.jsonl", "c.parquet")]
+    ids = [set(read_in_one(path, make_ids="content").table["id"].to_pylist()) for path in paths]
+    assert len(ids[0]) == 2 and all(one == ids[0] for one in ids)
 
 
 def test_nested_payload_is_carried_as_json(tmp_path: Path) -> None:
@@ -149,3 +214,15 @@ def test_a_bad_parquet_row_is_refused_and_the_rest_goes_on(tmp_path: Path, fault
     data = read(tmp_path / "c.parquet", max_record_bytes=600)
     assert [(r.reason, r.position, r.id) for r in data.rejected] == [(reason, 1, None if reason == "bad_id" else "x")]
     assert data.table["position"].to_pylist() == [0, 2]
+
+
+def test_columns_inside_json_objects_are_named_by_their_path(tmp_path: Path) -> None:
+    records = [{"meta": {"key": 7, "text": "a", "in": {"n": 1}}}, {"meta": {"key": 8, "text": "b"}}, {"meta": []}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, records)))
+    names = {"id_column": "meta.key", "text_columns": ("meta.text",), "payload": ("meta.in.n",)}
+    data = read_in_one(tmp_path / "c.jsonl", **names)
+    assert data.table.drop_columns(["title", "position"]).to_pylist() == [
+        {"id": "7", "text": "a", "meta.in.n": 1},
+        {"id": "8", "text": "b", "meta.in.n": None},
+    ]
+    assert [refused.reason for refused in data.rejected] == ["missing_text"]

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayvec.data.sources import Source, SourceConfig, Unit, open_source
+from rayvec.data.sources import Source, SourceConfig, Unit, UnitData, open_source
 from rayvec.errors import MismatchError, UserError
 
 Records = list[dict[str, Any]]
@@ -169,7 +169,7 @@ def test_a_file_in_memory_is_read_through_fsspec() -> None:
         ("c.parquet", b"PAR1 this is not parquet", {}, "c.parquet: not a readable Parquet file"),
         ("c.parquet", parquet(make(50))[:-30], {}, "c.parquet: not a readable Parquet file"),
         ("c.jsonl", bytes(range(256)) * 40, {}, "c.jsonl: not JSON lines"),
-        ("c.json", b'[\n{"text": "a"}\n]\n', {}, "a JSON array; write one object a line"),
+        ("c.json", b'[\n{"text": "a"}\n', {}, "c.json: not JSON: neither an object a line nor one array of objects"),
         ("c.jsonl", b"", {}, "holds no records"),
         ("c.jsonl", jsonl([{"id": "1", "words": "a"}]), {}, "it has 'id', 'words': name the text with --set"),
         (
@@ -182,7 +182,9 @@ def test_a_file_in_memory_is_read_through_fsspec() -> None:
         ("c.jsonl", jsonl([{"text": "a", "embedding": 1}]), {"payload": "all"}, "may not carry 'embedding'"),
         ("c.csv", b"id,body text\n1,a\n", {}, "it has 'id', 'body text'"),
         ("c.csv", b"id,id,text\n1,2,a\n", {}, "names 'id' more than once"),
-        ("c.csv", b"\xff\xfei\0d\0\n\0", {}, "not a UTF-8 text file"),
+        ("c.csv", b"\xff\xfei\0d\0\n\0", {}, "it has 'id': name the text"),
+        ("c.csv", b"id,text\n1,a\0\xff\n", {}, "not a UTF-8 text file; check source.path, or set source.encoding"),
+        ("c.parquet", parquet(make(1)), {"encoding": "latin-1"}, "encoding is for kind csv or tsv"),
         ("c.txt", b"\x7fELF\0\0\xff\xff", {}, "not a UTF-8 text file"),
         ("c.parquet", parquet([{"id": "1", "text": "a"}]), {"text_columns": ["txt"]}, "no column 'txt'"),
         ("c.jsonl.gz", gzip.compress(jsonl(make(9)))[:-9], {}, "damaged after|cannot be decompressed"),
@@ -234,6 +236,16 @@ def test_files_of_several_kinds_need_a_choice(tmp_path: Path) -> None:
         open_path(tmp_path)
 
 
+def test_of_a_folder_the_files_of_the_kind_are_taken(tmp_path: Path) -> None:
+    """As folders of data sets are, that were cloned from a hub."""
+    write(tmp_path, "data/a.jsonl", jsonl(make(2)))
+    for name in ("README.md", "LICENSE", "data/b.csv"):
+        write(tmp_path, name, b"no record")
+    assert len(read_all(open_path(tmp_path, kind="jsonl"))) == 2
+    write(tmp_path, "parts/part-00000", jsonl(make(3)))
+    assert len(read_all(open_path(tmp_path / "parts", kind="jsonl"))) == 3
+
+
 def test_an_option_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match="lines is for kind text or auto, not jsonl"):
         SourceConfig.parse({"kind": "jsonl", "lines": True})
@@ -267,6 +279,112 @@ def test_records_without_ids_are_named_by_place(tmp_path: Path, name: str, first
     table = read_all(open_path(tmp_path), 5)
     assert table["id"].to_pylist() == [f"sub/{name}:{first + i}" for i in range(12)]
     assert table["position"].to_pylist() == list(range(first, first + 12))
+
+
+@pytest.mark.parametrize("unit_rows", [2, 1000])
+@pytest.mark.parametrize(("before", "indent"), [("", None), ("", 2), ("\n", None), ("\ufeff", 0)])
+def test_a_json_array_is_read_by_its_items(tmp_path: Path, before: str, indent: int | None, unit_rows: int) -> None:
+    path = write(tmp_path, "c.json", (before + json.dumps([*make(5), 7], indent=indent)).encode())
+    source = open_path(path)
+    read = UnitData.joined([source.read(unit) for unit in source.units(unit_rows)])
+    assert read.table["id"].to_pylist() == [f"d{i}" for i in range(5)]
+    assert read.table["position"].to_pylist() == [1, 2, 3, 4, 5]
+    assert [(refused.reason, refused.position) for refused in read.rejected] == [("invalid_json", 6)]
+
+
+def test_files_of_one_object_each_beside_json_lines_are_read(tmp_path: Path) -> None:
+    for i, record in enumerate(make(3)):
+        write(tmp_path, f"{i}.json", json.dumps(record, indent=2).encode())
+    write(tmp_path, "3.json", jsonl(make(5)[3:]))
+    source = open_path(tmp_path)
+    units = source.units(100)
+    assert [len(unit.files) for unit in units] == [3, 0]
+    assert [id_ for unit in units for id_ in source.read(unit).table["id"].to_pylist()] == [f"d{i}" for i in range(5)]
+
+
+def test_a_broken_first_line_makes_no_json_document(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.jsonl", b'{"id": "x", "text":\n' + jsonl(make(2)))
+    source = open_path(path)
+    (unit,) = source.units(10)
+    assert [refused.reason for refused in source.read(unit).rejected] == ["invalid_json"]
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.csv", "corpus.tsv", "corpus.jsonl.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "latin-1"])
+def test_other_encodings_are_read(tmp_path: Path, name: str, encoding: str) -> None:
+    data = FORMATS[name](make(40))
+    text = (gzip.decompress(data) if name.endswith("gz") else data).decode().encode(encoding)
+    path = write(tmp_path, name, gzip.compress(text) if name.endswith("gz") else text)
+    source = open_path(path, encoding="latin-1" if encoding == "latin-1" else None)
+    assert read_all(source, 3).select(["id", "title", "text"]).to_pylist() == make(40)
+
+
+def test_text_of_another_encoding_is_read_whole_and_by_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.txt", "é\nü".encode("utf-16-le"))
+    for lines, texts in ((False, ["é\nü"]), (True, ["é", "ü"])):
+        assert read_all(open_path(path, encoding="utf-16-le", lines=lines))["text"].to_pylist() == texts
+
+
+def test_bytes_that_are_no_text_in_the_encoding_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.txt", b"\xff\xfe" + "good\nbad \ud800\n".encode("utf-16-le", "surrogatepass") + b"x")
+    source = open_path(path, lines=True)
+    (unit,) = source.units(10)
+    assert source.read(unit).table["text"].to_pylist() == ["good"]
+    assert [refused.reason for refused in source.read(unit).rejected] == ["invalid_utf8"] * 2
+
+
+def test_an_encoding_that_is_none_is_refused() -> None:
+    for name in ("utf-7x", "hex"):
+        with pytest.raises(UserError, match=f"no encoding '{name}'"):
+            SourceConfig.parse({"encoding": name})
+
+
+def test_several_paths_are_one_source(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1", "c/1"):
+        write(tmp_path, f"{name}.jsonl", jsonl([{"text": name}]))
+    paths = (str(tmp_path / "b"), str(tmp_path / "a/*.jsonl"), str(tmp_path / "a/1.jsonl"))
+    table = read_all(open_source(SourceConfig(path=paths)))
+    assert table["id"].to_pylist() == ["b/1.jsonl:1", "a/1.jsonl:1", "a/2.jsonl:1"]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv"])
+def test_small_files_share_a_unit_and_their_records_keep_their_places(tmp_path: Path, name: str) -> None:
+    good, bad = (b"text\n", b"\n") if name == "csv" else (b"", b'{"text": ""}\n')
+    for i in range(5):
+        line = f"t{i}".encode() if name == "csv" else json.dumps({"text": f"t{i}"}).encode()
+        write(tmp_path, f"{i}.{name}", good + line + b"\n" + (bad if name == "jsonl" else b'" "\n'))
+    source = open_path(tmp_path)
+    units = source.units(4)
+    assert [len(unit.files) for unit in units] == [2, 2, 0]
+    assert [unit.rows_estimate for unit in units] == [4, 4, 2]
+    assert units == open_path(tmp_path).units(4)
+    first = 2 if name == "csv" else 1
+    read = [(unit, source.read(unit)) for unit in units]
+    assert [id_ for _, data in read for id_ in data.table["id"].to_pylist()] == [
+        f"{i}.{name}:{first}" for i in range(5)
+    ]
+    places = [unit.place(refused.position) for unit, data in read for refused in data.rejected]
+    assert places == [(f"{tmp_path}/{i}.{name}", first + 1) for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "options", "place"),
+    [
+        ("c.jsonl", b'{"text": "a"}', {}, True),
+        ("c.jsonl", b'{"text": "a"}', {"make_ids": "content"}, False),
+        ("c.jsonl", b'{"id": 1, "text": "a"}', {}, False),
+        ("c.jsonl", b'{"id": 1, "text": "a"}', {"missing_id": "make"}, True),
+        ("c.txt", b"a", {}, True),
+        ("c.txt", b"a", {"make_ids": "content"}, False),
+        ("c.txt", b"a", {"lines": True}, True),
+    ],
+)
+def test_it_tells_what_names_in_ids_are_relative_to(
+    tmp_path: Path, name: str, data: bytes, options: dict[str, Any], place: bool
+) -> None:
+    source = open_path(write(tmp_path, name, data), **options)
+    assert source.names_by_place == (str(tmp_path) if place else None)
+    assert (read_all(source)["id"][0].as_py().startswith(name)) is (place and "missing_id" not in options)
 
 
 def test_pydocs_are_collected_once_and_then_read_as_parquet(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from rayvec.data import streams
@@ -32,6 +32,7 @@ def test_cuts_cover_every_line_once(
     tmp_path: Path, pieces: list[bytes], ended: bool, unit_lines: int, unit_bytes: int, step: int
 ) -> None:
     data = b"\n".join(pieces) + (b"\n" if ended else b"")
+    assume(not data.startswith((b"\xff\xfe", b"\xfe\xff")))  # which would be UTF-16
     path = save(tmp_path, data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "CHUNK", step)

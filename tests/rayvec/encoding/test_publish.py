@@ -47,7 +47,8 @@ def test_of_ids_repeated_across_units_the_first_is_kept(tmp_path: Path) -> None:
 def test_the_line_of_a_repeated_id_names_the_record_that_was_kept(tmp_path: Path) -> None:
     work, records, _ = embed_all(tmp_path)
     [line] = work.sink.lines(records[1].unit)
-    assert (line["id"], line["position"], line["kept"]) == ("d1", 15, {"unit": records[0].unit, "position": 1})
+    kept = {"unit": records[0].unit, "source": "memory", "position": 1}
+    assert (line["id"], line["position"], line["kept"]) == ("d1", 15, kept)
     assert line["text_sha256"] == storage.sha256_bytes(b"another one")
 
 

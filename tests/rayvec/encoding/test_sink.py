@@ -45,7 +45,7 @@ def test_vectors_of_bytes_take_a_byte_a_number() -> None:
 
 
 def line(position: int, reason: str = "empty_text") -> dict[str, object]:
-    return {"unit": "u", "position": position, "offset": None, "reason": reason}
+    return {"unit": "u", "source": "c.jsonl", "position": position, "offset": None, "reason": reason}
 
 
 def commit(folder: Path, rows: int = 5, seed: int = 0, unit: str = "u") -> Record:

@@ -111,3 +111,23 @@ def test_an_index_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "analyzer.json").write_text('{"format": "other"}')
     with pytest.raises(VerificationError, match=r"analyzer\.json"):
         Lexical.load(tmp_path)
+
+
+CORPORA = {
+    "chinese": (["如何对列表进行排序", "机器学习模型的训练方法", "今天天气很好，我们去公园散步"], "训练机器学习"),
+    "japanese": (["リストの並べ替え", "機械学習モデルの訓練", "今日は天気が良い"], "モデルを訓練する"),
+    "korean": (["목록을 정렬하는 방법", "기계학습 모델을 훈련하는 방법", "오늘은 날씨가 좋다"], "모델 훈련"),
+    "thai": (["วิธีเรียงลำดับรายการ", "การฝึกโมเดลการเรียนรู้ของเครื่อง", "วันนี้อากาศดีมาก"], "ฝึกโมเดล"),
+    "khmer": (["របៀបតម្រៀបបញ្ជី", "ការបណ្តុះបណ្តាលគំរូ", "ថ្ងៃនេះអាកាសធាតុល្អ"], "បណ្តាលគំរូ"),
+    "hindi": (["सूची को क्रम में लगाना", "मशीन लर्निंग मॉडल", "आज मौसम अच्छा है"], "मॉडल"),
+}
+
+
+@pytest.mark.parametrize("language", CORPORA)
+def test_texts_of_scripts_without_spaces_are_found_by_a_part_of_them(language: str) -> None:
+    texts, query = CORPORA[language]
+    assert Lexical.build(texts).search([query], k=1).rows.tolist() == [[1]]
+
+
+def test_one_han_character_is_a_word() -> None:
+    assert Lexical.build(["我家的猫", "我家的狗"]).search(["猫"], k=2).rows.tolist() == [[0, -1]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayvec.errors import UserError, VerificationError
+from rayvec.errors import RayvecError, UserError, VerificationError
 from rayvec.modeling.encoder import Encoder, TextEncoder, Tokenizing, load_encoder, load_tokenizer_only
 from rayvec.modeling.prompts import Prompts
 from tests.models import SENTENCES, family_config, save_model, tiny_llama, tiny_tokenizer
@@ -116,6 +116,21 @@ def test_the_tokenizer_alone_gives_the_same_tokens_and_fingerprint(encoder: Text
     assert isinstance(alone, Tokenizing) and not isinstance(alone, Encoder)
     assert alone.fingerprint == encoder.fingerprint and alone.max_length == encoder.max_length
     assert np.array_equal(alone.tokenize(TEXTS).input_ids, encoder.tokenize(TEXTS).input_ids)
+
+
+def test_what_only_reads_texts_needs_no_weights(encoder: TextEncoder, llama: Path, tmp_path: Path) -> None:
+    encoder.save(tmp_path / "merged", merged=True)
+    shutil.copytree(llama, tmp_path / "model")
+    for name in ("merged", "model"):
+        (tmp_path / name / "model.safetensors").unlink()
+        alone = load_tokenizer_only(str(tmp_path / name), verify=False)
+        assert np.array_equal(alone.tokenize(TEXTS).input_ids, encoder.tokenize(TEXTS).input_ids)
+        assert (alone.fingerprint == encoder.fingerprint) is (name == "merged")
+        with pytest.raises(RayvecError, match="safetensors"):
+            load_tokenizer_only(str(tmp_path / name))
+    (tmp_path / "merged/tokenizer.json").write_text("{}")
+    with pytest.raises(VerificationError, match=r"tokenizer\.json"):
+        load_tokenizer_only(str(tmp_path / "merged"), verify=False)
 
 
 def test_importing_the_encoder_loads_no_torch() -> None:

@@ -24,6 +24,9 @@ def test_a_uri_is_fetched(llama: Path) -> None:
 
     memory = fsspec.filesystem("memory")
     memory.put(str(llama), "/models/llama", recursive=True)
+    light = resolve("memory://models/llama", weights=False)
+    assert (light / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
+    assert not list(light.rglob("*.safetensors"))
     assert weights_sha256(resolve("memory://models/llama")) == weights_sha256(llama)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -17,8 +17,11 @@ T = TypeVar("T")
 
 #: A unit is never planned larger than this, however few records that is, so that a worker's memory is bounded.
 UNIT_BYTES = 64 << 20
+ALONE = UNIT_BYTES + 1
 _THREADS = 16
 _NAMED = 5
+#: Of more files than this, so many are looked into for columns and types.
+_SAMPLED = 256
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Span:
     stop: int
     first: int
     rows: int
+    #: Of a file of another kind than the source's: which.
+    kind: str | None = None
 
 
 class Reader(Protocol):
@@ -72,6 +77,40 @@ def inspect(config: SourceConfig, files: Iterable[Input], look: Callable[[Input]
     for file, result in zip(files, results, strict=True):
         if not isinstance(result, BadFileError):
             yield file, result
+
+
+def sampled(files: Sequence[Input]) -> Sequence[Input]:
+    """The files to look into for columns and types, spread over all of them."""
+    return files if len(files) <= _SAMPLED else [files[len(files) * i // _SAMPLED] for i in range(_SAMPLED)]
+
+
+def grouped(files: Iterable[tuple[Sequence[Span], int]], unit_rows: int) -> Iterator[Span]:
+    """The spans of all files, in order; of small files that stand side by side one, so that they share a unit.
+
+    files: of each its spans, and the bytes of its content; ALONE for one that is not to share.
+    """
+    group: list[Span] = []
+    rows = size = 0
+    for spans, bytes_ in files:
+        small = len(spans) == 1 and spans[0].rows <= unit_rows and bytes_ <= UNIT_BYTES
+        fits = small and rows + spans[0].rows <= unit_rows and size + bytes_ <= UNIT_BYTES
+        if group and not (fits and spans[0].kind == group[0].kind):
+            yield _together(group)
+            group, rows, size = [], 0, 0
+        if small:
+            group.append(spans[0])
+            rows, size = rows + spans[0].rows, size + bytes_
+        else:
+            yield from spans
+    if group:
+        yield _together(group)
+
+
+def _together(group: list[Span]) -> Span:
+    if len(group) == 1:
+        return group[0]
+    files = tuple(file for span in group for file in span.files)
+    return Span(files, 0, 0, group[0].first, sum(span.rows for span in group), group[0].kind)
 
 
 def _is_bad(result: object) -> bool:

@@ -5,6 +5,8 @@ Knows Arrow tables. Knows no file format.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 from rayvec import storage
 from rayvec.data.files import Listing
 from rayvec.data.readers.base import UNIT_BYTES, inspect
-from rayvec.data.records import MAX_ID_BYTES, Layout, refuse_blank, resolve_layout
+from rayvec.data.records import MAX_ID_BYTES, Layout, content_id, named_columns, refuse_blank, resolve_layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import REASONS, Input, Rejected, UnitData
 from rayvec.errors import UserError
@@ -30,48 +32,132 @@ _REASONS = ["", *REASONS]
 
 
 def common_layout(config: SourceConfig, listing: Listing, look: Callable[[Input], pa.Schema]) -> Layout:
-    """The columns of the first file; every other file must have them, with the same types in the payload.
+    """The columns of all files, each of the type that all of its values fit; not every file need have every column.
 
     `look` gives a file's schema, or raises BadFileError.
     """
-    layout: Layout | None = None
+    file_of: dict[pa.Schema, str] = {}
     for file, schema in inspect(config, listing.files, look):
-        columns = {field.name: field.type for field in schema}
-        found = resolve_layout(
-            file.uri,
-            columns,
-            id_column=config.id_column if layout is None else layout.id,
-            title_column=config.title_column if layout is None else layout.title,
-            text_columns=config.text_columns if layout is None else layout.text,
-            payload=config.payload if layout is None else [name for name, _ in layout.payload],
-        )
-        _check_types(file.uri, columns, found)
-        layout = layout or found
-        if found.payload != layout.payload:
-            differing = [a[0] for a, b in zip(found.payload, layout.payload, strict=True) if a != b]
-            raise UserError(
-                f"{file.uri}: column {differing[0]!r} has another type than in {listing.files[0].uri}; "
-                "leave it out of source.payload, or make the files alike"
-            )
-    assert layout is not None
+        file_of.setdefault(schema.remove_metadata(), file.uri)
+    types: dict[str, list[pa.DataType]] = {}
+    for schema, uri in file_of.items():
+        repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if repeated:
+            raise UserError(f"{uri} names column {repeated[0]!r} more than once; write it with one of each name")
+        for name in dict.fromkeys([*schema.names, *named_columns(config)]):
+            found = _type_at(schema, name)
+            if found is not None:
+                types.setdefault(name, []).append(found)
+    where = next(iter(file_of.values())) if len(file_of) == 1 else config.where
+    layout = resolve_layout(where, {name: _common_type(found) for name, found in types.items()}, config)
+    for schema, uri in file_of.items():
+        _check(config, uri, schema, layout)
     return layout
 
 
-def _is_text(type_: pa.DataType) -> bool:
-    type_ = type_.value_type if pa.types.is_dictionary(type_) else type_
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
-    return any(check(type_) for check in (*checks, pa.types.is_large_binary, pa.types.is_binary_view))
-
-
-def _check_types(where: str, columns: dict[str, pa.DataType], layout: Layout) -> None:
+def _check(config: SourceConfig, where: str, schema: pa.Schema, layout: Layout) -> None:
+    """Raise UserError for columns that cannot be what they are to be, and for what a file lacks that others have."""
     for name in [layout.title, *layout.text]:
-        if name is not None and not _is_text(columns[name]):
-            raise UserError(f"{where}: column {name!r} is {columns[name]}, not text; name another one")
-    if layout.id is not None and not (_is_text(columns[layout.id]) or pa.types.is_integer(columns[layout.id])):
+        type_ = None if name is None else _type_at(schema, name)
+        if type_ is not None and not _is_text(type_) and not pa.types.is_null(type_):
+            raise UserError(f"{where}: column {name!r} is {type_}, not text; name another one{_inside(type_, name)}")
+    id_type = None if layout.id is None else _type_at(schema, layout.id)
+    if id_type is not None and not (_is_text(id_type) or _is_number(id_type) or pa.types.is_null(id_type)):
         raise UserError(
-            f"{where}: column {layout.id!r} is {columns[layout.id]}, and an id is text or a whole number; "
+            f"{where}: column {layout.id!r} is {id_type}, and an id is text or a whole number; "
             "name another one with --set source.id_column=…"
         )
+    lacks = [layout.id] if layout.id is not None and id_type is None and layout.missing_id != "make" else []
+    lacks += [] if any(_type_at(schema, name) is not None for name in layout.text) else [layout.text[0]]
+    if lacks and config.on_bad_input == "fail":
+        cure = "make ids with --set source.missing_id=make" if lacks == [layout.id] else "name all text columns"
+        raise UserError(
+            f"{where} has no column {lacks[0]!r}, which other files have; {cure}, or quarantine its records with "
+            "--set source.on_bad_input=quarantine"
+        )
+
+
+def _inside(type_: pa.DataType, name: str | None) -> str:
+    if not pa.types.is_struct(type_):
+        return ""
+    return f", or one inside of it: {', '.join(repr(f'{name}.{field.name}') for field in type_)}"
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    type_ = _plain(type_)
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(check(type_) for check in checks)
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    """Whether ids may be of this type; pandas makes whole numbers floats where some are missing."""
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
+
+
+def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
+    """The type of a column, or of one inside others; None where there is none."""
+    fields, rest = {field.name: field.type for field in schema}, path
+    while rest not in fields:
+        head, dot, rest = rest.partition(".")
+        inner = fields.get(head) if dot else None
+        if inner is None or not pa.types.is_struct(inner):
+            return None
+        fields = {field.name: field.type for field in inner}
+    return fields[rest]
+
+
+def column_at(rows: pa.Table, path: str) -> pa.ChunkedArray:
+    """A column, or one inside others, null where what holds it is; all null where there is none."""
+    if path in rows.column_names:
+        return rows[path]
+    head, dot, rest = path.partition(".")
+    if not dot or head not in rows.column_names or not pa.types.is_struct(rows.schema.field(head).type):
+        return pa.chunked_array([pa.nulls(len(rows))])
+    column = _flat(rows[head])
+    return column_at(pa.Table.from_arrays(column.flatten(), [field.name for field in column.type]), rest)
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    """The type without what only says how values are stored: categories, extensions, views."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return _plain(type_.storage_type)
+    if pa.types.is_dictionary(type_):
+        return _plain(type_.value_type)
+    if pa.types.is_list(type_):
+        return pa.list_(_plain(type_.value_type))
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(type_, type_)
+
+
+def _common_type(types: Iterable[pa.DataType]) -> pa.DataType:
+    """The type that all values fit; text where there is none."""
+    plain = [_plain(type_) for type_ in types if not pa.types.is_null(type_)]
+    texts = sum(map(_is_text, plain))
+    if not plain or (texts and len(set(plain)) > 1):
+        return pa.string()
+    schemas = [pa.schema([("column", type_)]) for type_ in dict.fromkeys(plain)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
+    except pa.ArrowException:
+        return pa.string()
+
+
+def fitted(column: pa.ChunkedArray, type_: pa.DataType) -> tuple[pa.ChunkedArray, int]:
+    """The column as one of a type, and how many values are null because they do not fit it; text takes all, as JSON."""
+    if column.type == type_:
+        return column, 0
+    try:
+        return column.cast(type_), 0
+    except pa.ArrowException:
+        values = [_fitted(value, type_) if value.is_valid else None for value in column]
+    return pa.chunked_array([pa.array(values, type_)]), values.count(None) - column.null_count
+
+
+def _fitted(value: pa.Scalar, type_: pa.DataType) -> pa.Scalar | None:
+    try:
+        return value.cast(type_)
+    except pa.ArrowException:
+        is_nested = pa.types.is_string(type_) and pa.types.is_nested(value.type)
+        return pa.scalar(json.dumps(value.as_py(), ensure_ascii=False, default=str)) if is_nested else None
 
 
 def cut(groups: Iterable[tuple[int, int]], unit_rows: int) -> Iterator[tuple[int, int]]:
@@ -111,38 +197,55 @@ class Taker:
     layout: Layout
     name: str
     max_bytes: int
+    base: int = 0
 
     def take(self, rows: pa.Table, first: int) -> UnitData:
-        """The documents of these rows, which count from `first`."""
+        """The documents of these rows, which count from `first`; their positions count from `base` on."""
         layout, faults = self.layout, np.zeros(len(rows), dtype=np.int8)
-        texts = [_strings(rows[column], faults, "invalid_utf8") for column in layout.text]
+        texts = [_strings(column_at(rows, column), faults, "invalid_utf8") for column in layout.text]
         _mark(faults, _all_null(texts), "missing_text")
         text = texts[0] if len(texts) == 1 else _joined(texts)
         _mark(faults, _lengths(text) > self.max_bytes, "record_too_large")
-        positions = pa.array(np.arange(first, first + len(rows)), pa.int64())
-        ids = self._ids(rows, positions, faults)
         title = pa.nulls(len(rows), pa.string())
         if layout.title is not None:
-            title = _strings(rows[layout.title], faults, "invalid_utf8")
-        columns = [ids, title, text, *(rows[column] for column, _ in layout.payload), positions]
+            title = _strings(column_at(rows, layout.title), faults, "invalid_utf8")
+        ids = self._ids(rows, first, title, text, faults)
+        payload = [fitted(column_at(rows, name), type_) for name, type_ in layout.payload]
+        positions = pa.array(np.arange(first, first + len(rows)) + self.base, pa.int64())
+        columns = [ids, title, text, *(column for column, _ in payload), positions]
         taken = [_flat(column).filter(pa.array(faults == 0)) for column in columns]
         data = refuse_blank(pa.Table.from_arrays(taken, schema=layout.schema))
         refused = [self._refuse(row, first, ids, faults) for row in np.flatnonzero(faults).tolist()]
-        return UnitData(data.table, data.rejected + refused)
+        nulled = Counter({name: count for (name, _), (_, count) in zip(layout.payload, payload, strict=True) if count})
+        return UnitData(data.table, data.rejected + refused, nulled)
 
-    def _ids(self, rows: pa.Table, positions: pa.Array, faults: Faults) -> pa.Array:
+    def _ids(self, rows: pa.Table, first: int, title: pa.Array, text: pa.Array, faults: Faults) -> pa.Array:
         if self.layout.id is None:
-            return pc.binary_join_element_wise(pa.scalar(self.name), positions.cast(pa.string()), ":")
-        column = rows[self.layout.id]
-        whole = pa.types.is_integer(column.type)
-        ids = _flat(column.cast(pa.string())) if whole else _strings(column, faults, "bad_id")
+            return self._made(first, title, text)
+        column = column_at(rows, self.layout.id)
+        if _is_number(column.type):
+            whole, _ = fitted(column, column.type if pa.types.is_integer(column.type) else pa.int64())
+            ids = _flat(whole.cast(pa.string()))
+        else:
+            ids = _strings(column, faults, "bad_id")
         length = _lengths(ids)
+        if self.layout.missing_id == "make":
+            missing = (length == 0) & (faults != _REASONS.index("bad_id"))
+            ids = pc.if_else(pa.array(missing), self._made(first, title, text), ids)
+            length = _lengths(ids)
         _mark(faults, (length == 0) | (length > MAX_ID_BYTES), "bad_id")
         return ids
 
+    def _made(self, first: int, title: pa.Array, text: pa.Array) -> pa.Array:
+        if self.layout.make_ids == "path":
+            positions = pa.array(np.arange(first, first + len(text)), pa.int64()).cast(pa.string())
+            return pc.binary_join_element_wise(pa.scalar(self.name), positions, ":")
+        pairs = zip(title.to_pylist(), text.to_pylist(), strict=True)
+        return pa.array([content_id(head, body) for head, body in pairs], pa.string())
+
     def _refuse(self, row: int, first: int, ids: pa.Array, faults: Faults) -> Rejected:
         reason = _REASONS[faults[row]]
-        return Rejected(first + row, None, reason, None if reason == "bad_id" else ids[row].as_py())
+        return Rejected(self.base + first + row, None, reason, None if reason == "bad_id" else ids[row].as_py())
 
 
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -152,9 +255,7 @@ def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def _strings(column: pa.ChunkedArray, faults: Faults, reason: str) -> pa.Array:
     """The column as strings; rows whose bytes are not UTF-8 become null and are marked."""
     array = _flat(column)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    raw = array.cast(pa.binary())
+    raw = array.cast(_plain(array.type)).cast(pa.binary())
     try:
         return raw.cast(pa.string())  # this checks the bytes; a column that says it is text is not checked on reading
     except pa.ArrowInvalid:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from rayvec.data.files import Listing, compression_of
-from rayvec.data.readers.base import UNIT_BYTES, BadFileError, Span, inspect
-from rayvec.data.readers.lines import check_text, head
+from rayvec.data.files import Listing
+from rayvec.data.readers.base import ALONE, UNIT_BYTES, BadFileError, Span, grouped, inspect, sampled
+from rayvec.data.readers.lines import check_columns, check_text, head
 from rayvec.data.records import Builder, Layout, resolve_layout
 from rayvec.data.source_config import SourceConfig
-from rayvec.data.streams import END, MAX_COMPRESSED_UNITS, Cut, DamagedError, Line, lines, merge_cuts
-from rayvec.data.units import Input, Unit, UnitData
+from rayvec.data.streams import END, Cut, DamagedError, Line, affordable, lines
+from rayvec.data.units import Input, Piece, Unit, UnitData
 from rayvec.errors import UserError
 
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
@@ -41,46 +41,48 @@ class DelimitedReader:
     """See base.Reader."""
 
     def layout(self, config: SourceConfig, listing: Listing) -> Layout:
-        """The columns of the first file's header; every other file must have them, in whatever order."""
-        headers = [(file, header) for file, header in inspect(config, listing.files, _checked_header(config)) if header]
+        """The columns of all headers, in whatever order; a file need not have every column."""
+        files = sampled(listing.files)
+        headers = [(file, header) for file, header in inspect(config, files, _checked_header(config)) if header]
         if not headers:
-            raise UserError(f"{config.path} holds no records; check source.path")
-        layouts = [
-            resolve_layout(
-                file.uri,
-                dict.fromkeys(header, pa.string()),
-                id_column=config.id_column,
-                title_column=config.title_column,
-                text_columns=config.text_columns,
-                payload=config.payload,
-            )
-            for file, header in headers
-        ]
-        for (file, _), layout in zip(headers, layouts, strict=True):
-            if set(layout.columns) != set(layouts[0].columns):
-                raise UserError(f"{file.uri} has other columns than {headers[0][0].uri}; read them as two sources")
-        return layouts[0]
+            raise UserError(f"{config.where} holds no records; check source.path")
+        columns = dict.fromkeys((name for _, header in headers for name in header), pa.string())
+        layout = resolve_layout(headers[0][0].uri if len(headers) == 1 else config.where, columns, config)
+        for file, header in headers:
+            check_columns(config, file.uri, header, layout)
+        return layout
 
     def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
         """See base.Reader. Reads all files once, one record after the other."""
         cuts = dict(inspect(config, listing.files, lambda file: _cut(config, file, unit_rows)))
-        for file in listing.files:
-            for cut in cuts[file]:
-                yield Span((file,), cut.start, cut.stop, cut.first_line, cut.lines)
+        return grouped((cuts[file] for file in listing.files), unit_rows)
 
     def read(self, config: SourceConfig, listing: Listing, layout: Layout, unit: Unit) -> UnitData:
         """See base.Reader."""
-        builder = Builder(layout, listing.name(unit.uri))
-        source = lines(unit.uri, unit.start, unit.stop, config.max_record_bytes)
-        last = unit.first - 1
-        try:
-            header = _header(config, unit.uri)
-            for row in rows(config, source, unit.first):
-                last = row.line
-                _add(builder, header, row)
-        except DamagedError as error:
-            builder.reject(last + 1, error.offset, "damaged", detail=f"{unit.uri}: {error}; nothing after it is read")
+        builder = Builder(layout)
+        for piece in unit.pieces():
+            builder.begin(listing.name(piece.uri), piece.base)
+            _read(config, builder, piece)
         return builder.finish()
+
+
+def _read(config: SourceConfig, builder: Builder, piece: Piece) -> None:
+    last = piece.first - 1
+    try:
+        header = _header(config, piece.uri)
+        if piece.stop is None:
+            found = _data_rows(config, piece.uri)
+        else:
+            found = rows(config, _lines(config, piece.uri, piece.start, piece.stop), piece.first)
+        for row in found:
+            last = row.line
+            _add(builder, header, row)
+    except DamagedError as error:
+        builder.reject(last + 1, error.offset, "damaged", detail=f"{piece.uri}: {error}; nothing after it is read")
+
+
+def _lines(config: SourceConfig, uri: str, start: int = 0, stop: int | None = None) -> Iterator[Line]:
+    return lines(uri, start, stop, config.max_record_bytes, config.encoding)
 
 
 def _add(builder: Builder, header: list[str], row: Row) -> None:
@@ -97,8 +99,13 @@ def _header(config: SourceConfig, uri: str) -> list[str]:
     """The names of the columns; empty when the file is."""
     if config.column_names:
         return list(config.column_names)
-    first = next(rows(config, lines(uri, 0, None, config.max_record_bytes), 1), None)
-    return [] if first is None else first.fields
+    first = next(rows(config, _lines(config, uri), 1), None)
+    return [] if first is None else _names(first)
+
+
+def _names(header: Row) -> list[str]:
+    """The names in a header; a column without one is called as pandas, which writes such, calls it."""
+    return [name or f"Unnamed: {number}" for number, name in enumerate(header.fields)]
 
 
 def _checked_header(config: SourceConfig) -> Callable[[Input], list[str]]:
@@ -109,7 +116,7 @@ def _checked_header(config: SourceConfig) -> Callable[[Input], list[str]]:
             return []
         if first.reason is not None:
             raise BadFileError(f"its header cannot be read: {first.detail or first.reason}")
-        header = list(config.column_names) or first.fields
+        header = list(config.column_names) or _names(first)
         repeated = sorted({name for name in header if header.count(name) > 1})
         if repeated:
             raise BadFileError(f"its header names {', '.join(map(repr, repeated))} more than once")
@@ -118,12 +125,14 @@ def _checked_header(config: SourceConfig) -> Callable[[Input], list[str]]:
     return look
 
 
-def _cut(config: SourceConfig, file: Input, unit_rows: int) -> list[Cut]:
+def _cut(config: SourceConfig, file: Input, unit_rows: int) -> tuple[list[Span], int]:
+    """The spans of a file, and about how many bytes it holds."""
     cuts: list[Cut] = []
     first: Row | None = None
-    count, damage = 0, None
+    count, size, damage = 0, 0, None
     try:
         for row in _data_rows(config, file.uri):
+            size = row.offset
             if first is None:
                 first, count = row, 0
             elif count >= unit_rows or row.offset - first.offset >= UNIT_BYTES:
@@ -138,11 +147,13 @@ def _cut(config: SourceConfig, file: Input, unit_rows: int) -> list[Cut]:
         start, line = (first.offset, first.line) if first is not None else (0, 1)
         end = END if damage is None else damage.offset + 1
         cuts.append(Cut(start, end, line, count))
-    return merge_cuts(cuts, MAX_COMPRESSED_UNITS) if compression_of(file.uri) else cuts
+    cuts = affordable(cuts, file.uri, config.encoding)
+    spans = [Span((file,), cut.start, cut.stop, cut.first_line, cut.lines) for cut in cuts]
+    return spans, size if damage is None else ALONE
 
 
 def _data_rows(config: SourceConfig, uri: str) -> Iterator[Row]:
-    found = rows(config, lines(uri, 0, None, config.max_record_bytes), 1)
+    found = rows(config, _lines(config, uri), 1)
     return found if config.column_names else itertools.islice(found, 1, None)
 
 

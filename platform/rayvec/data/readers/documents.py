@@ -23,7 +23,7 @@ class DocumentReader:
     def layout(self, config: SourceConfig, listing: Listing) -> Layout:
         """See base.Reader."""
         check_all_text(config, listing)
-        return Layout("id", "title", ("text",))
+        return Layout("id" if config.make_ids == "path" else None, "title", ("text",), make_ids=config.make_ids)
 
     def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
         """See base.Reader."""
@@ -35,30 +35,32 @@ class DocumentReader:
 
     def read(self, config: SourceConfig, listing: Listing, layout: Layout, unit: Unit) -> UnitData:
         """See base.Reader."""
-        builder = Builder(layout, "")
+        builder = Builder(layout)
         for position, uri in enumerate(unit.files, unit.start):
-            _add(builder, position, listing.name(uri), uri, config.max_record_bytes)
+            _add(builder, position, listing.name(uri), uri, config)
         return builder.finish()
 
 
 def _groups(files: Iterable[Input], unit_rows: int) -> Iterator[tuple[Input, ...]]:
-    group: list[Input] = []
+    group, size = list[Input](), 0
     for file in files:
-        if group and (len(group) >= unit_rows or sum(f.bytes for f in group) + file.bytes > UNIT_BYTES):
+        if group and (len(group) >= unit_rows or size + file.bytes > UNIT_BYTES):
             yield tuple(group)
-            group = []
+            group, size = [], 0
         group.append(file)
+        size += file.bytes
     if group:
         yield tuple(group)
 
 
-def _add(builder: Builder, position: int, name: str, uri: str, max_bytes: int) -> None:
+def _add(builder: Builder, position: int, name: str, uri: str, config: SourceConfig) -> None:
     parts, size = [], 0
     try:
-        for chunk in chunks(uri):
+        for chunk in chunks(uri, 0, config.encoding):
             size += len(chunk)
-            if size > max_bytes:
-                builder.reject(position, 0, "record_too_large", detail=f"more than {max_bytes} bytes", id_=name)
+            if size > config.max_record_bytes:
+                detail = f"more than {config.max_record_bytes} bytes"
+                builder.reject(position, 0, "record_too_large", detail=detail, id_=name)
                 return
             parts.append(chunk)
         text = b"".join(parts).removeprefix(BOM).decode()

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvec import storage
 from rayvec.data.files import Listing
-from rayvec.data.readers.base import BadFileError, Span, inspect
+from rayvec.data.readers.base import ALONE, BadFileError, Span, grouped, inspect
 from rayvec.data.readers.columns import UNREADABLE, Taker, common_layout, cut, raise_storage_fault
 from rayvec.data.records import Layout
 from rayvec.data.source_config import SourceConfig
-from rayvec.data.units import Input, Rejected, Unit, UnitData
+from rayvec.data.units import Input, Piece, Rejected, Unit, UnitData
 
 _BATCH = 1024
 
@@ -33,32 +34,41 @@ class ParquetReader:
     """See base.Reader."""
 
     def layout(self, config: SourceConfig, listing: Listing) -> Layout:
-        """The columns of the first file; every other file must have them, with the same types in the payload."""
+        """See columns.common_layout."""
         return common_layout(config, listing, lambda file: _footer(file).schema)
 
     def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
         """Whole row groups up to `unit_rows` rows together; larger ones in equal parts."""
         footers = dict(inspect(config, listing.files, _footer))
-        for file in listing.files:
-            if file not in footers:
-                yield Span((file,), 0, 0, 0, 0)
-                continue
-            for start, stop in cut(footers[file].groups, unit_rows):
-                yield Span((file,), start, stop, start, stop - start)
+        return grouped((_spans(file, footers.get(file), unit_rows) for file in listing.files), unit_rows)
 
     def read(self, config: SourceConfig, listing: Listing, layout: Layout, unit: Unit) -> UnitData:
         """The rows [start, stop); those of a damaged row group are refused one by one."""
-        try:
-            file = _open(unit.uri)
-        except BadFileError as error:
-            return UnitData(layout.schema.empty_table(), [Rejected(0, None, "damaged", None, None, str(error))])
-        parts: list[UnitData] = []
-        taker = Taker(layout, listing.name(unit.uri), config.max_record_bytes)
-        with file:
-            for group, first, start, stop in _overlaps(file.metadata, unit.start, unit.stop):
-                parts.extend(_read_group(file, taker, group, first, start, stop))
-        table = pa.concat_tables([layout.schema.empty_table(), *(part.table for part in parts)])
-        return UnitData(table, sorted((r for part in parts for r in part.rejected), key=lambda r: r.position))
+        parts = [UnitData(layout.schema.empty_table())]
+        for piece in unit.pieces():
+            taker = Taker(layout, listing.name(piece.uri), config.max_record_bytes, piece.base)
+            parts.extend(_read_piece(taker, piece))
+        return UnitData.joined(parts)
+
+
+def _spans(file: Input, footer: _Footer | None, unit_rows: int) -> tuple[list[Span], int]:
+    if footer is None:
+        return [Span((file,), 0, 0, 0, 0)], ALONE
+    spans = [Span((file,), start, stop, start, stop - start) for start, stop in cut(footer.groups, unit_rows)]
+    return spans, sum(size for _, size in footer.groups)
+
+
+def _read_piece(taker: Taker, piece: Piece) -> Iterator[UnitData]:
+    try:
+        file = _open(piece.uri)
+    except BadFileError as error:
+        lost = [Rejected(piece.base, None, "damaged", None, None, str(error))]
+        yield UnitData(taker.layout.schema.empty_table(), lost)
+        return
+    with file:
+        stop = file.metadata.num_rows if piece.stop is None else piece.stop
+        for group, first, start, end in _overlaps(file.metadata, piece.start, stop):
+            yield from _read_group(file, taker, group, first, start, end)
 
 
 def _open(uri: str) -> pq.ParquetFile:
@@ -70,6 +80,7 @@ def _open(uri: str) -> pq.ParquetFile:
         raise BadFileError(f"not a readable Parquet file ({' '.join(str(error).split())})") from None
 
 
+@lru_cache(1 << 16)  # asked for once for the columns, and once for the rows
 def _footer(file: Input) -> _Footer:
     with _open(file.uri) as opened:
         groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
@@ -102,5 +113,6 @@ def _read_group(
     except UNREADABLE as error:
         raise_storage_fault(taker.name, error)
         detail = f"row group {group} cannot be read ({' '.join(str(error).split())})"
-        lost = [Rejected(row, None, "damaged", None, None, detail) for row in range(max(start, position), stop)]
+        rows = range(max(start, position), stop)
+        lost = [Rejected(taker.base + row, None, "damaged", None, None, detail) for row in rows]
         yield UnitData(taker.layout.schema.empty_table(), lost)

@@ -84,17 +84,13 @@ class SavedReader:
             for batch in _batches(unit.uri):
                 begin, end = max(unit.start, position), min(unit.stop, position + batch.num_rows)
                 if begin < end:
-                    rows = pa.Table.from_batches([batch.select(layout.columns)])
-                    parts.append(taker.take(rows.slice(begin - position, end - begin), begin))
+                    parts.append(taker.take(pa.Table.from_batches([batch.slice(begin - position, end - begin)]), begin))
                 position += batch.num_rows
                 if position >= unit.stop > 0:
                     break
         except BadFileError as error:
             parts.append(UnitData(layout.schema.empty_table(), _lost(unit, position, str(error))))
-        return UnitData(
-            pa.concat_tables([part.table for part in parts]),
-            sorted((refused for part in parts for refused in part.rejected), key=lambda refused: refused.position),
-        )
+        return UnitData.joined(parts)
 
 
 def _lost(unit: Unit, position: int, detail: str) -> list[Rejected]:

@@ -93,12 +93,24 @@ function brief(value, limit = 60) {
 
 /** A pattern for the query's words and their inflections, or null when it has none worth marking. */
 export function matcher(query) {
-  const words = query.toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
-  const stems = words.filter((word) => word.length > 1 && !STOP_WORDS.has(word)).map(stem);
+  const words = (query.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) || []).flatMap(pieces);
+  const stems = words.filter((word) => (word.length > 1 || SPACELESS.test(word)) && !STOP_WORDS.has(word)).map(stem);
   if (!stems.length) return null;
   const longestFirst = [...new Set(stems)].sort((a, b) => b.length - a.length);
   // Latin words match at a word's start only; other scripts have no spaces to go by.
   return new RegExp(longestFirst.map((s) => (/^[\x00-\x7f]+$/.test(s) ? `(?<![a-zA-Z0-9])${s}[a-z]{0,3}(?![a-z])` : s)).join("|"), "giu");
+}
+
+const SCRIPTS = ["Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar"];
+const SPACELESS = new RegExp(`([${SCRIPTS.map((name) => `\\p{scx=${name}}`).join("")}]+)`, "u");
+
+/** Of scripts without spaces the whole, and the pairs of characters that the index finds it by; of others the word. */
+function pieces(word) {
+  return word.split(SPACELESS).filter(Boolean).flatMap((part) => {
+    const signs = [...part];
+    const pairs = signs.slice(1).map((sign, i) => signs[i] + sign);
+    return SPACELESS.test(part) ? [part, ...pairs] : [part];
+  });
 }
 
 function stem(word) {

@@ -73,6 +73,19 @@ def test_files_may_have_their_columns_in_another_order(tmp_path: Path) -> None:
     assert [(row["id"], row["text"]) for row in rows] == [("1", "a"), ("2", "b")]
 
 
+def test_a_column_without_a_name_gets_one(tmp_path: Path) -> None:
+    data = read(tmp_path, b",text\n0,a\n", payload="all")
+    assert data.table.drop_columns(["id", "title", "position"]).to_pylist() == [{"text": "a", "Unnamed: 0": "0"}]
+
+
+def test_a_file_may_lack_columns_that_others_have(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,a\n")
+    (tmp_path / "b.csv").write_bytes(b"id,text,year\n2,b,2024\n")
+    source = open_source(SourceConfig(path=str(tmp_path), payload="all"))
+    rows = [row for unit in source.units(10) for row in source.read(unit).table.to_pylist()]
+    assert [(row["id"], row["year"]) for row in rows] == [("1", None), ("2", "2024")]
+
+
 def test_a_truncated_gzip_keeps_what_stands_before_the_damage(tmp_path: Path) -> None:
     whole = gzip.compress(b"id,text\n" + b"".join(b"%d,text %d\n" % (i, i * 7919 % 9973) for i in range(40_000)))
     data = read(tmp_path, whole[:-4000], 5000, "c.csv.gz", on_bad_input="quarantine")
