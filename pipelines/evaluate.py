@@ -81,7 +81,8 @@ def _retrieval(name: str, task: Task, instruction: str | None, encode: Encode) -
     from rayvec.evaluation.exact import ExactSearch
     from rayvec.evaluation.retrieval import DEPTH, evaluate
 
-    search = ExactSearch(encode(list(task.queries), instruction), DEPTH)
+    asked = encode.instructions.get("query") if instruction is None else instruction
+    search = ExactSearch(encode(list(task.queries), asked or None), DEPTH)
     ids: list[str] = []
     for batch_ids, texts in task.corpus.batches():
         ids.extend(batch_ids)

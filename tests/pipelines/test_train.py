@@ -15,10 +15,12 @@ from rayvec import storage
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, UserError
 from rayvec.modeling.encoder import TextEncoder
+from rayvec.training.curves import last_values, read_metrics
 from rayvec.training.pretraining import DecoderConfig
-from rayvec.training.stages import MaskedSet, Pretrain, PromptSettings, Texts
+from rayvec.training.stages import MaskedSet, Pretrain, PromptSettings, RetrievalSet, Texts
 from tests.buckets import s3_server
 from tests.models import tiny_llama
+from tests.pipelines.test_llm2vec import beir
 from tests.runs import config, write_inputs
 
 torch.set_num_threads(1)
@@ -91,6 +93,17 @@ def test_the_one_instruction_of_all_sets_is_stored_for_search(inputs: Path, tmp_
     several = run.data.replace(sets=(one, one.replace(name="other", instructions=())))
     train(run.replace(data=several, output=str(tmp_path / "several")))
     assert TextEncoder.load(tmp_path / "several").instructions == {}
+
+
+def test_queries_are_asked_with_the_encoders_instruction_while_it_trains(inputs: Path, tmp_path: Path) -> None:
+    own, none, given = (
+        RetrievalSet(name=name, data=str(beir(tmp_path / name)), instruction=instruction)
+        for name, instruction in (("own", None), ("none", ""), ("given", "find it"))
+    )
+    train(config(inputs, tmp_path / "run", "supervised", steps=1, evaluation=(own, none, given), max_length=64))
+    found = last_values(read_metrics(tmp_path / "run" / "training" / "metrics.jsonl"))
+    own_score, none_score, given_score = (found[f"eval/{name}/ndcg@10"] for name in ("own", "none", "given"))
+    assert own_score == given_score != none_score
 
 
 def test_prompts_of_a_stage_are_what_the_encoder_reads_with(inputs: Path, tmp_path: Path) -> None:

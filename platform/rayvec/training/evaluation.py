@@ -21,6 +21,10 @@ from rayvec.modeling.encoder import TOKEN_BUDGETS
 class Encode(Protocol):
     """Texts to normalised vectors float32 [n, D]."""
 
+    @property
+    def instructions(self) -> Mapping[str, str]:
+        """The encoder's instructions by name."""
+
     def __call__(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """As TextEncoder.encode. Every rank must call it, with the same texts."""
 
@@ -49,6 +53,11 @@ def evaluating(module: torch.nn.Module) -> Iterator[Encode]:
 class _Together:
     def __init__(self, module: Any) -> None:
         self.module, self.encoder = module, module.encoder
+
+    @property
+    def instructions(self) -> Mapping[str, str]:
+        found: Mapping[str, str] = self.encoder.folder.manifest.prompts.instructions
+        return found
 
     def guess(self, texts: Sequence[str]) -> tuple[float, float]:
         guessed: tuple[float, float] = self.module.guess(texts)

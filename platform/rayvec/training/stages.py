@@ -161,7 +161,7 @@ class RetrievalSet(Config):
     split: str = "test"
     #: The first so many queries; of docstrings, so many documents. Small sets keep training fast.
     max_queries: PositiveInt | None = 300
-    #: Put before queries, not pooled.
+    #: Put before queries, not pooled. Default: the encoder's own for queries; "" for none.
     instruction: str | None = None
 
 
