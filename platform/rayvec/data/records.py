@@ -260,6 +260,8 @@ def _text(values: Sequence[Any]) -> str:
 
 
 def _id(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():  # pandas makes whole numbers floats where some are missing
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise RefusedError("bad_id", f"the id is {'empty' if value == '' else type(value).__name__}")
     text = check_unicode(str(value))

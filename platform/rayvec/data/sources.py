@@ -108,7 +108,8 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     if config.kind == "pydocs":
         assert cache is not None, "pydocs need a folder to be collected in"
         config = _collected(config, cache)
-    if config.kind == "hf" or (config.kind == "auto" and config.path and is_saved(config.where)):
+    one = config.path if isinstance(config.path, str) else ""
+    if config.kind == "hf" or (config.kind == "auto" and one and is_saved(one)):
         config = config.replace(kind="hf")
         listing = list_saved(config.where, config.split)
     else:

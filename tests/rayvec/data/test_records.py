@@ -67,6 +67,7 @@ def test_a_bad_line_is_refused_and_the_rest_goes_on(tmp_path: Path, line: bytes,
     ("line", "id_", "text"),
     [
         (b'{"id": 12345678901234567890123, "text": "a"}', "12345678901234567890123", "a"),
+        (b'{"id": 7.0, "text": "a"}', "7", "a"),
         (b'{"id": "x", "text": "a\\u0000b"}', "x", "a\0b"),
         (b'{"id": "x", "text": "a"}\r', "x", "a"),
         ('{"id": "e\u0301/../\U0001f600", "text": "\u202eabc"}'.encode(), "e\u0301/../\U0001f600", "\u202eabc"),

@@ -182,6 +182,7 @@ def test_a_file_in_memory_is_read_through_fsspec() -> None:
         ("c.jsonl", jsonl([{"text": "a", "embedding": 1}]), {"payload": "all"}, "may not carry 'embedding'"),
         ("c.csv", b"id,body text\n1,a\n", {}, "it has 'id', 'body text'"),
         ("c.csv", b"id,id,text\n1,2,a\n", {}, "names 'id' more than once"),
+        ("c.csv", b"id;text\n1;a\n", {}, "parted by with --set source.delimiter=';'"),
         ("c.csv", b"\xff\xfei\0d\0\n\0", {}, "it has 'id': name the text"),
         ("c.csv", b"id,text\n1,a\0\xff\n", {}, "not a UTF-8 text file; check source.path, or set source.encoding"),
         ("c.parquet", parquet(make(1)), {"encoding": "latin-1"}, "encoding is for kind csv or tsv"),

@@ -47,6 +47,7 @@ class DelimitedReader:
         if not headers:
             raise UserError(f"{config.where} holds no records; check source.path")
         columns = dict.fromkeys((name for _, header in headers for name in header), pa.string())
+        _check_separator(config, headers[0][0].uri, list(columns))
         layout = resolve_layout(headers[0][0].uri if len(headers) == 1 else config.where, columns, config)
         for file, header in headers:
             check_columns(config, file.uri, header, layout)
@@ -64,6 +65,16 @@ class DelimitedReader:
             builder.begin(listing.name(piece.uri), piece.base)
             _read(config, builder, piece)
         return builder.finish()
+
+
+def _check_separator(config: SourceConfig, where: str, columns: list[str]) -> None:
+    """Raise UserError when all of a header is one name that holds what may be the separator."""
+    sign = next((sign for sign in ";\t|," if sign in columns[0]), None)
+    if len(columns) == 1 and sign and not config.column_names:
+        raise UserError(
+            f"{where} has but one column, {columns[0]!r}; say what its fields are parted by with "
+            f"--set source.delimiter={sign!r}"
+        )
 
 
 def _read(config: SourceConfig, builder: Builder, piece: Piece) -> None:
