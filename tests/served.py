@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -99,6 +103,49 @@ def serving(index: Path, *settings: str) -> Iterator[Service]:
 
 def search(service: Service, **body: object) -> httpx.Response:
     return httpx.post(f"{service.address}/v1/search", json=body, timeout=30)
+
+
+@contextmanager
+def half_sent(service: Service, **body: object) -> Iterator[Callable[[], http.client.HTTPResponse]]:
+    """A search of which half is sent: under way until what is given is called, which sends the rest."""
+    content = json.dumps(body).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.putrequest("POST", "/v1/search")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(content[:9])
+
+    def finish() -> http.client.HTTPResponse:
+        connection.send(content[9:])
+        return connection.getresponse()
+
+    time.sleep(0.5)  # until a gateway reads it
+    yield finish
+    connection.close()
+
+
+def check_drain(service: Service, seconds: float = 1.0) -> None:
+    """SIGTERM while a search is under way: that one is answered, new ones get 503 or no connection."""
+    with half_sent(service, query=texts_for(COUNT)[5], k=1, mode="dense") as finish:
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for("finishing")
+        answers, end = [], time.monotonic() + 20
+        while not answers or answers[-1].status_code == 200:
+            assert time.monotonic() < end, "it takes new requests"
+            answers.append(search(service, query="x", k=1))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            answers += [search(service, query="x", k=1), httpx.get(f"{service.address}/ready")]
+        alive = httpx.get(f"{service.address}/health")
+        answer = finish()
+        assert (answer.status, json.load(answer)["results"][0]["hits"][0]["id"]) == (200, "doc-5")
+    with suppress(httpx.TransportError):
+        while time.monotonic() < end + 60:
+            answers.append(search(service, query="x", k=1))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in refused} == {(503, "stopping")}
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert alive.status_code == 200
 
 
 @contextmanager

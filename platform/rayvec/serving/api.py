@@ -55,6 +55,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         401: "no valid API key",
         403: "the key, the host or the service does not allow it",
         404: "no such model or route",
+        408: "the body did not arrive in time",
         409: "the index is not what the service began with, or would be empty",
         413: "the body is too large",
         415: "the body is not JSON",

@@ -25,9 +25,16 @@ from rayvec.serving.replicas import EncoderReplica, GatewayReplica, RetrieverRep
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
 
 APP_NAME = "rayvec"
-DRAIN_SECONDS = 20.0
+_LOG = logging.getLogger(__name__)
+#: How long a copy that Serve takes away may finish what it does.
+COPY_SECONDS = 20.0
+#: At the end of the service, how long requests under way may take: the whole ending stays within a pod's 30 s.
+DRAIN_SECONDS = 15.0
+#: How long the proxies may take to send what the gateways have answered.
+SENT_SECONDS = 0.5
 READY_SECONDS = 120.0
 
 
@@ -59,7 +66,13 @@ def _apart(config: ServeConfig, checked: Plan) -> Application:
             num_replicas=replicas.part_copies,
             user_config=_pin(config),
             **_options(config, replicas.part_cpus),
-        )(VectorPart).bind(config.index, Part(number, replicas.parts), checked.fingerprint, config.poll_seconds)
+        )(VectorPart).bind(
+            config.index,
+            Part(number, replicas.parts),
+            checked.fingerprint,
+            config.poll_seconds,
+            config.limits.timeout_seconds,
+        )
         for number in range(replicas.parts if replicas.parts > 1 else 0)
     ]
     retriever = serve.deployment(
@@ -109,7 +122,7 @@ def _options(config: ServeConfig, cpus: float = 0.0, gpus: float = 0.0) -> dict[
         "ray_actor_options": _actor(config, cpus, gpus),
         "max_ongoing_requests": config.limits.in_flight,
         "max_queued_requests": config.limits.queued_per_replica,
-        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        "graceful_shutdown_timeout_s": COPY_SECONDS,
         "graceful_shutdown_wait_loop_s": 0.2,
         # A wrong index or encoder does not become right by trying again.
         "max_constructor_retry_count": 1,
@@ -152,16 +165,30 @@ def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
     serve.start(http_options=http_options, logging_config={"log_level": "ERROR", "enable_access_log": False})
     try:
         try:
-            serve.run(build_app(config, checked), name=APP_NAME, route_prefix="/")
+            gateways = serve.run(build_app(config, checked), name=APP_NAME, route_prefix="/")
         except RuntimeError as error:
             raise _deployment_error(str(error)) from None
         _wait_until_ready(config)
         yield config.address
+        _drain(gateways)
     finally:
-        serve.delete(APP_NAME)
-        # On a Ray of our own, Serve ends with it, and in silence; on a cluster, what we started there we also end.
-        if os.environ.get("RAY_ADDRESS") and not joined:
+        if joined:
+            serve.delete(APP_NAME)
+        else:  # its proxies go first, which would answer 404 where an application was taken from them
             serve.shutdown()
+
+
+def _drain(gateways: DeploymentHandle[Any]) -> None:
+    """Have every gateway refuse what is new and finish what is under way."""
+    try:
+        answers = gateways.broadcast("drain", DRAIN_SECONDS).results(
+            timeout_s=DRAIN_SECONDS + 1, return_exceptions=True
+        )
+    except Exception as error:  # whatever keeps them from answering, the service ends
+        answers = [error]
+    if left := [answer for answer in answers if answer is not True]:
+        _LOG.warning("serve: %d of %d gateways had not finished their requests", len(left), len(answers))
+    time.sleep(SENT_SECONDS)
 
 
 def _deployment_error(message: str) -> RayvecError:

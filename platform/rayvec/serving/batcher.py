@@ -39,7 +39,8 @@ class Batcher(Generic[Item, Result]):
     """Runs `work` over batches of waiting items in a thread of its own, one batch at a time.
 
     Results come back in the order of the items. An item whose caller has gone away is dropped before the work. An item
-    larger than the budget goes alone. An error fails the batch it happened in, and only that one.
+    larger than the budget goes alone. After an error in a batch its items are worked at one by one, so that only those
+    fail which are to blame.
     """
 
     def __init__(self, work: Callable[[Sequence[Item]], Sequence[Result]], budget: int) -> None:
@@ -94,9 +95,12 @@ class Batcher(Generic[Item, Result]):
             results = await loop.run_in_executor(self._thread, self._work, [waiting.item for waiting in batch])
             assert len(results) == len(batch), "one result an item"
         except Exception as error:
-            for waiting in batch:
-                if not waiting.future.done():
-                    waiting.future.set_exception(error)
+            if len(batch) > 1:
+                for waiting in batch:
+                    if not waiting.future.done():
+                        await self._run_batch([waiting])
+            elif not batch[0].future.done():
+                batch[0].future.set_exception(error)
             return
         finally:
             self._since = None

@@ -156,6 +156,15 @@ class ServeConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _written_to_a_known_number(self) -> Self:
+        if self.writable and (self.replicas.retriever_most or 0) > self.replicas.retriever:
+            raise ValueError(
+                "writable=true answers `wait` when every copy of the retriever serves a write, and "
+                "replicas.retriever_most lets their number change; give replicas.retriever=N alone"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _open_only_with_keys(self) -> Self:
         if not self.keys and self.proxy == "haproxy":
             raise ValueError(

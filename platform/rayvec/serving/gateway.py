@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from rayvec.serving.cache import CachedEncoder
 from rayvec.serving.changes import Change
 from rayvec.serving.config import Limits, SearchDefaults
 from rayvec.serving.metrics import Metrics
-from rayvec.serving.problems import Problem, invalid, overloaded, unavailable
+from rayvec.serving.problems import ENCODER_CHANGED, Problem, invalid, overloaded, stopping, unavailable
 from rayvec.serving.schemas import (
     DeleteRequest,
     DocumentAnswer,
@@ -43,14 +45,16 @@ from rayvec.serving.schemas import (
     Usage,
     WriteAnswer,
 )
-from rayvec.serving.search import MAP_DECIMALS, rounded
-from rayvec.serving.services import Encoded, EncoderFacts, EncoderService, IndexFacts, RetrieverService
+from rayvec.serving.search import MAP_DECIMALS, Options, rounded
+from rayvec.serving.services import Encoded, EncoderFacts, EncoderService, Found, IndexFacts, RetrieverService
 from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import WriterService
 
 READY_SECONDS = 5.0
 #: How long a write waits for every copy of the retriever, where it was asked to.
 LIVE_SECONDS = 15.0
+#: Between looks at whether the requests under way are answered.
+DRAIN_POLL = 0.02
 
 
 class Gateway:
@@ -89,30 +93,65 @@ class Gateway:
         self.metrics = Metrics()
         self._version = index_version
         self._limits = limits or Limits()
-        self._in_flight = 0
+        self._places: set[asyncio.Timeout] = set()
+        #: Requests of every kind, from their arrival to the last byte of their answer.
+        self._open = 0
+        #: When what is under way must end: the loop's time.
+        self._ends_at = math.inf
         self._started = int(time.time())
 
     @property
     def is_full(self) -> bool:
         """Whether a request would be refused now."""
-        return self._in_flight >= self._limits.in_flight
+        return len(self._places) >= self._limits.in_flight
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no new requests."""
+        return self._ends_at < math.inf
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Around a request of any kind: what `drain` waits for."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no new requests, and wait until those under way are answered; whether they were, in so many seconds.
+
+        A little before, those for which work is still done are answered 503.
+        """
+        end = asyncio.get_running_loop().time() + seconds
+        self._ends_at = end - seconds / 10
+        for place in self._places:
+            place.reschedule(min(place.when() or math.inf, self._ends_at))
+        while self._open and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(DRAIN_POLL)
+        return not self._open
 
     @asynccontextmanager
     async def _admitted(self, late: str = "; send less, or try again") -> AsyncIterator[None]:
         """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
         if self.is_full:
             raise overloaded()
-        self._in_flight += 1
-        self.metrics.in_flight(self._in_flight)
+        end = min(asyncio.get_running_loop().time() + self._limits.timeout_seconds, self._ends_at)
+        place = asyncio.timeout_at(end)
+        self._places.add(place)
+        self.metrics.in_flight(len(self._places))
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
+            async with place:
                 yield
         except TimeoutError:
+            if self.is_draining:
+                raise stopping() from None
             message = f"not done within {self._limits.timeout_seconds:g} s{late}"
             raise unavailable(message, code="timeout") from None
         finally:
-            self._in_flight -= 1
-            self.metrics.in_flight(self._in_flight)
+            self._places.remove(place)
+            self.metrics.in_flight(len(self._places))
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Documents for queries. A lexical search does not trouble the encoder."""
@@ -127,7 +166,7 @@ class Gateway:
             middle = time.perf_counter()
             vectors_QD = _as_array(request.vectors) if encoded is None else encoded.vectors_BD
             with self.tracer.part("search"):
-                found = await self._retriever.search(queries, vectors_QD, options)
+                found = await self._found(queries, vectors_QD, options, encoded)
             end = time.perf_counter()
         self._count(encoded, found.version, middle - begin, end - middle)
         if found.missing:
@@ -147,6 +186,18 @@ class Gateway:
             coverage=round(found.coverage, 6),
             missing_parts=found.missing,
         )
+
+    async def _found(
+        self, queries: list[str], vectors_QD: np.ndarray | None, options: Options, encoded: Encoded | None
+    ) -> Found:
+        if encoded is not None:
+            options = replace(options, fingerprint=encoded.fingerprint)
+        try:
+            return await self._retriever.search(queries, vectors_QD, options)
+        except Problem as problem:
+            if problem.code == ENCODER_CHANGED:
+                self._cached.forget()
+            raise
 
     def _count(self, encoded: Encoded | None, version: str, encode_seconds: float, search_seconds: float) -> None:
         self._seen(version)

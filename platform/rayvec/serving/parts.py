@@ -21,7 +21,6 @@ from typing import Any, Protocol, Self
 import numpy as np
 from pydantic import TypeAdapter
 
-from rayvec.errors import RayvecError
 from rayvec.indexing.filters import Filter
 from rayvec.indexing.part import Part
 from rayvec.indexing.ranking import Ranking, Rows
@@ -31,6 +30,8 @@ from rayvec.indexing.shards import merge_rankings
 from rayvec.indexing.vectors import Vectors
 from rayvec.serving.open_versions import OpenVersions
 from rayvec.serving.problems import Problem, unavailable
+from rayvec.serving.refusals import Refusal
+from rayvec.serving.threads import Threads
 from rayvec.storage import Fingerprint
 
 _LOG = logging.getLogger(__name__)
@@ -55,12 +56,21 @@ class VectorPart:
     It looks every `poll_seconds` which version is live, and loads that before it is asked for.
     """
 
-    def __init__(self, uri: str, part: Part, expected: Fingerprint | None = None, poll_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        part: Part,
+        expected: Fingerprint | None = None,
+        poll_seconds: float = 2.0,
+        timeout_seconds: float = 30.0,
+    ) -> None:
         self._uri = uri
         self._part = part
         self._expected = expected
         self._poll_seconds = poll_seconds
+        self._timeout_seconds = timeout_seconds
         self._versions = OpenVersions(self._open)
+        self._threads = Threads(None, "part")
         self._follower: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -73,16 +83,18 @@ class VectorPart:
     async def _follow(self) -> None:
         from rayvec.indexing import versions
 
-        refused = None
+        refusal = Refusal(self._poll_seconds)
         while True:
             await asyncio.sleep(self._poll_seconds)
+            name = versions.CURRENT
             try:
                 name = await asyncio.to_thread(versions.current, self._uri)
-                if name != refused:
+                if refusal.allows(name):
                     await self._versions.get(name)
+                    refusal.clear()
             except Exception as error:  # who asks for that version is told; the others go on
-                refused = name
-                _LOG.warning("part %s: %s is refused: %s", self._part.number, name, error)
+                if refusal.note(name, error):
+                    _LOG.warning("part %s: index version refused: %s", self._part.number, refusal.told)
 
     def _open(self, version: str | None, before: Index | None) -> Index:
         index = Index.open(self._uri, version, before=before, part=self._part)
@@ -93,15 +105,16 @@ class VectorPart:
     async def nearest(self, version: str, queries_QR: Vectors, k: int, filter_: str | None) -> Ranking:
         """The k nearest of its live rows that pass the filter (as JSON), or as many as there are."""
         index = await self._versions.get(version)
-        return await asyncio.to_thread(_nearest, index, queries_QR, k, filter_)
+        return await self._threads.run(_nearest, index, queries_QR, k, filter_)
 
     async def vectors(self, version: str, rows_N: Rows) -> Vectors:
         """The vectors of some of its rows, float32 [N, R]."""
         index = await self._versions.get(version)
-        return await asyncio.to_thread(index.vectors, rows_N)
+        return await self._threads.run(index.vectors, rows_N)
 
     async def check_health(self) -> None:
-        """Called by Serve; it answers while searches run, since they are off the event loop."""
+        """Called by Serve: a search that hangs (a stuck disk) makes the part be restarted."""
+        self._threads.check(2 * self._timeout_seconds)
 
 
 def _nearest(index: Index, queries_QR: Vectors, k: int, filter_: str | None) -> Ranking:
@@ -207,7 +220,3 @@ class ScatteredIndex(Index):
 
 def _vectors(part: PartService, version: str, rows: Rows) -> Awaitable[Vectors]:
     return part.vectors(version, rows)
-
-
-class NotYetError(RayvecError):
-    """A version that cannot be served now, and perhaps soon."""

@@ -20,6 +20,9 @@ MAX_NAME = 64
 #: Code for a status that the framework raises itself.
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
+#: Code of a search whose vectors are of another encoder than the index's.
+ENCODER_CHANGED = "encoder_changed"
+
 
 class Problem(HTTPException):
     """An answer that is an error. Plain values only, so that it survives the way between Ray's processes."""
@@ -49,6 +52,12 @@ def overloaded(retry_after: int = 1) -> Problem:
 def unavailable(message: str, code: str = "unavailable", retry_after: int = 1) -> Problem:
     """503: a part of the service does not answer now, but is expected back."""
     return Problem(503, code, message, headers={"Retry-After": str(retry_after)})
+
+
+def stopping() -> Problem:
+    """503: the service ends, and takes nothing new. On a new connection a client may find another copy of it."""
+    message = "the service is stopping; ask again, of another copy of it or when it is back"
+    return Problem(503, "stopping", message, headers={"Retry-After": "1", "Connection": "close"})
 
 
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> Problem:

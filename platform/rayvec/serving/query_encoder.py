@@ -8,9 +8,7 @@ Shapes: B texts, D dimensions, W windows.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +19,7 @@ from rayvec.serving.batcher import Batcher
 from rayvec.serving.config import Limits
 from rayvec.serving.problems import Problem, invalid
 from rayvec.serving.services import Encoded, EncoderFacts
+from rayvec.serving.threads import Threads
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
@@ -39,16 +38,16 @@ class QueryEncoder:
         if expected is not None:
             expected.require(encoder.fingerprint, mine="index", theirs="encoder")
         self._encoder = encoder
+        self._fingerprint = encoder.fingerprint.short
         self._limits = limits or Limits()
         self._batcher: Batcher[_Item, np.ndarray] = Batcher(self._encode_many, self._limits.batch_tokens)
         # Tokenizers are not all safe in two threads at once; one thread also keeps the CPUs for the encoder.
-        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._tokenizer = Threads(1, "tokenize")
 
     async def encode(self, texts: list[str], instruction: str | None = None) -> Encoded:
         """Vectors of texts. Raises Problem when they are more tokens than a request may have."""
-        loop = asyncio.get_running_loop()
         try:
-            batch = await loop.run_in_executor(self._tokenizer_thread, self._encoder.tokenize, texts, instruction)
+            batch = await self._tokenizer.run(self._encoder.tokenize, texts, instruction)
         except ValueError as error:  # an instruction that leaves no room for the text, say: the client's own mistake
             raise invalid(str(error), "instruction" if instruction else None) from None
         return await self._encode(batch)
@@ -79,7 +78,7 @@ class QueryEncoder:
         vectors_BD = np.concatenate(pieces)
         if not np.isfinite(vectors_BD).all():
             raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
-        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist(), batched)
+        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist(), self._fingerprint, batched)
 
     async def encode_tokens(self, batch: TokenBatch, windows: Windows | None = None) -> np.ndarray:
         """Vectors of documents that the writer has tokenized: float32 [B, D], or [W, D] of windows within its rows.
@@ -101,11 +100,12 @@ class QueryEncoder:
     async def facts(self) -> EncoderFacts:
         """What is loaded."""
         encoder = self._encoder
-        return EncoderFacts(encoder.fingerprint.short, encoder.dim, encoder.max_length)
+        return EncoderFacts(self._fingerprint, encoder.dim, encoder.max_length)
 
     async def check_health(self) -> None:
-        """Called by Serve: a batch that hangs (a stuck device) makes the part be restarted."""
+        """Called by Serve: a batch or a tokenizer that hangs (a stuck device) makes the part be restarted."""
         limit = 2 * self._limits.timeout_seconds
+        self._tokenizer.check(limit)
         if self._batcher.busy_seconds > limit:
             raise RuntimeError(f"one batch has been running for more than {limit:.0f} s")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rayvec.serving.listing import Described
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rayvec.serving.search import Options
 
 ATTEMPTS = 2
+#: Ray's ways to say that a replica, its node, or the answer that lay in its memory is gone.
+GONE = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 
 
 class RemoteEncoder:
@@ -124,7 +126,8 @@ async def _call(method: Any, *arguments: Any) -> Any:
         except RayTaskError as error:
             if isinstance(error.cause, Problem):
                 raise error.cause from None
-            raise
-        except RayActorError:
+            if not isinstance(error.cause, GONE):
+                raise
+        except GONE:
             continue
     raise unavailable("a part of the service stopped while it worked on this request")

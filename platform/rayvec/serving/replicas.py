@@ -50,6 +50,7 @@ class RetrieverReplica(Retriever):
             [RemotePart(part) for part in parts],
             config.limits.part_seconds,
             config.recall_seconds,
+            config.limits.timeout_seconds,
         )
 
 
@@ -82,6 +83,10 @@ class GatewayReplica:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return _api(self._gateway, self._config)
 
+    async def drain(self, seconds: float) -> bool:
+        """Asked of every copy before the service ends; see `Gateway.drain`."""
+        return await self._gateway.drain(seconds)
+
 
 class WholeReplica:
     """A Gateway with its encoder, its retriever and its writer in the same process: no call crosses processes."""
@@ -93,6 +98,7 @@ class WholeReplica:
         writer = None
         if config.writable:
             writer = Writer(config.index, self._encoder, checked.encoder, checked.fingerprint)
+        self._writer = writer
         self._gateway = _gateway(self._encoder, self._retriever, writer, config, checked)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -102,10 +108,16 @@ class WholeReplica:
         """Called by Serve, before the first request: the version that is pinned."""
         await self._retriever.reconfigure(user_config)
 
+    async def drain(self, seconds: float) -> bool:
+        """Asked of every copy before the service ends; see `Gateway.drain`."""
+        return await self._gateway.drain(seconds)
+
     async def check_health(self) -> None:
         """Called by Serve."""
         await self._encoder.check_health()
         await self._retriever.check_health()
+        if self._writer is not None:
+            await self._writer.check_health()
 
 
 def _gateway(

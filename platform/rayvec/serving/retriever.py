@@ -13,21 +13,22 @@ import dataclasses
 import logging
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayvec.errors import RayvecError, UserError
+from rayvec.errors import UserError
 from rayvec.serving.listing import Described, described
 from rayvec.serving.mapping import Cartographer
 from rayvec.serving.open_versions import OpenVersions
-from rayvec.serving.parts import NotYetError, PartService, Scatter, ScatteredIndex
-from rayvec.serving.problems import Problem, invalid, unavailable
+from rayvec.serving.parts import PartService, Scatter, ScatteredIndex
+from rayvec.serving.problems import ENCODER_CHANGED, Problem, invalid, unavailable
 from rayvec.serving.recall import recall_now
+from rayvec.serving.refusals import NotYetError, Refusal
 from rayvec.serving.rerank import load_reranker
 from rayvec.serving.search import Options, index_modes, scores_of, search_index, shown
 from rayvec.serving.services import Fetched, Found, IndexFacts, Reached
+from rayvec.serving.threads import Threads
 from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Retriever:
         parts: Sequence[PartService] = (),
         part_seconds: float = 5.0,
         recall_seconds: float = 0.0,
+        timeout_seconds: float = 30.0,
     ) -> None:
         self._uri = uri
         self._recall_seconds = recall_seconds
@@ -73,14 +75,16 @@ class Retriever:
         self._recall: float | None = None
         self._reranker = None if reranker is None else load_reranker(reranker)
         self._expected = expected
+        self._fingerprint = None if expected is None else expected.short
         self._poll_seconds = poll_seconds
         # A thread that asks parts waits most of the time; one that searches by itself works.
-        self._threads = ThreadPoolExecutor(ASKING_THREADS if parts else 2, thread_name_prefix="search")
+        self._threads = Threads(ASKING_THREADS if parts else 2, "search")
+        self._timeout_seconds = timeout_seconds
         self._versions = OpenVersions(self._open, keep=1)
-        self._looker = ThreadPoolExecutor(1, thread_name_prefix="look")
+        self._looker = Threads(1, "look")
         self._cartographer = Cartographer()
         self._index: Index | None = None
-        self._refused: tuple[str, str] | None = None
+        self._refusal = Refusal(poll_seconds)
         self._looking = asyncio.Lock()
         self._replica = uuid.uuid4().hex
         self._follower: asyncio.Task[None] | None = None
@@ -107,7 +111,7 @@ class Retriever:
         while True:
             await asyncio.sleep(self._recall_seconds)
             try:
-                self._recall = await self._in(self._looker, recall_now, self._live())
+                self._recall = await asyncio.to_thread(recall_now, self._live())
             except Exception as error:  # whatever it is, searches go on
                 _LOG.warning("recall could not be looked at: %s", error)
 
@@ -124,22 +128,17 @@ class Retriever:
     async def _look(self) -> None:
         from rayvec.indexing import versions
 
-        live = self._live()
+        live, name = self._live(), versions.CURRENT
         try:
-            name = await self._in(self._looker, versions.current, self._uri)
-        except RayvecError as error:
-            name = f"{versions.CURRENT}: {error}"
-        if name == live.version:
-            self._refused = None
-        elif self._refused is None or self._refused[0] != name:
-            try:
+            name = await self._looker.run(versions.current, self._uri)
+            if name != live.version:
+                if not self._refusal.allows(name):
+                    return
                 self._index = await self._versions.get(name)
-                self._refused = None
-            except NotYetError as error:
-                self._refused = (f"{name}, which is tried again", str(error))
-            except Exception as error:  # whatever is wrong with the new one, the old one is served
-                self._refused = (name, str(error))
-                _LOG.warning("index %s is refused, %s goes on: %s", name, live.version, error)
+            self._refusal.clear()
+        except Exception as error:  # whatever is wrong with the new one, the old one is served
+            if self._refusal.note(name, error):
+                _LOG.warning("index version refused, %s goes on: %s", live.version, self._refusal.told)
 
     async def _load_when_parts_are_there(self, version: str | None) -> Index:
         """At the start parts may still be loading: wait for them, and not for ever."""
@@ -176,7 +175,10 @@ class Retriever:
     async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
         """The k best documents of each query, fewer where the index has fewer."""
         if options.min_index_version is not None and not (await self.reach(options.min_index_version)).there:
-            raise await self._in(self._looker, self._not_served, options.min_index_version)
+            raise await self._looker.run(self._not_served, options.min_index_version)
+        if None not in (options.fingerprint, self._fingerprint) and options.fingerprint != self._fingerprint:
+            # Copies of the parts are replaced one after the other: this one is of before, or of after.
+            raise unavailable("the service is changing to another encoder; try again shortly", code=ENCODER_CHANGED)
         # Taken once: a change of version during this request does not reach it.
         index = _for_request(self._live())
         modes = index_modes(index)
@@ -186,9 +188,7 @@ class Retriever:
         options = dataclasses.replace(options, mode=mode)
         found = await self._cartographer.soon(index) if "map" in options.include else None
         try:
-            hits = await self._in(
-                self._threads, search_index, index, queries, vectors_QD, options, self._reranker, found
-            )
+            hits = await self._threads.run(search_index, index, queries, vectors_QD, options, self._reranker, found)
         except UserError as error:  # a query whose vector has no direction, a column that is not there
             field, _, _ = str(error).partition(":")
             raise invalid(str(error), field if field in OPTIONS else options.by) from None
@@ -201,17 +201,17 @@ class Retriever:
     async def rerank(self, query: str, texts: list[str]) -> list[float]:
         """The reranker's score of each text. Raises Problem 422 where there is no reranker."""
         try:
-            return await self._in(self._threads, scores_of, self._reranker, query, texts)
+            return await self._threads.run(scores_of, self._reranker, query, texts)
         except UserError as error:
             raise invalid(str(error), None, code="no_reranker") from None
 
     async def document(self, id_: str) -> Fetched:
         """One document, from the version that is served. Raises Problem 404."""
         index = self._live()
-        (row,) = (await self._in(self._threads, index.rows_of, [id_])).tolist()
+        (row,) = (await self._threads.run(index.rows_of, [id_])).tolist()
         if row < 0:
             raise Problem(404, "document_not_found", f"there is no document {id_!r} in {index.version}", "id")
-        (document,) = await self._in(self._threads, index.documents, [row])
+        (document,) = await self._threads.run(index.documents, [row])
         return Fetched(index.version, shown(document, ("text", "payload")))
 
     def _not_served(self, version: str) -> Problem:
@@ -241,18 +241,18 @@ class Retriever:
         """The map of the version that is served now; the first to ask waits for it to be drawn."""
         return await self._cartographer.drawn(self._live())
 
-    async def _in(self, threads: ThreadPoolExecutor, work: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
-
     async def facts(self) -> IndexFacts:
         """What is loaded."""
         index = self._live()
-        refused = None if self._refused is None else f"{self._refused[0]}: {self._refused[1]}"
+        refused = self._refusal.told
+        if self._looker.busy_seconds > self._timeout_seconds:  # the index in memory is searched all the same
+            refused = f"the index's folder has not answered for {self._looker.busy_seconds:.0f} s"
         resting = self._scatter.resting if self._scatter else []
         return IndexFacts(index.version, index.count, index_modes(index), refused, resting, self._recall)
 
     async def check_health(self) -> None:
-        """Called by Serve; it answers while searches run, since they are off the event loop."""
+        """Called by Serve: a search that hangs (a stuck disk or device) makes the part be restarted."""
+        self._threads.check(2 * self._timeout_seconds)
 
 
 def _for_request(index: Index) -> Index:

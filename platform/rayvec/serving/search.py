@@ -44,6 +44,8 @@ class Options:
     mode: Mode | None = None
     #: What the queries are: texts; vectors alone; ids of documents.
     by: Literal["query", "vectors", "like"] = "query"
+    #: Of the encoder that read the queries, in short.
+    fingerprint: str | None = None
     include: tuple[Include, ...] = ("text", "payload")
     filter: Filter | None = None
     fusion: Fusion = "weighted"

@@ -4,8 +4,8 @@
     python -m rayvec.serving.security keys.txt loader --scope write --rate 600
 
 A line of the file is `id:sha256:scopes`, or `id:sha256:scopes:rate` with a rate in requests a minute. Several keys are
-valid at once, so that one can be replaced without a break; a changed file counts from the next request on. Knows keys,
-hosts and headers. Knows no model, no index, and of the routes only which of them write.
+valid at once, also under one id, so that one can be replaced without a break; a changed file counts from the next
+request on. Knows keys, hosts and headers. Knows no model, no index, and of the routes only which of them write.
 """
 
 from __future__ import annotations
@@ -113,17 +113,17 @@ def _read(path: str | Path) -> list[Key]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"keys file {path} cannot be read ({error}); {_how_to_make(path)}") from None
-    keys: dict[str, Key] = {}
+    keys: list[Key] = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         key = parse_line(line)
         if key is None:
             raise UserError(f"keys file {path}, line {number} is not `id:sha256:scopes`; {_how_to_make(path)}")
-        keys[key.name] = key
+        keys.append(key)
     if not keys:
         raise UserError(f"keys file {path} holds no key; {_how_to_make(path)}")
-    return list(keys.values())
+    return keys
 
 
 def parse_line(line: str) -> Key | None:

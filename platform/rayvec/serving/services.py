@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Vectors float32 [B, D] of one request, the tokens that were read, and which texts were cut."""
+    """Vectors float32 [B, D] of one request, the tokens that were read, and which texts were cut.
+
+    fingerprint: of the encoder, in short.
+    """
 
     vectors_BD: np.ndarray
     n_tokens: int
     truncated: list[bool]
+    fingerprint: str
     batch: Batched | None = None
 
 

@@ -1,10 +1,12 @@
-"""Reading a JSON body strictly: bounded while it streams, UTF-8, no NaN, no key twice, no depth that breaks a parser.
+"""Reading a JSON body strictly: bounded in bytes and time while it streams, UTF-8, no NaN, no key twice, no depth that
+breaks a parser.
 
 Knows bytes and JSON. Knows no schema and no route.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,6 +15,9 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from rayvec.serving.problems import Problem
+
+#: How long a body may take to arrive: one that is sent by half holds a connection, and a place in Serve's replica.
+BODY_SECONDS = 10.0
 
 
 def parse_json(body: bytes) -> Any:
@@ -50,17 +55,24 @@ class StrictRequest(Request):
     """A request whose body is read strictly. The limit is the application's `state.body_bytes`."""
 
     async def body(self) -> bytes:
-        """The body, given up as soon as it passes the limit, whatever length the client claimed."""
+        """The body, given up when it passes the limit, whatever length the client claimed, or does not arrive."""
         if not hasattr(self, "_body"):
-            limit: int = self.app.state.body_bytes
-            body = bytearray()
-            async for chunk in self.stream():
-                body += chunk
-                if len(body) > limit:
-                    message = f"the body has more than {limit} bytes; send less at a time"
-                    raise Problem(413, "body_too_large", message, headers={"Connection": "close"})
-            self._body = bytes(body)
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    self._body = await self._read(self.app.state.body_bytes)
+            except TimeoutError:
+                message = f"the body did not arrive within {BODY_SECONDS:g} s; send it again, or less at a time"
+                raise Problem(408, "body_timeout", message, headers={"Connection": "close"}) from None
         return self._body
+
+    async def _read(self, limit: int) -> bytes:
+        body = bytearray()
+        async for chunk in self.stream():
+            body += chunk
+            if len(body) > limit:
+                message = f"the body has more than {limit} bytes; send less at a time"
+                raise Problem(413, "body_too_large", message, headers={"Connection": "close"})
+        return bytes(body)
 
     async def json(self) -> Any:
         """The body's value."""

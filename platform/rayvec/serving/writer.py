@@ -33,6 +33,8 @@ DOCUMENTS_AT_ONCE = 2048
 TOKENS_AT_ONCE = 4096
 #: Seconds after which to try again where a job is writing the index.
 BUSY_SECONDS = 5
+#: A version of many documents takes minutes where the encoder is slow; one that takes longer than this is stuck.
+STUCK_SECONDS = 900
 
 
 class DocumentEncoder(Protocol):
@@ -138,7 +140,9 @@ class Writer:
         return self._expected.dim
 
     async def check_health(self) -> None:
-        """Called by Serve; it answers while a version is made, since that is off the event loop."""
+        """Called by Serve: a version that is never done (a stuck disk) makes the part be restarted."""
+        if self._batcher.busy_seconds > STUCK_SECONDS:
+            raise RuntimeError(f"one version has been in the making for more than {STUCK_SECONDS} s")
 
 
 class _Sent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rayvec.serving.pages import PAGE
 from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_QUERIES, MAX_TEXTS
 from rayvec.serving.security import Keys, new_key
 from tests.artifacts import texts_for
-from tests.services import COUNT, MODEL, Client
+from tests.services import COUNT, MODEL, Client, listening
 
 TEXT = "sort the list in place"
 
@@ -419,6 +420,19 @@ def test_body_without_length_is_given_up_at_the_limit(narrow: Client) -> None:
 
     assert_refused(narrow.send("/v1/search", endless()), 413, "body_too_large")
     assert len(sent) < 20
+
+
+def test_a_body_that_does_not_arrive_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayvec.serving.strict.BODY_SECONDS", 0.2)
+    head = (
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    )
+    with listening(client.app) as address, socket.create_connection(("127.0.0.1", int(address.split(":")[-1]))) as half:
+        half.settimeout(30)
+        half.sendall(head + b'{"query": ')
+        answer = b"".join(iter(lambda: half.recv(4096), b"")).decode()  # until it is closed
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "body_timeout"
 
 
 def test_too_many_tokens_in_one_request(narrow: Client) -> None:

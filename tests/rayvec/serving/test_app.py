@@ -92,6 +92,12 @@ def test_one_process_has_no_more_of_one_part(index: Path, values: dict[str, Any]
         ServeConfig.parse({"index": str(index), **values})
 
 
+def test_the_copies_that_a_write_waits_for_are_of_a_fixed_number() -> None:
+    with pytest.raises(UserError, match=r"replicas\.retriever_most.*give replicas\.retriever=N"):
+        ServeConfig.parse({"writable": True, "replicas": {"retriever_most": 2}})
+    assert ServeConfig.parse({"writable": True, "replicas": {"retriever": 2, "retriever_most": 2}}).writable
+
+
 def test_no_index_is_named() -> None:
     with pytest.raises(UserError, match="--set index=DIR"):
         plan(ServeConfig())

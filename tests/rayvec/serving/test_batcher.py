@@ -59,14 +59,15 @@ def test_a_batch_keeps_to_the_budget_and_a_larger_item_goes_alone() -> None:
     asyncio.run(run())
 
 
-def test_an_error_fails_its_own_batch_only() -> None:
+def test_an_error_fails_only_the_item_that_is_to_blame() -> None:
     async def run() -> None:
         work = Held()
         batcher = Batcher(work, budget=2)
         tasks = await start(batcher, [1]) + await start(batcher, [13, 2]) + await start(batcher, [3, 4])
         work.release.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [str(result) for result in results] == ["10", "13", "13", "30", "40"]
+        assert [str(result) for result in results] == ["10", "13", "20", "30", "40"]
+        assert work.batches == [[1], [13, 2], [13], [2], [3, 4]]
 
     asyncio.run(run())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,58 @@ def test_a_request_that_takes_too_long_is_given_up(slow: Client) -> None:
     (answer,) = together(slow, 1)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")
     assert "0.3 s" in answer.json()["error"]["message"]
+
+
+def draining(client: Client, seconds: float, release: Callable[[], None]) -> list[httpx.Response]:
+    """Answers to a request that was under way when the gateway was drained, and to those that came then."""
+
+    async def run() -> list[httpx.Response]:
+        under_way = asyncio.create_task(client.http.post("/v1/embeddings", json={"input": "x", "model": MODEL}))
+        while client.gateway.is_full is False:
+            await asyncio.sleep(0.001)
+        drained = asyncio.create_task(client.gateway.drain(seconds))
+        await asyncio.sleep(0)
+        new = [await client.http.get(path) for path in ("/ready", "/v1/models", "/v1/search", "/health", "/metrics")]
+        assert not drained.done()
+        release()
+        answer = await under_way
+        await drained
+        assert await client.gateway.drain(1.0), "nothing is under way any more"
+        return [answer, *new]
+
+    return client.runner.run(run())
+
+
+@pytest.mark.parametrize(("seconds", "released", "status"), [(10.0, True, 200), (1.0, False, 503)])
+def test_a_gateway_that_is_drained_finishes_what_is_under_way_and_takes_nothing_new(
+    index: Path, seconds: float, released: bool, status: int
+) -> None:
+    encoder = Slow()
+    client = Client(index, Limits(in_flight=1), encoder=encoder)
+    answer, *refused, alive, metrics = draining(client, seconds, encoder.release.set if released else lambda: None)
+    assert answer.status_code == status
+    assert [one.status_code for one in refused] == [503] * 3
+    for one in refused if released else [answer, *refused]:
+        assert one.json()["error"]["code"] == "stopping"
+        assert (one.headers["retry-after"], one.headers["connection"]) == ("1", "close")
+    assert (alive.status_code, metrics.status_code) == (200, 200)
+    encoder.release.set()
+    client.close()
+
+
+def test_when_the_encoder_has_changed_the_next_try_is_encoded_anew(index: Path) -> None:
+    client = Client(index)
+    ask = {"query": "sort", "mode": "dense", "k": 1}
+    first = client.post("/v1/search", **ask)
+    retriever: Any = client.gateway._retriever
+    retriever._fingerprint = "of another"  # as a copy that was replaced sooner than the encoder's
+    refused = client.post("/v1/search", **ask)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "encoder_changed")
+    assert refused.headers["retry-after"] == "1"
+    retriever._fingerprint = HashEncoder(64).fingerprint.short
+    again = client.post("/v1/search", **ask)
+    assert (again.status_code, again.json()["usage"]) == (200, first.json()["usage"])
+    client.close()
 
 
 def test_places_come_back_after_failures(slow: Client) -> None:

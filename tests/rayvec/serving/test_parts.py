@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from rayvec.errors import UserError
+from rayvec.indexing import versions
 from rayvec.indexing.filters import Condition
 from rayvec.indexing.part import Part
 from rayvec.indexing.ranking import Ranking
@@ -152,6 +154,47 @@ def test_a_new_version_is_taken_only_when_every_part_has_it(tmp_path: Path) -> N
         assert (facts.version, facts.refused, facts.count) == ("v2", None, COUNT - 10)
         found = await search(retriever, k=3)
         assert found.version == "v2" and found.coverage == 1.0
+
+    asyncio.run(run())
+
+
+def test_a_part_follows_through_a_failure_at_its_first_look(tmp_path: Path) -> None:
+    write(tmp_path)
+
+    async def run() -> None:
+        part = VectorPart(str(tmp_path), Part(0, PARTS), ENCODER.fingerprint, 0.01)
+        await part.reconfigure({"version": None})
+        current = tmp_path / versions.CURRENT
+        content = current.read_bytes()
+        current.unlink()
+        current.mkdir()  # reading it is an OSError
+        await asyncio.sleep(0.1)
+        current.rmdir()
+        current.write_bytes(content)
+        write(tmp_path, COUNT - 10)
+        async with asyncio.timeout(30):
+            while (last := part._versions.last) is None or last.version == "v1":
+                await asyncio.sleep(0.01)
+        assert last.version == "v2"
+
+    asyncio.run(run())
+
+
+def test_a_part_whose_work_hangs_is_seen(index: Path) -> None:
+    async def run() -> None:
+        part = VectorPart(str(index), Part(0, PARTS), ENCODER.fingerprint, timeout_seconds=0.01)
+        await part.reconfigure({"version": "v1"})
+        await part.check_health()
+        opened = await part._versions.get("v1")
+        release = threading.Event()
+        opened.vectors = lambda rows: release.wait(10)  # type: ignore[method-assign]
+        task = asyncio.create_task(part.vectors("v1", np.array([0])))
+        await asyncio.sleep(0.1)
+        with pytest.raises(RuntimeError, match="part: the same work has been running"):
+            await part.check_health()
+        release.set()
+        await task
+        await part.check_health()
 
     asyncio.run(run())
 

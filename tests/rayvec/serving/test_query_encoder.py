@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,37 @@ def test_many_requests_at_once_get_their_own_vectors() -> None:
 
     for vectors_BD, pair in zip(asyncio.run(run()), texts, strict=True):
         np.testing.assert_array_equal(vectors_BD, ENCODER.encode(pair))
+
+
+def test_an_answer_tells_the_encoder_that_it_is_of() -> None:
+    encoded = asyncio.run(QueryEncoder(ENCODER).encode(["a"]))
+    assert encoded.fingerprint == ENCODER.fingerprint.short
+
+
+class Stuck(HashEncoder):
+    """Its tokenizer does not come back until it is told to."""
+
+    release = threading.Event()
+
+    def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
+        self.release.wait(10)
+        return super().tokenize(texts, instruction)
+
+
+def test_a_tokenizer_that_hangs_is_seen() -> None:
+    async def run() -> None:
+        encoder = Stuck(64)
+        part = QueryEncoder(encoder, limits=Limits(timeout_seconds=0.01))
+        await part.check_health()
+        task = asyncio.create_task(part.encode(["a"]))
+        await asyncio.sleep(0.1)
+        with pytest.raises(RuntimeError, match="tokenize: the same work has been running"):
+            await part.check_health()
+        encoder.release.set()
+        await task
+        await part.check_health()
+
+    asyncio.run(run())
 
 
 class Counting(HashEncoder):

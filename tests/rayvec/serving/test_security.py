@@ -58,6 +58,14 @@ def test_a_changed_file_counts_from_the_next_request(tmp_path: Path) -> None:
     assert owner(keys, bob) == "bob"
 
 
+def test_a_key_is_replaced_without_a_break(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    old, new = make(path, "alice"), make(path, "alice")
+    assert [owner(Keys.load(path), key) for key in (old, new)] == ["alice", "alice"]
+    path.write_text(path.read_text().splitlines()[1] + "\n")
+    assert [owner(Keys.load(path), key) for key in (old, new)] == [None, "alice"]
+
+
 def test_a_rate_lets_so_many_pass_a_minute_each_key_for_itself() -> None:
     keys = [parse_line(new_key(name, per_minute=3)[1]) for name in ("alice", "bob")]
     rates = Rates()

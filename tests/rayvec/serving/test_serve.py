@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 from rayvec import Client
 from rayvec.modeling.hash_encoder import HashEncoder
 from tests.artifacts import texts_for
-from tests.served import READY_SECONDS, Service, asking, search, serving
+from tests.served import READY_SECONDS, Service, asking, check_drain, search, serving
 from tests.services import COUNT, MODEL, write_service_index
 
 pytestmark = pytest.mark.cluster
@@ -213,7 +212,7 @@ def test_body_over_the_limit_is_refused_by_the_real_server(service: Service) -> 
 
 def test_sigterm_ends_it_drained_and_quietly(service: Service) -> None:
     """The last test: it takes the service down."""
-    service.process.send_signal(signal.SIGTERM)
+    check_drain(service)
     assert service.process.wait(60) == 0
     service.wait_for("served_seconds")
     with socket.socket() as probe:

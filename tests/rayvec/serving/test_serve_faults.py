@@ -22,7 +22,7 @@ from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.security import new_key
 from tests.artifacts import texts_for, write_index
 from tests.models import tiny_tokenizer
-from tests.served import READY_SECONDS, Service, asking, search, serving
+from tests.served import READY_SECONDS, Service, asking, check_drain, search, serving
 from tests.services import COUNT, MODEL, write_service_index
 from tests.services import Client as InProcess
 
@@ -101,6 +101,14 @@ def test_the_client_goes_on_while_one_of_two_gateways_is_killed(spread: Service)
         for one in done:
             one.result()
     assert len(answers) >= seen + 100
+
+
+def test_two_gateways_finish_what_is_under_way(spread: Service) -> None:
+    """The last test of the two: it takes the service down."""
+    begin = time.monotonic()
+    check_drain(spread)
+    assert spread.process.wait(60) == 0
+    assert time.monotonic() - begin < 25, "as a pod is given 30 s"
 
 
 def test_one_process_answers_writes_and_follows_the_index_and_is_started_again(index: Path, tmp_path: Path) -> None:

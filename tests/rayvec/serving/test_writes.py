@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rayvec.errors import StorageError, UserError
 from rayvec.indexing import drafts, versions
 from rayvec.indexing.searcher import Index
 from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.modeling.tokens import TokenBatch
 from rayvec.serving import commits, writer
 from rayvec.serving.config import ServeConfig
 from rayvec.serving.preflight import plan
@@ -160,6 +162,31 @@ def test_writes_at_once_become_few_versions_and_each_is_told_its_own(service: Cl
         hit["id"]: hit["text"] for hit in found(service, "marmot", k=30, min_index_version=answers[-1]["index_version"])
     }
     assert texts == {f"m-{i}": f"marmot number{i + 30 if i < 2 else i}" for i in range(30)}
+
+
+def test_a_version_that_is_never_done_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "STUCK_SECONDS", 0.05)
+    release = threading.Event()
+
+    class Slow(HashEncoder):
+        def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
+            release.wait(10)
+            return super().encode_tokens(batch)
+
+    client = Client(folder, encoder=Slow(64), writable=True)
+    service: Any = client.gateway._writer
+
+    async def run() -> int:
+        await service.check_health()
+        task = asyncio.create_task(client.http.post("/v1/documents", json={"documents": [document("m")]}))
+        await asyncio.sleep(0.5)
+        with pytest.raises(RuntimeError, match="one version has been in the making"):
+            await service.check_health()
+        release.set()
+        return (await task).status_code
+
+    assert client.runner.run(run()) == 200
+    client.close()
 
 
 def test_a_search_waits_for_the_version_it_asks_for(service: Client) -> None:
