@@ -302,12 +302,13 @@ def _fitted(value: Any, type_: pa.DataType, takes: type) -> Any:
     try:
         if takes is str:
             return check_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        if type(value) is takes:
+        kind = type(value)
+        if kind is takes:
             if takes is list and all(isinstance(item, str) for item in value):
                 return [check_unicode(item) for item in value]
             if takes in (bool, float) or (takes is int and -(2**63) <= value < 2**63):
                 return value
-        if bool in (type(value), takes):
+        if bool in (kind, takes):
             return None
         return pa.scalar(value).cast(type_).as_py()
     except (RefusedError, pa.ArrowException, ArithmeticError, ValueError):
