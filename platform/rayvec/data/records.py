@@ -203,6 +203,7 @@ class Builder:
         self.offsets: list[int] = []
         self.rejected: list[Rejected] = []
         self.nulled: Counter[str] = Counter()
+        self._payload = [(name, type_, _TAKES[type_]) for name, type_ in layout.payload]
 
     def begin(self, file: str, base: int) -> None:
         """What is added from here on is of this file (its name, for ids), and its positions count from `base`."""
@@ -238,13 +239,13 @@ class Builder:
             id_ = f"{self.file}:{position}" if layout.make_ids == "path" else content_id(title, text)
         else:
             id_ = _id(given)
-        payload = [self._payload(name, value_at(record, name), type_) for name, type_ in layout.payload]
+        payload = [self._fit(name, value_at(record, name), type_, takes) for name, type_, takes in self._payload]
         return (id_, title, text, *payload, self.base + position)
 
-    def _payload(self, name: str, value: Any, type_: pa.DataType) -> Any:
+    def _fit(self, name: str, value: Any, type_: pa.DataType, takes: type) -> Any:
         if value is None:
             return None
-        found = _fitted(value, type_)
+        found = _fitted(value, type_, takes)
         if found is None:
             self.nulled[name] += 1
         return found
@@ -286,20 +287,30 @@ def _title(value: Any) -> str | None:
     raise RefusedError("bad_value", f"the title is a {type(value).__name__}, not a string")
 
 
-#: Plain values that a payload column of a type takes as they are.
-_TAKES: dict[pa.DataType, type] = {pa.bool_(): bool, pa.int64(): int, pa.float64(): float, pa.string(): str}
+#: Which plain values a payload column of a type takes as they are.
+_TAKES: dict[pa.DataType, type] = {
+    pa.bool_(): bool,
+    pa.int64(): int,
+    pa.float64(): float,
+    pa.string(): str,
+    pa.list_(pa.string()): list,
+}
 
 
-def _fitted(value: Any, type_: pa.DataType) -> Any:
+def _fitted(value: Any, type_: pa.DataType, takes: type) -> Any:
     """A value as one of a column's type, where that changes nothing of it; else None. Text takes anything, as JSON."""
     try:
-        if type_ == pa.string():
+        if takes is str:
             return check_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        if type(value) is not _TAKES.get(type_):
-            if bool in (type(value), _TAKES.get(type_)):
-                return None
-            return pa.scalar(value).cast(type_).as_py()
-        return pa.scalar(value, type_).as_py() if type_ == pa.int64() else value
+        kind = type(value)
+        if kind is takes:
+            if takes is list and all(isinstance(item, str) for item in value):
+                return [check_unicode(item) for item in value]
+            if takes in (bool, float) or (takes is int and -(2**63) <= value < 2**63):
+                return value
+        if bool in (kind, takes):
+            return None
+        return pa.scalar(value).cast(type_).as_py()
     except (RefusedError, pa.ArrowException, ArithmeticError, ValueError):
         return None
 

@@ -303,6 +303,17 @@ def test_files_of_one_object_each_beside_json_lines_are_read(tmp_path: Path) -> 
     assert [id_ for unit in units for id_ in source.read(unit).table["id"].to_pylist()] == [f"d{i}" for i in range(5)]
 
 
+def test_a_broken_json_array_is_quarantined_as_a_whole(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", json.dumps(make(2)).encode()[:-1])
+    write(tmp_path, "b.json", json.dumps(make(2)).encode())
+    with pytest.raises(UserError, match=r"a\.json: not JSON: neither an object a line nor one array"):
+        open_path(tmp_path)
+    source = open_path(tmp_path, on_bad_input="quarantine")
+    read = [source.read(unit) for unit in source.units(10)]
+    assert [refused.reason for data in read for refused in data.rejected] == ["damaged"]
+    assert sum(len(data.table) for data in read) == 2
+
+
 def test_a_broken_first_line_makes_no_json_document(tmp_path: Path) -> None:
     path = write(tmp_path, "c.jsonl", b'{"id": "x", "text":\n' + jsonl(make(2)))
     source = open_path(path)

@@ -50,7 +50,7 @@ class _LineReader:
     def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
         """See base.Reader."""
         cuts = dict(inspect(config, listing.files, lambda file: self.cut(config, file, unit_rows)))
-        return grouped((cuts[file] for file in listing.files if file in cuts), unit_rows)
+        return grouped((cuts.get(file) or _bad(file) for file in listing.files), unit_rows)
 
     def cut(self, config: SourceConfig, file: Input, unit_rows: int) -> tuple[list[Span], int]:
         """The spans of a file, and the bytes of its content. Raises BadFileError."""
@@ -268,8 +268,17 @@ def _items(config: SourceConfig, uri: str) -> tuple[list[Any], int]:
     return value if isinstance(value, list) else [value], size
 
 
+def _bad(file: Input) -> tuple[list[Span], int]:
+    """The unit of a file that is to be quarantined as a whole."""
+    return [Span((file,), 0, 0, 1, 0, _DOCUMENT)], ALONE
+
+
 def _read_items(config: SourceConfig, builder: Builder, piece: Piece) -> None:
-    items, _ = _items(config, piece.uri)
+    try:
+        items, _ = _items(config, piece.uri)
+    except BadFileError as error:
+        builder.reject(piece.first, 0, "damaged", detail=f"{piece.uri}: {error}")
+        return
     for position, item in enumerate(items[piece.start : piece.stop], piece.first):
         if isinstance(item, dict):
             builder.add(position, 0, item)
