@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -51,7 +53,8 @@ def ray_session(**options: Any) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        with _own_sigterm():
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
         try:
             yield
         finally:
@@ -67,11 +70,21 @@ def ray_session(**options: Any) -> Iterator[None]:
             "_temp_dir": folder,
             "runtime_env": {"env_vars": worker_environment()},
         }
-        ray.init(**(local | options))
+        with _own_sigterm():
+            ray.init(**(local | options))
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Around the start of Ray, which takes SIGTERM for itself, and aborts: who had it before has it after."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> bool:
