@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -118,7 +119,8 @@ def resolve(
 
 
 def main(command: click.Command) -> None:
-    """Run a command as a program: a RayvecError becomes one line on stderr and its exit status."""
+    """Run a command as a program: a RayvecError becomes one line on stderr and its exit status, and so does SIGTERM."""
+    signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rayvec").setLevel(logging.INFO)
     try:
@@ -129,8 +131,18 @@ def main(command: click.Command) -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         _fail("interrupted; run the same command again to go on", 130)
+    except _StoppedError:
+        _fail("stopped; run the same command again to go on", 128 + signal.SIGTERM)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
+
+
+class _StoppedError(BaseException):
+    """What SIGTERM raises: no handler of errors takes it, and all that is to be left clean is."""
+
+
+def _stop(*_: object) -> None:
+    raise _StoppedError
 
 
 def _fail(message: str, status: int) -> None:

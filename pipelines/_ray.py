@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -49,7 +51,8 @@ def ray_session(**options: Any) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        cluster = ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        with _own_sigterm():
+            cluster = ray.init(logging_level=logging.WARNING, log_to_driver=False)
         try:
             _heed(doctor.joined(cluster.dashboard_url))
             yield
@@ -66,7 +69,8 @@ def ray_session(**options: Any) -> Iterator[None]:
             "_temp_dir": folder,
             "runtime_env": {"env_vars": worker_environment()},
         }
-        ray.init(**(local | options))
+        with _own_sigterm():
+            ray.init(**(local | options))
         try:
             yield
         finally:
@@ -79,6 +83,15 @@ def _heed(findings: Iterable[doctor.Finding]) -> None:
         if finding.level == "error":
             raise UserError(f"{finding.what}; {finding.cure}")
         LOG.warning("%s; %s", finding.what, finding.cure)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Around the start of Ray, which takes SIGTERM for itself, and aborts: who had it before has it after."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +38,22 @@ def exit_status(command: click.Command, *arguments: str, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit) as ended:
         main(command)
     return ended.value.code
+
+
+def test_sigterm_is_one_line_and_status_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: ServeConfig) -> dict[str, object]:
+        with suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert exit_status(job("echo", ServeConfig, stopped), monkeypatch=monkeypatch) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "error: stopped; run the same command again to go on\n"
 
 
 def test_the_help_lists_recipes_with_what_they_are() -> None:

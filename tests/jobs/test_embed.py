@@ -134,6 +134,18 @@ def test_status_5_a_store_that_is_away(corpus: Path, monkeypatch: pytest.MonkeyP
     assert err.startswith("error: s3://bucket/out: the store cannot be reached") and err.count("\n") == 1
 
 
+@pytest.mark.nightly
+def test_status_143_stopped(corpus: Path, tmp_path: Path) -> None:
+    with start(*settings(corpus, tmp_path)) as process:
+        while not list((tmp_path / "units").glob("*.json")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert err.splitlines()[-1] == "error: stopped; run the same command again to go on"
+
+
 def test_status_6_more_quarantined_than_allowed(corpus: Path, output: Path) -> None:
     status, _, err = run(*settings(corpus, output), "--set", "max_quarantine=0")
     assert status == 6

@@ -205,7 +205,7 @@ def test_page_stands_at_the_root(service: Service) -> None:
 
 
 def test_body_over_the_limit_is_refused_by_the_real_server(service: Service) -> None:
-    answer = httpx.post(f"{service.address}/v1/search", content=iter([b"x" * 1_000_000] * 3), timeout=30,
+    answer = httpx.post(f"{service.address}/v1/search", content=iter([b"x" * 1_000_000] * 5), timeout=30,
                         headers={"content-type": "application/json"})  # fmt: skip
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
