@@ -172,22 +172,25 @@ def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
         yield config.address
         _drain(gateways)
     finally:
+        # On a Ray of our own, Serve ends with it, at once and in silence; on a cluster, what we started we also end.
         if joined:
             serve.delete(APP_NAME)
-        else:  # its proxies go first, which would answer 404 where an application was taken from them
+        elif os.environ.get("RAY_ADDRESS"):  # its proxies first: without their application they would answer 404
             serve.shutdown()
 
 
 def _drain(gateways: DeploymentHandle[Any]) -> None:
     """Have every gateway refuse what is new and finish what is under way."""
     try:
+        if not gateways.is_initialized:  # tuned for throughput, a handle would need an event loop here
+            gateways._init(_run_router_in_separate_loop=True)
         answers = gateways.broadcast("drain", DRAIN_SECONDS).results(
             timeout_s=DRAIN_SECONDS + 1, return_exceptions=True
         )
     except Exception as error:  # whatever keeps them from answering, the service ends
         answers = [error]
     if left := [answer for answer in answers if answer is not True]:
-        _LOG.warning("serve: %d of %d gateways had not finished their requests", len(left), len(answers))
+        _LOG.warning("serve: %d of %d gateways had not finished their requests: %s", len(left), len(answers), left[0])
     time.sleep(SENT_SECONDS)
 
 
