@@ -153,6 +153,7 @@ def deploy(args: Mapping[str, Any]) -> Application:
 def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
     """Deploy on the Ray that runs, wait until it answers, give the address; at the end, drain and take it down."""
     from ray import serve
+    from ray.exceptions import GetTimeoutError, RayActorError
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     joined = bool(serve.status().proxies)
@@ -162,7 +163,10 @@ def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
         # A backstop only: the gateway's own limit comes first, and answers in the shape that clients read.
         "request_timeout_s": config.limits.timeout_seconds + 5,
     }
-    serve.start(http_options=http_options, logging_config={"log_level": "ERROR", "enable_access_log": False})
+    try:
+        serve.start(http_options=http_options, logging_config={"log_level": "ERROR", "enable_access_log": False})
+    except (RayActorError, GetTimeoutError):
+        raise RayvecError("Serve's proxy did not start in time; run it again when the machine is less busy") from None
     try:
         try:
             gateways = serve.run(build_app(config, checked), name=APP_NAME, route_prefix="/")
