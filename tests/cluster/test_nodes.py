@@ -233,6 +233,12 @@ def test_what_is_waited_for_is_asked_of_the_autoscaler_and_seen_when_it_comes(no
 
     ray.init(nodes.cluster.address, log_to_driver=False)
     try:
+        end = time.monotonic() + 90
+        while ray.cluster_resources()["CPU"] > 1 + CPUS * len(
+            nodes.workers
+        ):  # one was lost before: until that is noticed
+            assert time.monotonic() < end, ray.cluster_resources()
+            time.sleep(0.5)
         bundles = [{"CPU": float(CPUS), "GPU": 0.0}] * (len(nodes.workers) + 1)
         found: list[bool] = []
         waiting = threading.Thread(target=lambda: found.append(wait_for_room(bundles, 240)), daemon=True)
