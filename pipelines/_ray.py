@@ -27,8 +27,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # A busy machine of two cores can take longer than Ray's 30 seconds to start, and than the 5 after which Serve kills a
-    # proxy that is not ready.
+    # A busy machine of two cores can take longer than Ray's 30 seconds to start, and than the 5 after which Serve kills
+    # a proxy that is not ready.
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
 }

@@ -152,8 +152,11 @@ def test_slow_clients_leave_the_others_alone(service: Service) -> None:
 
 def test_the_index_changes_under_load_and_no_answer_is_of_two_versions(service: Service) -> None:
     with asking(service, 4) as answers:
-        write_service_index(service.index, count=COUNT - 10)
         end = time.monotonic() + READY_SECONDS
+        while not answers:  # of the version before
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        write_service_index(service.index, count=COUNT - 10)
         while not all(
             answer.json()["index_version"] == "v2" for answer in answers[-20:] or [search(service, query=TEXT)]
         ):
