@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -40,12 +41,12 @@ _DOCUMENT = "json"
 _ARRAY = re.compile(rb"\s*\[\s*(\{|\]|\Z)")
 
 
-class _LineReader:
+class _LineReader(ABC):
     """Cuts at line starts and reads line by line; what a line means is left to `record`."""
 
+    @abstractmethod
     def record(self, data: bytes) -> Mapping[str, Any]:
         """The record of a line. Raises RefusedError."""
-        raise NotImplementedError
 
     def spans(self, config: SourceConfig, listing: Listing, unit_rows: int) -> Iterable[Span]:
         """See base.Reader."""
