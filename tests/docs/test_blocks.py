@@ -84,6 +84,10 @@ def write_corpus(folder: Path) -> None:
     (folder / "more.jsonl").write_text(
         "".join(json.dumps({"id": f"n{i}", "text": f"new {i}"}) + "\n" for i in range(20))
     )
+    long = (" ".join(texts[i * 8 : i * 8 + 8]) for i in range(100))
+    (folder / "texts.jsonl").write_text(
+        "".join(json.dumps({"id": f"t{i}", "text": text}) + "\n" for i, text in enumerate(long))
+    )
     (folder / "gone.txt").write_text("d0\nd1\n")
     pairs = "".join(json.dumps({"query": text[:24], "positive": text}) + "\n" for text in texts)
     (folder / "pairs.jsonl").write_text(pairs)
