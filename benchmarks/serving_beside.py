@@ -1,17 +1,19 @@
 """The service beside a hand-written one: python benchmarks/serving_beside.py
 
-The same encoder (a random Llama of 6 layers of 512, some 10 ms a query), index file and threads behind three servers:
+The same encoder (a random Llama of 6 layers of 512, some 10 ms a query), index file and threads behind five servers:
 
+    least     our encoder and search behind uvicorn and nothing else, one request at a time in its event loop: no proxy,
+              no keys, no checks, no batches; what HTTP costs at least on these cores (asked by one connection only)
     plain     FastAPI with sentence-transformers and FAISS in one process, as one writes it (a `def` route, uvicorn)
     haproxy   jobs.serve with proxy=haproxy (and an API key, which it asks for)
     together  the same with replicas.together=true: encoder, search and HTTP in one process, as the plain one has them
     python    jobs.serve with Ray Serve's own proxy
 
-One client process asks each in turn, every query a new one, from 1 and from several connections at once. Answers must
-name the same documents before a time counts. `alone` is encoding and searching in one process without HTTP: what a
-request costs at least. `piped` is the same work asked for by another process over a pipe, one question after another:
-what is lost as soon as who asks and who answers are two processes on these cores. One connection alone is asked by
-`http.client`, which takes a fifth of a millisecond, several by httpx.
+One client process asks each in turn, every query a new one, over one connection and over several at once. Answers must
+name the same documents before a time counts. Over one connection every question is also answered in the client's own
+process, right before: `over` is the median of how much longer the server took. (A loop that does nothing but encode is
+no measure: it has the caches for itself and the cores awake, which nobody who waits for questions has.) One connection
+is asked by `http.client`, which takes a fifth of a millisecond, several by httpx.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
-import multiprocessing
 import os
 import socket
 import statistics
@@ -29,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,12 +43,27 @@ from benchmarks.encoding_cpu import build
 from benchmarks.harness import in_words, machine, write_json
 
 K = 10
-AUTH = ("authorization",)
-#: Queries without HTTP that are timed, and those before them that are not.
-PROBES = 100
+#: Queries over one connection, and without one, that are not counted.
 WARM = 10
-SERVERS = ("plain", "haproxy", "together", "python")
+Search = Callable[[str], list[dict[str, Any]]]
+SERVERS = ("least", "plain", "haproxy", "together", "python")
 ROOT = Path(__file__).resolve().parents[1]
+LEAST = """
+import json, sys, uvicorn
+from pathlib import Path
+from benchmarks.serving_beside import searcher
+encoder, index, port, threads = sys.argv[1:]
+search = searcher(Path(encoder), Path(index), int(threads))
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    asked = {} if scope["path"] == "/ready" else json.loads((await receive())["body"])
+    body = json.dumps({"results": [{"hits": search(asked["query"]) if asked else []}]}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+uvicorn.run(app, port=int(port), log_level="error", access_log=False)
+"""
 PLAIN = """
 import sys
 import faiss, numpy as np, pyarrow.parquet as pq, torch, uvicorn
@@ -121,54 +137,74 @@ def serving(command: list[str], port: int, environment: dict[str, str], key: str
         process.wait(60)
 
 
+def new_queries(queries: list[str]) -> Iterator[str]:
+    """Queries without end, hardly one like another, and whoever is asked of the same length: that is what they cost."""
+    return (f"{queries[place % len(queries)]} {1000 + place % 9000}" for place in itertools.count())
+
+
 async def ask(
     address: str, headers: dict[str, str], queries: list[str], clients: int, seconds: float
-) -> dict[str, Any]:
-    """Requests a second, and the milliseconds that half of them and 99 % of them took at most."""
+) -> dict[str, float]:
+    """Requests a second over so many connections, and the milliseconds that half and 99 % of them took at most."""
     times: list[float] = []
-    failed = 0
     end = time.perf_counter() + seconds
-    places = iter(range(10**9))
-
-    def next_body() -> dict[str, Any]:
-        place = next(places)
-        return {"query": f"{queries[place % len(queries)]} {place}", "k": K, **extra(address)}
+    asked = new_queries(queries)
 
     async def one(client: httpx.AsyncClient) -> None:
-        nonlocal failed
         while time.perf_counter() < end:
-            body = next_body()
+            body = question(address, next(asked))
             begin = time.perf_counter()
             answer = await client.post("/v1/search", json=body)
             times.append(time.perf_counter() - begin)
-            failed += answer.status_code != 200
+            assert answer.status_code == 200, answer.text
 
-    if clients == 1:
-        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
-        given = {"content-type": "application/json", **{name: headers[name] for name in AUTH if name in headers}}
-        while time.perf_counter() < end:
-            body = json.dumps(next_body())
-            begin = time.perf_counter()
-            connection.request("POST", "/v1/search", body, given)
-            answer = connection.getresponse()
-            answer.read()
-            times.append(time.perf_counter() - begin)
-            failed += answer.status != 200
-        connection.close()
-    else:
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=60) as client:
-            await asyncio.gather(*(one(client) for _ in range(clients)))
-    assert not failed, f"{failed} requests failed"
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=60) as client:
+        await asyncio.gather(*(one(client) for _ in range(clients)))
+    return {"rps": len(times) / seconds, **percentiles(times)}
+
+
+def ask_in_turn(
+    address: str, headers: dict[str, str], queries: list[str], search: Search, seconds: float
+) -> dict[str, float]:
+    """The milliseconds of one connection's requests, of `search` in between, and by how much the first were more."""
+    alone, served = [], []
+    end = time.perf_counter() + seconds
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    given = {"content-type": "application/json", "authorization": headers.get("authorization", "")}
+    for query in new_queries(queries):
+        begin = time.perf_counter()
+        search(query)
+        middle = time.perf_counter()
+        connection.request("POST", "/v1/search", json.dumps(question(address, query)), given)
+        answer = connection.getresponse()
+        text = answer.read()
+        alone.append(middle - begin)
+        served.append(time.perf_counter() - middle)
+        assert answer.status == 200, text
+        if len(alone) > WARM and time.perf_counter() > end:
+            break
+    connection.close()
+    pairs = list(zip(served[WARM:], alone[WARM:], strict=True))
+    return {
+        **percentiles(served[WARM:]),
+        "alone_ms": statistics.median(alone[WARM:]) * 1e3,
+        "over_ms": statistics.median(more - less for more, less in pairs) * 1e3,
+    }
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Of seconds, in milliseconds."""
     cuts = statistics.quantiles(times, n=100)
-    return {"rps": len(times) / seconds, "p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3}
+    return {"p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3}
 
 
-def extra(address: str) -> dict[str, Any]:
-    """What our service is asked for, so that both do the same; the plain one knows nothing else."""
-    return {} if address.endswith("#plain") else {"mode": "dense", "include": ["text", "payload"]}
+def question(address: str, query: str) -> dict[str, Any]:
+    """What is asked: the plain server knows a query and k, ours is told to do no more than that one."""
+    ours = {"mode": "dense", "include": ["text", "payload"]}
+    return {"query": query, "k": K, **({} if address.endswith("#plain") else ours)}
 
 
-def searcher(encoder: Path, index: Path, threads: int) -> Callable[[str], list[dict[str, Any]]]:
+def searcher(encoder: Path, index: Path, threads: int) -> Search:
     """Encodes and searches one query, in this process."""
     import torch
 
@@ -180,44 +216,17 @@ def searcher(encoder: Path, index: Path, threads: int) -> Callable[[str], list[d
     return lambda query: opened.documents(opened.dense(model.encode([query]), K).rows[0])
 
 
-def answer_over(connection: Connection, encoder: Path, index: Path, threads: int) -> None:
-    """The other end of the pipe: an answer for each question, until an empty one comes."""
-    search = searcher(encoder, index, threads)
-    while query := connection.recv():
-        connection.send(search(query))
-
-
-def median_ms(search: Callable[[str], Any], queries: list[str]) -> float:
-    """The median milliseconds of a search."""
-    times = []
-    for query in queries[:PROBES]:
-        begin = time.perf_counter()
-        search(query)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) * 1e3
-
-
-def without_http(encoder: Path, index: Path, queries: list[str], threads: int) -> dict[str, float]:
-    """Median milliseconds of a query in this process, and in another that is asked over a pipe."""
-    there = multiprocessing.get_context("spawn")
-    ours, theirs = there.Pipe()
-    process = there.Process(target=answer_over, args=(theirs, encoder, index, threads))
-    process.start()
-
-    def ask(query: str) -> Any:
-        ours.send(query)
-        return ours.recv()
-
-    median_ms(ask, queries[:WARM])
-    piped = median_ms(ask, queries)
-    ours.send("")
-    process.join()
-    search = searcher(encoder, index, threads)
-    median_ms(search, queries[:WARM])
-    return {"alone_ms": median_ms(search, queries), "piped_ms": piped}
-
-
-def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    *,
+    documents: int,
+    clients: tuple[int, ...],
+    seconds: float,
+    threads: int,
+    rounds: int,
+    hidden: int,
+    layers: int,
+    servers: tuple[str, ...],
+) -> dict[str, Any]:
     """All figures: each server is started once a round, in turn; medians of the rounds."""
     from rayvec.serving.security import new_key
 
@@ -225,13 +234,14 @@ def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        encoder, index, queries = prepare(folder, documents, 500)
+        encoder, index, queries = prepare(folder, documents, 500, hidden, layers)
         key, line = new_key("benchmark")
         (folder / "keys.txt").write_text(line)
         version = index / "versions" / "v1"
         answers: dict[str, list[list[str]]] = {}
+        search = searcher(encoder, index, threads)
         for _ in range(rounds):
-            for which in SERVERS:
+            for which in servers:
                 port = free_port()
                 ours = [
                     sys.executable, "-m", "jobs.serve", "--set", f"index={index}", "--set", f"port={port}", "--set",
@@ -244,19 +254,25 @@ def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads
                     sys.executable, "-c", PLAIN, str(encoder), str(version / "shard-00000.faiss"),
                     str(version / "documents.parquet"), str(port), str(threads),
                 ]  # fmt: skip
+                least_of_all = [
+                    sys.executable, "-c", LEAST, str(encoder), str(index), str(port), str(threads),
+                ]  # fmt: skip
                 environment = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", "TOKENIZERS_PARALLELISM": "false"}
-                with serving(plain if which == "plain" else ours, port, environment, key) as client:
+                command = {"least": least_of_all, "plain": plain}.get(which, ours)
+                with serving(command, port, environment, key) as client:
                     address = f"http://127.0.0.1:{port}{'#plain' if which == 'plain' else ''}"
                     answers[which] = [
                         [hit["id"] for hit in client.post("/v1/search", json=body).json()["results"][0]["hits"]]
-                        for body in ({"query": query, "k": K, **extra(address)} for query in queries[:10])
+                        for body in (question(address, query) for query in queries[:10])
                     ]
-                    for number in clients:
+                    for number in clients if which != "least" else (1,):
                         headers = dict(client.headers)
-                        result = asyncio.run(ask(address, headers, queries, number, seconds))
+                        if number == 1:
+                            result = ask_in_turn(address, headers, queries, search, seconds)
+                        else:
+                            result = asyncio.run(ask(address, headers, queries, number, seconds))
                         found.setdefault(which, {}).setdefault(str(number), []).append(result)
-        assert all(answers[which] == answers["plain"] for which in SERVERS), "the same documents"
-        least = without_http(encoder, index, queries, threads)
+        assert all(answers[which] == answers[servers[0]] for which in servers), "the same documents"
     middle = {
         which: {
             number: {name: statistics.median(one[name] for one in several) for name in several[0]}
@@ -264,7 +280,7 @@ def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads
         }
         for which, row in found.items()
     }
-    return {"machine": there, "documents": documents, **least, "servers": middle}
+    return {"machine": there, "documents": documents, "servers": middle}
 
 
 @click.command(help=__doc__)
@@ -273,20 +289,21 @@ def measure(*, documents: int, clients: tuple[int, ...], seconds: float, threads
 @click.option("--seconds", default=15.0, show_default=True, help="of asking, each time")
 @click.option("--threads", default=1, show_default=True, help="of encoder and search")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--hidden", default=512, show_default=True, help="size of the encoder's states")
+@click.option("--layers", default=6, show_default=True)
+@click.option("--servers", type=click.Choice(SERVERS), multiple=True, default=SERVERS, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=None)
 def main(json_path: Path | None, **options: Any) -> None:
     result = measure(**options)
     write_json(json_path, result)
     print(in_words(result["machine"]))
-    print(
-        f"{result['documents']:,} documents; encode and search alone {result['alone_ms']:.1f} ms, "
-        f"over a pipe {result['piped_ms']:.1f} ms"
-    )
-    print(f"{'':<10}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}")
+    print(f"{result['documents']:,} documents; milliseconds, and requests a second of several clients")
+    print(f"{'':<10}{'clients':>8}{'p50':>8}{'p99':>8}{'alone':>8}{'over':>8}{'requests/s':>12}")
     for which, row in result["servers"].items():
         for number, one in row.items():
-            print(f"{which:<10}{number:>8}{one['rps']:>12.1f}{one['p50_ms']:>9.1f}{one['p99_ms']:>9.1f}")
-    print(json.dumps({which: row[max(row, key=int)]["rps"] for which, row in result["servers"].items()}))
+            columns = [("p50_ms", 8), ("p99_ms", 8), ("alone_ms", 8), ("over_ms", 8), ("rps", 12)]
+            numbers = "".join(f"{one[name]:>{width}.1f}" if name in one else " " * width for name, width in columns)
+            print(f"{which:<10}{number:>8}{numbers}")
 
 
 if __name__ == "__main__":

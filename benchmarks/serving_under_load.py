@@ -3,9 +3,11 @@ python benchmarks/serving_under_load.py
 
 `jobs.serve` with the encoder of `serving_beside.py` (some 10 ms a query), on Ray Serve:
 
-    overload    requests a second answered by a few clients (the peak), then by `--times` as many requests as that a
-                second for `--seconds`, sent whether or not others are answered; statuses, memory, and how soon after
-                a request alone takes no longer than before
+    overload    requests a second answered to as many clients as the service has places (the peak), then of `--times` as
+                many requests as that a second for `--seconds`, sent whether or not others are answered; statuses,
+                memory, and how soon after a request alone takes no longer than before. The flood costs this machine,
+                which sends it too, cores that the service has not: `peak_beside_flood` is the peak while the same flood
+                goes to a bare uvicorn that answers each request with a line and nothing else
     swap        a new index version every 5 s under steady traffic: failures, and hits that are of no version named
     rubbish     `--bodies` bodies of any kind: statuses, memory
     plain       with `--plain`, the overload of the hand-written server of `serving_beside.py`
@@ -25,13 +27,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import click
+import httptools
 import httpx
 import psutil
 
@@ -41,10 +43,24 @@ from rayvec.serving.security import new_key
 from tests.artifacts import random_vectors, write_index
 
 SWAP_SECONDS = 5.0
+#: Answers everything at the least that uvicorn can, so that a flood against it costs what a flood costs.
+REFUSING = """
+import sys, uvicorn
+BODY = b'{"error":{"message":"the service is at its limit of requests; try again shortly"}}'
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        status = 200 if scope["path"] == "/ready" else 429
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": BODY})
+uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False)
+"""
 #: The API key that the service asks for.
 HEADERS: dict[str, str] = {}
 RECOVERY_SECONDS = 60.0
 CLIENTS = 8
+#: Requests that the service takes at a time; as many are asked at once for the peak.
+PLACES = 16
 
 
 def memory() -> int:
@@ -108,49 +124,126 @@ async def steady(
     return {"rps": len(times) / seconds, "p50_ms": statistics.median(times) * 1e3, "statuses": dict(seen)}
 
 
-async def flood(address: str, rate: float, seconds: float) -> dict[str, Any]:
-    """So many requests a second, sent whether or not others are answered; what is unanswered at the end is given up.
+class Wire(asyncio.Protocol):
+    """A connection that has one request at a time; it is idle again with the answer."""
 
-    By aiohttp, which costs the machine a fraction of what httpx does: it is the service that is to be measured.
+    def __init__(self, wires: Wires) -> None:
+        self._wires = wires
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: Any = None
+        self._asked: float | None = None
+
+    # Names of these four are asyncio's and httptools'.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The way out."""
+        self._transport = transport
+
+    def ask(self, request: bytes) -> None:
+        """Send a request; there is none under way."""
+        self._asked = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of an answer."""
+        self._parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        """The end of an answer."""
+        assert self._asked is not None
+        seconds, self._asked = time.perf_counter() - self._asked, None
+        status = str(self._parser.get_status_code())
+        if self._parser.should_keep_alive():
+            self._parser = httptools.HttpResponseParser(self)
+            self._wires.idle.append(self)
+        else:
+            self._transport.close()
+        self._wires.answered(status, seconds)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The other end went away."""
+        if self in self._wires.idle:
+            self._wires.idle.remove(self)
+        if self._asked is not None:
+            self._wires.answered(type(error).__name__ if error else "closed", None)
+
+
+class Wires:
+    """Searches over as many connections as it takes, and what became of them.
+
+    Bare connections cost the machine half of what aiohttp does and a tenth of what httpx does: it is the service that
+    is to be measured, on the cores that are left to it. then: called after each answer.
     """
-    seen: Counter[str] = Counter()
-    times: list[float] = []
 
-    async def one(session: aiohttp.ClientSession, place: int) -> None:
-        begin = time.perf_counter()
-        body = {"query": f"open a socket {place}", "k": K, "mode": "dense", "include": []}
+    def __init__(self, address: str, then: Callable[[], None] = lambda: None) -> None:
+        self._host, self._port = address.removeprefix("http://").split(":")
+        headers = {"host": f"{self._host}:{self._port}", "content-type": "application/json", **HEADERS}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._head = f"POST /v1/search HTTP/1.1\r\n{lines}"
+        self._then = then
+        self.idle: list[Wire] = []
+        self.seen: Counter[str] = Counter()
+        self.times: list[float] = []
+        self.sent = 0
+
+    def send(self) -> None:
+        """Send one more search."""
+        body = json.dumps({"query": f"open a socket {self.sent}", "k": K, "mode": "dense", "include": []})
+        request = f"{self._head}content-length: {len(body)}\r\n\r\n{body}".encode()
+        self.sent += 1
+        if self.idle:
+            self.idle.pop().ask(request)
+        else:
+            self._connecting = asyncio.create_task(self._connect(request))
+
+    async def _connect(self, request: bytes) -> None:
         try:
-            async with session.post(f"{address}/v1/search", json=body) as answer:
-                await answer.read()
-        except aiohttp.ClientError as error:
-            seen[type(error).__name__] += 1
-            return
-        seen[str(answer.status)] += 1
-        if answer.status == httpx.codes.OK:
-            times.append(time.perf_counter() - begin)
+            _, wire = await asyncio.get_running_loop().create_connection(
+                lambda: Wire(self), self._host, int(self._port)
+            )
+        except OSError as error:
+            self.answered(type(error).__name__, None)
+        else:
+            wire.ask(request)
 
-    tasks: set[asyncio.Task[None]] = set()
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=HEADERS) as session:
-        begin, sent = time.perf_counter(), 0
-        while (now := time.perf_counter() - begin) < seconds:
-            while sent < now * rate:
-                task = asyncio.create_task(one(session, sent))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-                sent += 1
-            await asyncio.sleep(0.005)
-        spent, unanswered = time.perf_counter() - begin, len(tasks)
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return {
-        "sent_per_second": sent / spent,
-        "goodput": len(times) / spent,
-        "p50_ms": statistics.median(times) * 1e3 if times else None,
-        "p99_ms": statistics.quantiles(times, n=100)[98] * 1e3 if len(times) > 1 else None,
-        "statuses": dict(seen),
-        "unanswered": unanswered,
-    }
+    def answered(self, what: str, seconds: float | None) -> None:
+        """Write down what became of a request."""
+        self.seen[what] += 1
+        if seconds is not None and what == str(int(httpx.codes.OK)):
+            self.times.append(seconds)
+        self._then()
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """What there is to tell after so many seconds."""
+        times = list(self.times)
+        return {
+            "sent_per_second": self.sent / seconds,
+            "rps": len(times) / seconds,
+            "p50_ms": statistics.median(times) * 1e3 if times else None,
+            "p99_ms": statistics.quantiles(times, n=100)[98] * 1e3 if len(times) > 1 else None,
+            "statuses": dict(self.seen),
+            "unanswered": self.sent - self.seen.total(),
+        }
+
+
+async def peak(address: str, seconds: float, clients: int) -> dict[str, Any]:
+    """So many connections, each with one request at a time."""
+    end = time.perf_counter() + seconds
+    wires = Wires(address, lambda: wires.send() if time.perf_counter() < end else None)
+    for _ in range(clients):
+        wires.send()
+    await asyncio.sleep(seconds)
+    return wires.result(seconds)
+
+
+async def flood(address: str, rate: float, seconds: float) -> dict[str, Any]:
+    """So many requests a second, sent whether or not others are answered; what is unanswered at the end is given up."""
+    wires = Wires(address)
+    begin = time.perf_counter()
+    while (now := time.perf_counter() - begin) < seconds:
+        while wires.sent < now * rate:
+            wires.send()
+        await asyncio.sleep(0.005)
+    return wires.result(time.perf_counter() - begin)
 
 
 def recovery(address: str, before_ms: float) -> float | None:
@@ -165,14 +258,36 @@ def recovery(address: str, before_ms: float) -> float | None:
     return None
 
 
+def beside_flood(address: str, rate: float, seconds: float) -> float:
+    """Requests a second answered to a few clients while a flood goes to a server that does nothing but refuse."""
+    port = free_port()
+    with serving([sys.executable, "-c", REFUSING, str(port)], port, {}, None):
+
+        async def both() -> float:
+            away = asyncio.create_task(flood(f"http://127.0.0.1:{port}", rate, seconds + 1))
+            found = await peak(address, seconds, PLACES)
+            await away
+            return float(found["rps"])
+
+        return asyncio.run(both())
+
+
 def overload(address: str, seconds: float, times: float) -> dict[str, Any]:
-    alone = asyncio.run(steady(address, 5, 1))["p50_ms"]
-    peak = asyncio.run(steady(address, 15, CLIENTS))
+    alone = asyncio.run(peak(address, 5, 1))["p50_ms"]
+    most = asyncio.run(peak(address, 15, PLACES))
+    beside = beside_flood(address, times * most["rps"], 15)
     before, spent = memory(), seconds_by_part()
-    during = asyncio.run(flood(address, times * peak["rps"], seconds))
+    during = asyncio.run(flood(address, times * most["rps"], seconds))
     during["cpu_seconds"] = {part: round(used, 1) for part, used in (seconds_by_part() - spent).items()}
     again = recovery(address, alone)
-    return {"peak": peak, "overload": during, "recovery_s": again, "memory": [before, memory()], "alone_ms": alone}
+    return {
+        "peak": most,
+        "peak_beside_flood": beside,
+        "overload": during,
+        "recovery_s": again,
+        "memory": [before, memory()],
+        "alone_ms": alone,
+    }
 
 
 def swap(address: str, index: Path, encoder: str, seconds: float, documents: int) -> dict[str, Any]:
@@ -297,7 +412,7 @@ def main(
         HEADERS["authorization"] = f"Bearer {key}"
         command = [
             sys.executable, "-m", "jobs.serve", "--set", f"index={index}", "--set", f"port={port}", "--set",
-            "query_cache_mb=0", "--set", "replicas.threads=1", "--set", "limits.in_flight=16", "--set",
+            "query_cache_mb=0", "--set", "replicas.threads=1", "--set", f"limits.in_flight={PLACES}", "--set",
             f"proxy={proxy}", "--set", f"keys={folder / 'keys.txt'}", "--set",
             f"replicas.together={together}",
         ]  # fmt: skip

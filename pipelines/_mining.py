@@ -97,9 +97,9 @@ class Tally:
 class EncodePairs:
     """unit → vectors of its queries, and of the positives that are given as texts. Lives in an actor."""
 
-    def __init__(self, task: Task, threads: int | None) -> None:
+    def __init__(self, task: Task, threads: int | None, device: str = "cpu") -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self.task, self.threads = task, threads
+        self.task, self.threads, self.device = task, threads, device
         self.encoder: Encoder | RayvecError
         try:
             self.encoder = self._load()
@@ -109,7 +109,7 @@ class EncodePairs:
     def _load(self) -> Encoder:
         from rayvec.modeling.encoder import load_encoder
 
-        encoder = load_encoder(self.task.encoder)
+        encoder = load_encoder(self.task.encoder, device=self.device)
         if self.threads and "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(self.threads)
         self.task.fingerprint.require(encoder.fingerprint, mine="the index", theirs="the encoder that was loaded")
@@ -157,18 +157,21 @@ class MinePairs:
         pairs = self.task.pairs(unit)
         given = pairs["positive"].is_valid().to_numpy()
         positive_scores = np.full(len(pairs), BELOW_ALL)
+        positive_rows = self.positives.row[start : start + len(pairs)].copy()
         positive_scores[given] = self._cosines(queries_QD[given], positives_PD)
         found = self.index.dense(queries_QD, self.task.rules.rank_stop)
         tally = Tally(pairs=len(pairs))
         mined = []
         for i, query in enumerate(pairs["query"].to_pylist()):
             rows, scores = mining.ordered(found.rows[i], found.scores[i])
-            positive_row = int(self.positives.row[start + i])
             if not given[i]:
-                positive_scores[i] = next(iter(scores[rows == positive_row]), BELOW_ALL)
+                # Of a document that is there as windows, the one that answers best.
+                own = self.keys.document[rows] == self.keys.document[positive_rows[i]]
+                positive_scores[i] = next(iter(scores[own]), BELOW_ALL)
+                positive_rows[i] = next(iter(rows[own]), positive_rows[i])
             chosen = self._judge(tally, query, start + i, rows, scores, float(positive_scores[i]))
             mined.append((rows[chosen], scores[chosen]))
-        self._write(unit, start, pairs, positive_scores, mined, tally)
+        self._write(unit, pairs, positive_rows, positive_scores, mined, tally)
         return tally
 
     def _cosines(self, queries_PD: Vectors, positives_PD: Vectors) -> Scores:
@@ -184,13 +187,12 @@ class MinePairs:
         keys = self.keys.of(rows)
         verdicts = mining.judge(
             self.task.rules,
-            rows,
             scores,
             keys,
             query=key,
             positive_score=positive_score,
             texts=np.concatenate([texts, self.keys.written[known]]),
-            known=known,
+            known=self.keys.document[known],
         )
         tally.candidates += len(rows)
         for number, count in Counter(verdicts.tolist()).items():
@@ -203,14 +205,13 @@ class MinePairs:
     def _write(
         self,
         unit: int,
-        start: int,
         pairs: pa.Table,
+        positive_rows: Rows,
         positive_scores: Scores,
         mined: list[tuple[Rows, Scores]],
         tally: Tally,
     ) -> None:
-        rows = self.positives.row[start : start + len(pairs)]
-        asked = np.where(pairs["positive"].is_valid().to_numpy(), -1, rows)
+        asked = np.where(pairs["positive"].is_valid().to_numpy(), -1, positive_rows)
         texts = self._documents(np.concatenate([asked[asked >= 0], *(found for found, _ in mined)]))
         lines = []
         for i, pair in enumerate(pairs.to_pylist()):
@@ -286,7 +287,11 @@ def _dataset(task: Task, starts: list[int], pool: Pool, searchers: int, searcher
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map_batches(
             EncodePairs,
-            fn_constructor_kwargs={"task": task, "threads": pool.threads},
+            fn_constructor_kwargs={
+                "task": task,
+                "threads": pool.threads,
+                "device": "cuda" if pool.num_gpus else "cpu",
+            },
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,

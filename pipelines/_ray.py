@@ -31,6 +31,8 @@ ENVIRONMENT = {
     # a proxy that is not ready.
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    # A proxy that has died is noticed after three looks, which Serve takes 10 s apart.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
 
 
@@ -101,7 +103,6 @@ def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> boo
 
     Where nothing scales the cluster, it only waits. Whoever needs the room says what is missing.
     """
-    import ray
     from ray.autoscaler.sdk import request_resources
 
     wanted = Counter[str]()
@@ -110,7 +111,7 @@ def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> boo
     end = time.monotonic() + seconds
     asked = False
     try:
-        while not (room := _has(ray.cluster_resources(), wanted)) and time.monotonic() < end:
+        while not (room := holds(_nodes(), bundles)) and time.monotonic() < end:
             if not asked:
                 request_resources(bundles=[dict(bundle) for bundle in bundles])
                 told = ", ".join(f"{value:g} {name}s" for name, value in wanted.items() if value)
@@ -123,15 +124,41 @@ def wait_for_room(bundles: Sequence[Mapping[str, float]], seconds: float) -> boo
             request_resources(bundles=[])
 
 
-def _has(there: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
-    return all(there.get(name, 0.0) >= value for name, value in wanted.items())
+def holds(nodes: Iterable[Mapping[str, float]], bundles: Iterable[Mapping[str, float]]) -> bool:
+    """Whether there is a node for each bundle, when each takes the first that has what it needs left.
+
+    >>> holds([{"CPU": 2.0}, {"CPU": 2.0}], [{"CPU": 2.0}] * 2), holds([{"CPU": 2.0}, {"CPU": 2.0}], [{"CPU": 3.0}])
+    (True, False)
+    """
+    left = [dict(node) for node in nodes]
+    for bundle in bundles:
+        fits = (node for node in left if all(node.get(name, 0.0) >= value for name, value in bundle.items()))
+        node = next(fits, None)
+        if node is None:
+            return False
+        node.update({name: node.get(name, 0.0) - value for name, value in bundle.items()})
+    return True
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What each living node of the cluster that is joined has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def tell_of_idle_gpus(encoder: str, num_gpus: float, setting: str) -> None:
+    """A line where the cluster has GPUs and its encoders ask for none; `setting` is what would have them ask."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    if gpus and not num_gpus and encoder.partition(":")[0] != "hash":
+        LOG.warning("the encoders run on CPUs, and the cluster has %g GPUs; use them with --set %s", gpus, setting)
 
 
 def largest_node_cpus() -> float:
     """CPUs of the largest node of the cluster that is joined: what one worker may ask for at most."""
-    import ray
-
-    return max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+    return max((float(node.get("CPU", 0.0)) for node in _nodes()), default=0.0)
 
 
 def worker_environment() -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines._ray import largest_node_cpus, ray_session, wait_for_room
+from pipelines._ray import largest_node_cpus, ray_session, tell_of_idle_gpus, wait_for_room
 from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
@@ -83,6 +83,7 @@ class EmbedConfig(Config):
     actors: PositiveInt | None = None
     #: Begin with so many encoders, and take more, up to `actors`, as there is work and the cluster has or gains room.
     min_actors: PositiveInt | None = None
+    #: Of each encoder; 0 for encoders on CPUs, though there be GPUs.
     num_gpus: float = Field(default=0, ge=0)
     #: The GPU model to run on where a cluster has several, as Ray names it: "H100", "A100", "L4"…
     accelerator_type: str | None = None
@@ -99,6 +100,8 @@ class EmbedConfig(Config):
             raise ValueError(f"min_actors must be at most actors = {self.actors}")
         if self.accelerator_type is not None and not self.num_gpus:
             raise ValueError("accelerator_type is for encoders on GPUs; set num_gpus=1 too")
+        if self.precision == "int8" and self.num_gpus:
+            raise ValueError("precision=int8 is for encoders on CPUs; set num_gpus=0, or precision=auto")
         return self
 
     @model_validator(mode="after")
@@ -163,7 +166,7 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
         output=output,
         reference=reference,
         fingerprint=fingerprint,
-        load_encoder=partial(load_encoder, dtype=config.precision),
+        load_encoder=partial(load_encoder, dtype=config.precision, device="cuda" if config.num_gpus else "cpu"),
         load_tokenizer=partial(load_tokenizer_only, verify=False),  # the plan has verified, and the encoders will
         instruction=config.instruction,
         title=config.title,
@@ -287,6 +290,7 @@ def _pool(config: EmbedConfig) -> Pool:
         bundle = {"CPU": float(config.threads or 1), "GPU": config.num_gpus}
         wait_for_room([bundle] * (config.min_actors or config.actors or 1), config.wait_s)
     there: dict[str, float] = ray.cluster_resources()
+    tell_of_idle_gpus(config.encoder, config.num_gpus, "num_gpus=1")
     pool = Pool.fit(
         there.get("CPU", 0.0),
         there.get("GPU", 0.0),

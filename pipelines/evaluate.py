@@ -5,6 +5,7 @@ Named as a string in the training job, since training does not know evaluation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rayvec.evaluation.sts import SentencePairs
     from rayvec.training.evaluation import Encode
 
+LOG = logging.getLogger("rayvec.training")
 #: How training finds this.
 EVALUATOR = "pipelines.evaluate:Evaluation"
 METRIC = "ndcg@10"
@@ -50,12 +52,15 @@ def _open(config: EvaluationSet, cache: str) -> Measured:
 
 def _texts(config: MaskedSet, cache: str) -> list[str]:
     from rayvec.data.pairs import is_held_out
-    from rayvec.training.examples import iter_texts
+    from rayvec.training.examples import Records, iter_texts
 
     chosen = config.source.kind == "pydocs" if config.held_out is None else config.held_out
-    rows = iter_texts(Texts(source=config.source, exclude_held_out=False), cache)
+    records = Records()
+    rows = iter_texts(Texts(source=config.source, exclude_held_out=False, max_quarantine=1.0), cache, records)
     found = (text for id_, text in rows if not chosen or is_held_out(id_))
     texts = list(islice(found, config.max_documents))
+    if records.told:
+        LOG.warning("evaluation %s: left out %s", config.name, records.told)
     if not texts:
         raise UserError(f"evaluation {config.name}: {config.source.path} has no such text; give one, or held_out=false")
     return texts

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
-from pipelines._ray import largest_node_cpus, ray_session
+from pipelines._ray import largest_node_cpus, ray_session, tell_of_idle_gpus
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.data.pair_files import PairColumns, read_pairs
@@ -51,7 +51,7 @@ class MineConfig(Rules):
     index: str = ""
     #: A jsonl, csv, tsv or Parquet file, a folder, a glob or a URI of them, with query, and positive (a text) or
     #: positive_id (of a document in the index), or both; or "pydocs", or a Parquet file of documents: first paragraphs
-    #: of docstrings ask.
+    #: of docstrings ask. Of an index of windows, each pair has positive_id.
     pairs: str = ""
     #: Where the pairs name their columns otherwise.
     columns: PairColumns = PairColumns()
@@ -70,6 +70,7 @@ class MineConfig(Rules):
     unit_rows: PositiveInt = 1024
     #: Encoders at work at once; as many as the cluster has room for by default.
     actors: PositiveInt | None = None
+    #: Of each encoder; 0 for encoders on CPUs, though there be GPUs.
     num_gpus: float = Field(default=0, ge=0)
     #: Of each encoder on a CPU.
     threads: PositiveInt | None = None
@@ -160,6 +161,7 @@ def _run(config: MineConfig, opened: Index, task: Task, output: Path, started: f
     seconds: dict[str, float] = {}
     with _timed(seconds, "pairs"):
         staged = _stage_pairs(config, task, output)
+        _check_windows(config, opened, staged)
     with ray_session():
         with _timed(seconds, "documents"):
             positives = _hash_documents(config, task, staged)
@@ -179,6 +181,17 @@ def _run(config: MineConfig, opened: Index, task: Task, output: Path, started: f
     whole.replace(output)
     storage.sync_folder(output.parent)
     return report
+
+
+def _check_windows(config: MineConfig, opened: Index, staged: _Staged) -> None:
+    """Of a document that is there as windows, its whole text does not tell which they are: its id must."""
+    from rayvec.schema import PARENT_ID
+
+    if PARENT_ID in opened.columns and (without := staged.ids.null_count):
+        raise UserError(
+            f"{without} pairs have no positive_id, and the index {config.index} holds windows of documents, where a "
+            "document's id alone says which of them answer; give positive_id, or mine from an index of whole documents"
+        )
 
 
 class _Staged(NamedTuple):
@@ -238,9 +251,10 @@ def _hash_documents(config: MineConfig, task: Task, staged: _Staged) -> Positive
     Keys.concatenate([keys for keys, _, _ in found]).save(task.folder / "keys")
     # One more place, at the end, stands for pairs without an id.
     row_of = np.full(len(wanted) + 1, NO_ROW, np.int64)
-    for (start, _), (_, places, rows) in zip(ranges, found, strict=True):
+    # Backwards: of a document's windows the first one stands for it.
+    for (start, _), (_, places, rows) in reversed(list(zip(ranges, found, strict=True))):
         live = ~np.isin(rows + start, dropped)
-        row_of[places[live]] = rows[live] + start
+        row_of[places[live][::-1]] = rows[live][::-1] + start
     rows = row_of[pc.index_in(staged.ids, value_set=wanted, skip_nulls=True).fill_null(len(wanted)).to_numpy()]
     _check_positives(config, staged, (staged.texts == 0) & (rows == NO_ROW))
     positives = Positives.group(staged.queries, staged.texts, rows)
@@ -280,7 +294,7 @@ def _work_through(config: MineConfig, task: Task, staged: _Staged) -> list[Tally
     task.part(0).parent.mkdir()
     done: dict[int, Tally] = {}
     pairs = told = 0
-    for unit, tally in mine_units(task, staged.starts, *_pools(config)):
+    for unit, tally in mine_units(task, staged.starts, *_pools(config, task.encoder)):
         done[unit] = tally
         pairs += tally.pairs
         if (share := 20 * pairs // len(staged.queries)) > told:
@@ -289,7 +303,7 @@ def _work_through(config: MineConfig, task: Task, staged: _Staged) -> list[Tally
     return [done[unit] for unit in range(len(staged.starts))]
 
 
-def _pools(config: MineConfig) -> tuple[Pool, int, float]:
+def _pools(config: MineConfig, encoder: str) -> tuple[Pool, int, float]:
     """The encoders, and how many searchers there are beside them, each of one thread and so much of a CPU."""
     import ray
 
@@ -297,6 +311,7 @@ def _pools(config: MineConfig) -> tuple[Pool, int, float]:
 
     there: dict[str, float] = ray.cluster_resources()
     cpus = there.get("CPU", 0.0)
+    tell_of_idle_gpus(encoder, config.num_gpus, "num_gpus=1")
     pool = Pool.fit(
         cpus,
         there.get("GPU", 0.0),

@@ -14,14 +14,21 @@ from typing import Any
 
 import yaml
 
-from pipelines._ray import ray_session
+from pipelines._ray import ray_session, tell_of_idle_gpus
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.errors import UserError
 from rayvec.serving.config import ServeConfig
 
-#: Set before Ray is imported: Serve's own lines say nothing that a user of this service needs; its files have them.
-QUIET = {"RAY_SERVE_LOG_TO_STDERR": "0"}
+#: Set before Ray is imported.
+ENVIRONMENT = {
+    # Serve's own lines say nothing that a user of this service needs; its files have them.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray gives way to all else on its machine, as jobs of hours should; somebody waits for a service.
+    "RAY_worker_niceness": "0",
+    # Ray starts a process for each core, in case tasks come; here none do.
+    "RAY_prestart_worker_first_driver": "0",
+}
 #: Requests and answers pass between processes inline or in small objects; nothing large is kept.
 OBJECT_STORE = 150_000_000
 
@@ -35,7 +42,7 @@ def serve(config: ServeConfig) -> Report:
     begin = time.monotonic()
     checked = plan(config)
     check_port(config)
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _say(f"serve: {checked.count:,} documents of {config.index} ({checked.version}), encoder {checked.model}; starting")
     with (
@@ -44,6 +51,7 @@ def serve(config: ServeConfig) -> Report:
         running(config, checked) as address,
         _stop_signals() as stopped,
     ):
+        tell_of_idle_gpus(checked.encoder, config.replicas.encoder_gpus, "replicas.encoder_gpus=1")
         _say(f"serve: ready in {time.monotonic() - begin:.0f} s at {address} (ctrl-C ends it)")
         # Waiting without end would keep a signal from being seen on some systems.
         while not stopped.wait(timeout=1.0):

@@ -50,7 +50,8 @@ class TrainConfig(TrainingConfig):
     cpus_per_worker: PositiveInt = 1
     #: "auto": GPUs where the cluster has one for each worker.
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    #: Seconds to wait for nodes that an autoscaler brings: for the workers' GPUs (unless device=cpu) and CPUs.
+    #: Seconds to wait for nodes that an autoscaler brings: for the workers' GPUs (unless device=cpu) and CPUs; and for
+    #: room on nodes that others' work fills, where an hour is always waited.
     wait_s: float = Field(0.0, ge=0)
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     #: DeepSpeed's settings: zero0 to zero3, zero2_offload or zero3_offload of infra/deepspeed, or a JSON file's path.
@@ -73,7 +74,8 @@ class TrainConfig(TrainingConfig):
 def train(config: TrainConfig) -> Report:
     """Train one stage; restartable at any point, to the bit.
 
-    Raises UserError, MismatchError (the output holds another run), ConcurrentWriterError, or DivergedError.
+    Raises UserError, MismatchError (the output holds another run), QuarantineExceededError (too many of the records are
+    no documents), ConcurrentWriterError, or DivergedError.
     """
     from rayvec.encoding.lease import sole_writer
     from rayvec.training.run_folder import RunFolder
@@ -149,8 +151,11 @@ def zero_settings(name: str) -> dict[str, Any]:
 
 
 def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
-    """The report of a finished run of the same configuration. Raises MismatchError when it is another one's."""
+    """The report of a finished run of the same configuration. Raises MismatchError when it is another one's, unless
+    that has made no step that would be lost: settings that memory was too small for do not stand in the way of others.
+    """
     from rayvec.training.job import HARMLESS
+    from rayvec.training.run_folder import RunFolder
 
     saved = storage.join(there.uri, "training", "config.yaml")
     if not storage.exists(saved):
@@ -162,17 +167,22 @@ def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
         for values in (yaml.safe_load(storage.read_bytes(saved)), config.model_dump(mode="json"))
     )
     differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    known = storage.read_json(storage.join(there.uri, "training", "run.json"))
+    report = storage.join(there.uri, "report.json")
+    differs, run = differing or known["start"] != start, RunFolder(there.uri, known["run"] if there.remote else "")
+    if differs and not storage.exists(report) and run.newest_checkpoint() is None:
+        storage.delete(saved)
+        return None
     if differing:
         told = "; ".join(
             f"{name}: {json.dumps(old.get(name))} there, {json.dumps(new.get(name))} asked for" for name in differing
         )
         raise MismatchError(f"{there.uri} holds another run ({told}); choose another output, or remove the folder")
-    if storage.read_json(storage.join(there.uri, "training", "run.json"))["start"] != start:
+    if known["start"] != start:
         raise MismatchError(
             f"{there.uri} holds a run from other weights than {config.start} has now; choose another output, or remove "
             "the folder"
         )
-    report = storage.join(there.uri, "report.json")
     return {**storage.read_json(report), "note": "was done already"} if storage.exists(report) else None
 
 
@@ -306,6 +316,7 @@ def _run_on_ray(job: Job, config: TrainConfig) -> Outcome:
             cpus=config.cpus_per_worker,
             gpu=use_gpu,
             max_failures=config.max_failures,
+            wait_s=config.wait_s,
         )
         return run(dataclasses.replace(job, device="cuda" if use_gpu else "cpu"), group)
 

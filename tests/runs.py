@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from pipelines.train import TrainConfig
 from rayvec.data.source_config import SourceConfig
 from rayvec.modeling.adapters import LoraSettings
@@ -63,3 +66,20 @@ def adapter(output: Path) -> bytes:
     """The bytes of the adapter that a run ended with."""
     (path,) = output.glob("adapters/1-*/adapter_model.safetensors")
     return path.read_bytes()
+
+
+def assert_gradient_is_the_slope(module: torch.nn.Module, batch: Any, parameter: torch.nn.Parameter) -> None:
+    """The gradient of one weight beside the difference of two losses, both with the same random numbers, in doubles."""
+
+    def loss_of(shift: float) -> torch.Tensor:
+        parameter.data.view(-1)[0] += shift
+        torch.manual_seed(3)
+        loss: torch.Tensor = module(batch)[0]
+        parameter.data.view(-1)[0] -= shift
+        return loss
+
+    module.double()
+    loss_of(0.0).backward()
+    assert parameter.grad is not None
+    slope = (loss_of(1e-3) - loss_of(-1e-3)).detach() / 2e-3
+    assert float(parameter.grad.view(-1)[0]) == pytest.approx(float(slope), rel=0.02)

@@ -35,7 +35,7 @@ class StorageError(RayvecError):
 
 
 class QuarantineExceededError(RayvecError):
-    """The run is done, but more records were quarantined than allowed. What is committed stays."""
+    """More records were quarantined, or left out of training, than allowed. What is committed stays."""
 
     exit_status = 6
 

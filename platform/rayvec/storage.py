@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,11 @@ _S3_ATTEMPTS = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: The disk, or the network to it, failed.
 _DEVICE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV)
+#: What is mounted from a bucket or another machine may have no locks, and no hard links (of FAT the system says EPERM).
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
+#: No machine has so many bytes of memory: a file that asks for more at once is damaged where it says how much follows.
+_NO_MEMORY = 1 << 40
 _REFUSED = {"reading": ("read", "check its permissions"), "writing": ("written", "choose another output")}
 JsonObject = dict[str, Any]
 
@@ -108,28 +115,62 @@ def _fsspec(uri: str, first_error: Exception) -> tuple[pafs.FileSystem, str]:
 def storage_errors(uri: str | Path, doing: Literal["reading", "writing"] = "writing") -> Iterator[None]:
     """Turn the refusals of the operating system, or of an object store, into a StorageError that says what to do.
 
-    FileNotFoundError stays what it is: for many callers it is an answer.
+    FileNotFoundError and FileExistsError stay what they are, for many callers an answer; so does what pyarrow says of a
+    damaged file, an OSError without a number.
     """
     try:
         yield
     except FileNotFoundError:
         raise
+    except MemoryError as error:
+        if doing == "writing":  # what is written is made meanwhile, and may be what needs too much
+            raise
+        raise StorageError(f"there is too little memory to read {uri}; give the process more, and run again") from error
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL or _is_cut_short(error):
             raise StorageError(f"no space left writing {uri}; free some and run the same command again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             done, cure = _REFUSED[doing]
             raise StorageError(f"{uri} may not be {done} ({error.strerror}); {cure}") from error
         if error.errno in _DEVICE:
             raise StorageError(f"{doing} {uri} failed ({error.strerror}); check the disk and run again") from error
+        if error.errno in _TOO_MANY:
+            raise StorageError(f"{doing} {uri} failed ({error.strerror}); raise `ulimit -n` and run again") from error
         if not is_local(uri):
             raise object_stores.failure(str(uri), error) from error
-        raise
+        if error.errno == errno.ENOTDIR:
+            raise UserError(f"{uri} lies below a file, where there can be no folder; give another path") from error
+        if error.errno in (None, errno.EEXIST):
+            raise
+        raise StorageError(f"{doing} {uri} failed ({error.strerror}); see to its file system and run again") from error
+
+
+@contextlib.contextmanager
+def input_errors(uri: str | Path) -> Iterator[None]:
+    """`storage_errors` of a file that was listed: that it is not there any more is a failure too."""
+    try:
+        with storage_errors(uri, "reading"):
+            yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{uri} has gone since it was listed; put it back and run again") from error
+
+
+def _is_cut_short(error: OSError) -> bool:
+    """Whether numpy could not write all of an array: it does not say why, and that there was no room is likeliest."""
+    return error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
 
 
 def is_storage_fault(error: BaseException) -> bool:
-    """Whether the disk, the store or the network failed, rather than that a file holds what cannot be read."""
-    return isinstance(error, OSError) and (error.errno in _DEVICE or object_stores.is_failure(error))
+    """Whether the machine, the disk, the store or the network failed, rather than that a file holds what is no data.
+
+    Of what a file holds, pyarrow raises OSErrors with neither a number nor a class of their own; all others are of the
+    operating system, or of an fsspec package (those of `requests`, httpx and aiohttp for a lost network, too).
+    """
+    if isinstance(error, MemoryError):
+        return not any(int(size) > _NO_MEMORY for size in re.findall(r"\d+", str(error)))
+    if not isinstance(error, OSError):
+        return False
+    return type(error) is not OSError or error.errno is not None or object_stores.is_failure(error)
 
 
 def exists(uri: str | Path) -> bool:
@@ -222,9 +263,15 @@ def make_folder(uri: str | Path) -> None:
 def read_bytes(uri: str | Path) -> bytes:
     """The whole of a file. Raises FileNotFoundError."""
     fs, path = filesystem(uri)
-    # By default pyarrow decompresses what is called .gz; a file is its bytes, whatever its name.
-    with storage_errors(uri, "reading"), fs.open_input_stream(path, compression=None) as stream:
-        return stream.read()
+    try:
+        # By default pyarrow decompresses what is called .gz; a file is its bytes, whatever its name.
+        with storage_errors(uri, "reading"), fs.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+    except StorageError:
+        # pyarrow asks a store for the size and then for the bytes: of an object deleted in between it tells no cause.
+        if is_local(uri) or exists(uri):
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(uri)) from None
 
 
 def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
@@ -253,7 +300,8 @@ def write_bytes(uri: str | Path, data: bytes, *, durable: bool = True) -> None:
 def put_if_absent(uri: str | Path, data: bytes) -> bool:
     """Write a file only if none is there; False when another writer was first. The content appears whole.
 
-    On an object store it is the store that decides (see object_stores.put_if_absent, and for what it raises).
+    On an object store it is the store that decides (see object_stores.put_if_absent, and for what it raises). In a
+    folder it is a hard link: a rename would replace another's file. Raises StorageError where there are none.
     """
     if not is_local(uri):
         return object_stores.put_if_absent(str(uri), data)
@@ -263,13 +311,42 @@ def put_if_absent(uri: str | Path, data: bytes) -> bool:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             _write_synced(temporary, data)
-            os.link(temporary, path)
+            _link(temporary, path)
             sync_folder(path.parent)
         except FileExistsError:
             return False
         finally:
             temporary.unlink(missing_ok=True)
     return True
+
+
+def _link(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise _lacks(path, "hard links", error) from error
+        raise
+
+
+def lock(descriptor: int, place: str | Path) -> None:
+    """Lock an open file of this place, until it is closed, against other processes.
+
+    Raises BlockingIOError when another holds it, StorageError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise _lacks(place, "locks", error) from error
+
+
+def _lacks(place: str | Path, what: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"the file system of {place} has no {what} ({error.strerror}), which keep two runs apart; choose a folder on "
+        "another one, or, where it is a mounted bucket, give the bucket's own URI"
+    )
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -291,7 +368,13 @@ def sync_folder(path: Path) -> None:
 def read_json(uri: str | Path) -> JsonObject:
     """A JSON object. Raises FileNotFoundError, or VerificationError when the file is not a JSON object."""
     try:
-        value = json.loads(read_bytes(uri))
+        try:
+            value = json.loads(read_bytes(uri))
+        except ValueError:
+            if is_local(uri):
+                raise
+            # Of an object that grew between pyarrow's two requests, its size and its bytes, the end is missing.
+            value = json.loads(read_bytes(uri))
     except ValueError as error:
         raise VerificationError(f"{uri} is not valid JSON ({error}); it was damaged or not written by rayvec") from None
     if not isinstance(value, dict):

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 import rayvec
+from pipelines._ray import ENVIRONMENT
 from rayvec.serving import proxy
 from rayvec.serving.config import ServeConfig
 
@@ -207,7 +208,8 @@ def test_the_services_configuration_is_one_that_serve_and_rayvec_take() -> None:
     for pod in (group, service["spec"]["rayClusterConfig"]["headGroupSpec"]):
         (container,) = pod["template"]["spec"]["containers"]
         settings = {one["name"]: one["value"] for one in container["env"] if one["name"].startswith("RAY_SERVE_")}
-        assert config.proxy == "haproxy" and settings.items() <= proxy.SETTINGS.items() and proxy.ENABLE in settings
+        assert config.proxy == "haproxy" and proxy.ENABLE in settings
+        assert settings.items() <= (proxy.SETTINGS | ENVIRONMENT).items()
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert config.replicas.encoder * config.replicas.encoder_cpus <= group["replicas"] * cpus
     mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.embed import EmbedConfig, embed, verify
+from pipelines.embed import EmbedConfig, embed, plan_and_work, verify
 from rayvec.data.embeddings import EmbeddingsDataset, vectors
 from rayvec.errors import MismatchError, QuarantineExceededError, UserError
 from rayvec.modeling.encoder import TextEncoder
@@ -235,6 +235,7 @@ def test_less_of_a_text_in_fewer_dimensions_and_bytes_is_still_of_the_same_encod
     [
         ({"min_actors": 3, "actors": 2}, "min_actors must be at most actors = 2"),
         ({"accelerator_type": "H100"}, "set num_gpus=1 too"),
+        ({"precision": "int8", "num_gpus": 1}, "precision=int8 is for encoders on CPUs; set num_gpus=0"),
         ({"long": "windows", "overlap_tokens": 100}, "overlap_tokens must be less than window_tokens = 100"),
     ],
 )
@@ -255,6 +256,37 @@ def test_a_gpu_that_the_cluster_lacks_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert _pool(EmbedConfig(num_gpus=1, accelerator_type="L4")).accelerator_type == "L4"
     with pytest.raises(UserError, match="accelerator_type = H100 is not in the cluster, which has: A100, L4"):
         _pool(EmbedConfig(num_gpus=1, accelerator_type="H100"))
+
+
+def test_encoders_that_ask_for_no_gpu_take_none(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray hides a machine's GPUs from no actor."""
+    asked: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("rayvec.modeling.backbone.choose_device", lambda name: asked.append(name) or "cpu")
+        _, work = plan_and_work(config(corpus, tmp_path, encoder="tiny"), str(tmp_path / "out"))
+        work.load_encoder("tiny")
+    assert asked == ["cpu"]
+    _, work = plan_and_work(config(corpus, tmp_path, encoder="tiny", num_gpus=1), str(tmp_path / "other"))
+    with pytest.raises(UserError, match="device=cuda, and torch finds no GPU here"):
+        work.load_encoder("tiny")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "num_gpus", "told"),
+    [("tiny", 0, ["the encoders run on CPUs, and the cluster has 4 GPUs; use them with --set num_gpus=1"]),
+     ("tiny", 1, []), ("hash:16", 0, [])],
+)  # fmt: skip
+def test_gpus_that_stand_by_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, encoder: str, num_gpus: float, told: list[str]
+) -> None:
+    import ray
+
+    from pipelines.embed import _pool
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    monkeypatch.setattr("pipelines.embed.largest_node_cpus", lambda: 16.0)
+    _pool(EmbedConfig(encoder=encoder, num_gpus=num_gpus))
+    assert [record.message for record in caplog.records if record.name == "rayvec.ray"] == told
 
 
 @pytest.mark.parametrize(

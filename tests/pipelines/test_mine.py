@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines._mining import EncodePairs
 from pipelines.mine import MineConfig, mine
 from pipelines.update import UpdateConfig, update
 from rayvec import storage
@@ -19,6 +22,7 @@ from rayvec.encoding.lease import sole_writer
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
 from rayvec.indexing import documents, drafts, versions
 from rayvec.indexing.searcher import DOCUMENTS
+from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.training.examples import iter_pairs
 from rayvec.training.stages import PairSet
@@ -277,6 +281,36 @@ def test_an_index_without_texts_is_refused_with_the_cure(index: Path, pairs: Pat
         mine(config(tmp_path / "i", pairs, tmp_path))
 
 
+def test_windows_are_judged_by_their_documents(tmp_path: Path) -> None:
+    """Each document twice: as it is, and its words in the other order, so that both windows rank alike."""
+    texts = [text for whole in TEXTS[:100] for text in (whole, " ".join(whole.split()[::-1]))]
+    vectors = ENCODER.encode(texts)
+    ids, parents = [f"doc-{i // 2}#{i % 2}" for i in range(200)], [f"doc-{i // 2}" for i in range(200)]
+    write_index(
+        tmp_path / "i", vectors, texts, made_by=ENCODER.fingerprint, encoder="hash:64", ids=ids,
+        extra={"parent_id": pa.array(parents)},
+    )  # fmt: skip
+    given = [{"query": QUERIES[i], "positive_id": f"doc-{i}"} for i in range(0, 60, 3)]
+    given += [{**line, "positive": "elsewhere"} for line in given]
+    (tmp_path / "windows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
+    loose = {"rank_stop": 60, "relative_margin": None, "title": "ignore"}
+    report = mine(config(tmp_path / "i", tmp_path / "windows.jsonl", tmp_path, **loose))
+    found = lines(tmp_path)
+    assert report["negatives"] == 4 * len(found) == 160
+    for line in found:
+        taken = [id_.partition("#")[0] for id_ in line["negative_id"]]
+        assert line["positive_id"] not in taken and len(set(taken)) == 4
+        assert not any(is_held_out(id_) for id_ in taken)
+    # Of the positive that is given by its id, the window that answers best.
+    for line in found[:20]:
+        row = int(line["positive_id"].removeprefix("doc-"))
+        best = max(float(ENCODER.encode([line["query"]])[0] @ vectors[2 * row + window]) for window in (0, 1))
+        assert line["positive_score"] == pytest.approx(best, abs=2e-5)
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"query": QUERIES[0], "positive": TEXTS[0]}))
+    with pytest.raises(UserError, match=r"1 pairs have no positive_id, .* holds windows .* give positive_id"):
+        mine(config(tmp_path / "i", tmp_path / "texts.jsonl", tmp_path / "refused"))
+
+
 def test_an_updated_index_is_mined_as_one_built_whole(index: Path, pairs: Path, tmp_path: Path) -> None:
     updated, gone = tmp_path / "updated", 10  # documents that were there and are deleted, each beside its double
     first = write_index(
@@ -295,3 +329,14 @@ def test_an_updated_index_is_mined_as_one_built_whole(index: Path, pairs: Path, 
         (tmp_path / name).mkdir()
         mine(config(folder, pairs, tmp_path / name, **STRICT))
     assert lines(tmp_path / "of-updated") == lines(tmp_path / "of-whole")
+
+
+def test_encoders_that_ask_for_no_gpu_take_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder.load("tiny")
+    task: Any = SimpleNamespace(encoder="tiny", fingerprint=encoder.fingerprint)
+    with pytest.raises(UserError, match="device=cuda, and torch finds no GPU here"):
+        next(EncodePairs(task, None, "cuda")(pa.table({"unit": [0]})))
+    asked: list[str] = []
+    monkeypatch.setattr("rayvec.modeling.backbone.choose_device", lambda name: asked.append(name) or "cpu")
+    EncodePairs(task, None)
+    assert asked == ["cpu"]

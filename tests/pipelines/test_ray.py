@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from pipelines._ray import wait_for_room
+from pipelines._ray import holds, wait_for_room
 from rayvec.encoding.metrics import RunMetrics
 from rayvec.encoding.sink import Record
 from rayvec.encoding.spent import Spent
@@ -25,6 +25,12 @@ def test_room_that_is_there_is_not_waited_for(ray_cluster: None) -> None:
 
 def test_waiting_for_room_has_an_end(ray_cluster: None) -> None:
     assert not wait_for_room([{"CPU": 1.0, "GPU": 1.0}], 1)
+
+
+def test_a_bundle_needs_one_node() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 3.0, "GPU": 1.0}]
+    assert holds(nodes, [{"CPU": 3.0}] * 2) and holds(nodes, [{"CPU": 1.0}] * 7)
+    assert not holds(nodes, [{"CPU": 5.0}]) and not holds(nodes, [{"CPU": 3.0, "GPU": 1.0}] * 2)
 
 
 def exported(prefix: str, count: int) -> dict[str, float]:

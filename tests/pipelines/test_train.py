@@ -13,15 +13,16 @@ from pipelines.recipes import get_recipe, recipes
 from pipelines.train import TrainConfig, collapse, train, zero_settings
 from rayvec import storage
 from rayvec.data.source_config import SourceConfig
-from rayvec.errors import MismatchError, UserError
+from rayvec.errors import MismatchError, QuarantineExceededError, RayvecError, UserError
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.training.curves import last_values, read_metrics
+from rayvec.training.modules import MntpModule
 from rayvec.training.pretraining import DecoderConfig
-from rayvec.training.stages import MaskedSet, Pretrain, PromptSettings, RetrievalSet, Texts
+from rayvec.training.stages import MaskedSet, Mntp, Pretrain, PromptSettings, RetrievalSet, Texts
 from tests.buckets import s3_server
 from tests.models import tiny_llama
 from tests.pipelines.test_llm2vec import beir
-from tests.runs import config, write_inputs
+from tests.runs import LORA, adapter, config, write_inputs
 
 torch.set_num_threads(1)
 FAMILIES = (
@@ -35,6 +36,11 @@ FAMILIES = (
     "qwen3_8b",
     "sheared_llama_1_3b",
     "smollm3",
+)
+
+
+DECODER = DecoderConfig(
+    vocab_size=512, hidden_size=32, intermediate_size=48, layers=1, heads=2, key_value_heads=1, context=64
 )
 
 
@@ -65,11 +71,8 @@ def test_the_published_numbers() -> None:
 
 def test_stages_follow_one_another(inputs: Path, tmp_path: Path) -> None:
     folders = {kind: tmp_path / kind for kind in ("pretrain", "mntp", "simcse", "supervised")}
-    decoder = DecoderConfig(
-        vocab_size=512, hidden_size=32, intermediate_size=48, layers=1, heads=2, key_value_heads=1, context=64
-    )
     data = Texts(source=SourceConfig(path=str(inputs / "docs.jsonl")))
-    train(config(inputs, folders["pretrain"], "pretrain", stage=Pretrain(decoder=decoder), data=data, start=""))
+    train(config(inputs, folders["pretrain"], "pretrain", stage=Pretrain(decoder=DECODER), data=data, start=""))
     start = folders["pretrain"]
     for kind in ("mntp", "simcse", "supervised"):
         report = train(config(inputs, folders[kind], kind, start=str(start), steps=2))
@@ -210,6 +213,57 @@ def test_a_mistake_that_the_worker_finds_does_not_stand_in_the_way(
     with pytest.raises(UserError):
         train(run.replace(stage=run.stage.replace(**wrong)))
     assert train(run)["steps"] == 4
+
+
+@pytest.mark.parametrize("kind", ["mntp", "simcse", "pretrain"])
+def test_records_that_are_no_documents_are_told_and_of_many_the_run_is_refused(
+    inputs: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f"{text} {i}" for i, text in enumerate(["plain words, more of them", "café"] * 40)]
+    (tmp_path / "latin.txt").write_bytes("\n".join(lines).encode("latin-1"))
+    source = SourceConfig(path=str(tmp_path / "latin.txt"), lines=True)
+    run = config(inputs, tmp_path / "run", kind, data=Texts(source=source), steps=1)
+    if kind == "pretrain":
+        run = run.replace(stage=Pretrain(decoder=DECODER), start="")
+    with pytest.raises(QuarantineExceededError, match=r"40 of 80 records .*invalid_utf8 40.* data\.source\.encoding"):
+        train(run)
+    report = train(run.replace(data=run.data.replace(max_quarantine=0.5)))
+    assert report["left_out"] == {"texts": "40 of 80 records that are no documents (invalid_utf8 40)"}
+    assert "left out 40 of 80 records" in caplog.text
+    right = run.data.replace(source=source.replace(encoding="latin-1"))
+    assert "left_out" not in train(run.replace(data=right, output=str(tmp_path / "right")))
+
+
+def _fail(*_: Any) -> Any:
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_settings_that_memory_was_too_small_for_do_not_stand_in_the_way(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(inputs, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(MntpModule, "forward", _fail)
+        with pytest.raises(RayvecError, match=r"out of memory: set stage.accumulate to 2"):
+            train(run)
+    assert train(run.replace(stage=run.stage.replace(accumulate=2)))["steps"] == 4
+
+
+def test_steps_that_were_made_are_not_lost_to_other_settings(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(inputs, tmp_path / "run", stage=Mntp(lora=LORA.replace(dropout=0.2)))
+    train(run.replace(output=str(tmp_path / "whole")))
+    forward, calls = MntpModule.forward, iter(range(99))
+    with monkeypatch.context() as patch:
+        patch.setattr(MntpModule, "forward", lambda *given: forward(*given) if next(calls) < 3 else _fail())
+        with pytest.raises(RayvecError, match="gradient_checkpointing=true"):
+            train(run)
+    with pytest.raises(MismatchError, match=r"stage.accumulate: 1 there, 2 asked for"):
+        train(run.replace(stage=run.stage.replace(accumulate=2)))
+    # What computes the same again may change, and gives the same to the bit.
+    assert train(run.replace(gradient_checkpointing=True))["resumed_from_step"] == 2
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
 def test_another_run_is_refused_by_the_setting_that_differs(inputs: Path, tmp_path: Path) -> None:

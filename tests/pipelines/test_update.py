@@ -257,6 +257,25 @@ def test_embeddings_of_another_encoder_are_refused_by_the_field(model: Model) ->
     assert versions.list_versions(model.index) == ["v1"]
 
 
+def test_embeddings_made_with_other_settings_are_refused_by_the_setting(tmp_path: Path) -> None:
+    encoder = HashEncoder(dim=16)
+
+    def embedded(name: str, **settings: Any) -> str:
+        work = work_of({**EMBEDDED, **settings}, "hash:16", encoder.fingerprint)
+        table = pa.table([[name], [None], [f"a text of {name}"]], schema=DOCUMENT)
+        part = embed(work, table, encoder, encoder)[0]
+        return publish_part(tmp_path / name, part, work, {**EMBEDDED, **settings}).uri
+
+    output = str(tmp_path / "index")
+    index(IndexConfig(embeddings=embedded("old", instruction="Find:"), output=output))
+    told = r"differ in instruction \(the index: 'Find:', the embeddings: None\); embed the new documents with"
+    with pytest.raises(MismatchError, match=told):
+        update(UpdateConfig(index=output, embeddings=embedded("new")))
+    assert versions.list_versions(output) == ["v1"]
+    same = embedded("same", instruction="Find:", max_length=encoder.fingerprint.max_length, unit_rows=7)
+    assert update(UpdateConfig(index=output, embeddings=same))["added"] == 1
+
+
 def test_binary_embeddings_are_not_put_beside_floats(model: Model) -> None:
     with pytest.raises(MismatchError, match="differ in dtype"):
         model.upsert(["new-1"], dtype="binary")

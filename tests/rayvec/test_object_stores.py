@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -69,6 +70,54 @@ def test_without_boto3_the_cure_is_named(bucket: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(UserError, match=r"pip install 'rayvec\[s3\]'"):
         storage.put_if_absent(f"{bucket}/v2", b"")
+
+
+class Meddler:
+    """A file system whose first reader meets another client, between the request for the size and that for the bytes.
+
+    (pyarrow's own do both inside one call to Python, so nothing can be put between them from outside.)
+    """
+
+    def __init__(self, fs: pafs.FileSystem, meddle: Callable[[], None]) -> None:
+        self.fs, self.meddle = fs, meddle
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.fs, name)
+
+    def open_input_stream(self, path: str, **options: object) -> pa.NativeFile:
+        stream = self.fs.open_input_stream(path, **options)
+        self.meddle()
+        self.meddle = lambda: None
+        return stream
+
+
+def meddled(monkeypatch: pytest.MonkeyPatch, uri: str, meddle: Callable[[], None]) -> None:
+    fs, path = storage.filesystem(uri)
+    meddler = Meddler(fs, meddle)
+    monkeypatch.setattr(storage, "filesystem", lambda _: (meddler, path))
+
+
+def test_an_object_that_goes_while_it_is_read_is_not_found(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{bucket}/short.json"
+    storage.write_json(uri, {"a": 1})
+    fs, path = storage.filesystem(uri)
+    meddled(monkeypatch, uri, lambda: fs.delete_file(path))
+    with pytest.raises(FileNotFoundError, match=r"short\.json"):
+        storage.read_json(uri)
+
+
+def test_an_object_that_grows_while_it_is_read_is_read_whole(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{bucket}/grows.json"
+    storage.write_json(uri, {"beats": 9})
+    more = {"beats": 1000}
+
+    def grow() -> None:
+        with fs.open_output_stream(path) as stream:
+            stream.write(storage.to_json(more))
+
+    fs, path = storage.filesystem(uri)
+    meddled(monkeypatch, uri, grow)
+    assert storage.read_json(uri) == more
 
 
 @pytest.mark.parametrize("key", ["a b.txt", "50%41.txt", "what?.txt", "a#b.txt", "é.txt", "[1].txt"])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
+import httpx
+import pyarrow as pa
 import pytest
+from fsspec.exceptions import FSTimeoutError
+from huggingface_hub.errors import HfHubHTTPError
 
 from rayvec import storage
-from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.errors import MismatchError, StorageError, UserError, VerificationError
 from rayvec.storage import Fingerprint
 
 PRINT = Fingerprint(
@@ -99,3 +105,78 @@ def test_equal_fingerprints_agree() -> None:
 def test_a_mismatch_names_the_field_and_both_values() -> None:
     with pytest.raises(MismatchError, match=r"pooling \(encoder: mean, index: bos\)"):
         PRINT.require(PRINT.replace(pooling="bos"), mine="encoder", theirs="index")
+
+
+TOO_MANY = httpx.Response(429, request=httpx.Request("GET", "https://huggingface.co"))
+
+
+def failed(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        failed(errno.EIO),
+        failed(errno.EMFILE),
+        failed(errno.EACCES),
+        failed(errno.ENOENT),
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        MemoryError(),
+        OSError("AWS Error NETWORK_CONNECTION during GetObject operation"),
+        HfHubHTTPError("429 Too Many Requests", response=TOO_MANY),
+        FSTimeoutError(),
+    ],
+    ids=repr,
+)
+def test_what_machine_and_network_raise_is_no_damage(error: Exception) -> None:
+    assert storage.is_storage_fault(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Corrupt snappy compressed data."),
+        pa.ArrowInvalid("not a Parquet file"),
+        pa.ArrowMemoryError("malloc of size 18014398509571840 failed"),  # a length of which a bit has turned
+    ],
+    ids=repr,
+)
+def test_what_pyarrow_says_of_a_damaged_file_is_damage(error: Exception) -> None:
+    assert not storage.is_storage_fault(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (failed(errno.EMFILE), r"reading /f failed \(Too many open files\); raise `ulimit -n`"),
+        (failed(errno.EACCES), "/f may not be read"),
+        (failed(errno.ELOOP), r"reading /f failed \(Too many levels of symbolic links\)"),
+        (failed(errno.ENOENT), "/f has gone since it was listed; put it back"),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), "there is too little memory to read /f"),
+    ],
+    ids=repr,
+)
+def test_an_input_that_cannot_be_read_is_told_in_one_line(error: Exception, told: str) -> None:
+    with pytest.raises(StorageError, match=f"^{told}"), storage.input_errors("/f"):
+        raise error
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def link(*_: object) -> None:
+        raise failed(number)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StorageError, match=r"has no hard links \(.*; choose a folder on another one, or, .* own URI"):
+        storage.put_if_absent(tmp_path / "v1.json", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for act in (storage.make_folder, lambda uri: storage.write_bytes(f"{uri}/x", b"1")):
+        with pytest.raises(UserError, match="lies below a file"):
+            act(str(tmp_path / "file" / "out"))

@@ -78,7 +78,11 @@ class FixedSizeBatches:
 
 @dataclass
 class TokenBudgetBatches:
-    """Examples of about `tokens` tokens in all a step; each example comes once a round, in a new random order."""
+    """Examples of about `tokens` tokens in all a step; each example comes once a round, in a new random order.
+
+    What is left over of a round is spread over all its steps: as a batch of its own it could be too few texts for all
+    workers, and put to the last one it would nearly double it, and its memory.
+    """
 
     lengths: np.ndarray
     tokens: int
@@ -91,12 +95,12 @@ class TokenBudgetBatches:
 
     def __call__(self, step: int) -> np.ndarray:
         """The examples of a step, int64 [n]: those whose first token lies in the step's window of the round."""
-        windows = max(1, int(self.lengths.sum()) // self.tokens)
+        total = int(self.lengths.sum())
+        windows = max(1, total // self.tokens)
         round_, window = divmod(step, windows)
         order, starts = self._order(round_)
-        last = window == windows - 1
-        low, high = np.searchsorted(starts, [window * self.tokens, (window + 1) * self.tokens])
-        return order[low : None if last else high]
+        low, high = np.searchsorted(starts, [total * window // windows, total * (window + 1) // windows])
+        return order[low:high]
 
     def _order(self, round_: int) -> tuple[np.ndarray, np.ndarray]:
         if self._round is None or self._round[0] != round_:

@@ -70,7 +70,7 @@ def chunks(uri: str, start: int = 0, encoding: str | None = None) -> Iterator[by
     """
     fs, path = storage.filesystem(uri)
     codec = compression_of(uri)
-    with storage.storage_errors(uri, "reading"):
+    with storage.input_errors(uri):
         if codec is None:
             with fs.open_input_file(path) as file:
                 first = file.read(max(CHUNK, _MARK_BYTES) if start == 0 else _MARK_BYTES)
@@ -130,7 +130,7 @@ def is_read_from_start(uri: str, encoding: str | None = None) -> bool:
     if compression_of(uri) or encoding:
         return True
     fs, path = storage.filesystem(uri)
-    with storage.storage_errors(uri, "reading"), fs.open_input_file(path) as file:
+    with storage.input_errors(uri), fs.open_input_file(path) as file:
         return _marked(file.read(_MARK_BYTES)) is not None
 
 

@@ -122,6 +122,9 @@ def _halving(work: Callable[[Rows], T], rows: Rows, outcome: Outcome[T]) -> None
     except RayvecError:
         raise
     except (Exception, SystemExit) as error:
+        if _is_broken(error):
+            detail = " ".join(str(error).split())[:200]
+            raise RayvecError(f"a worker's GPU failed ({detail}); run the same command again to go on") from error
         if len(rows) == 1:
             outcome.failures[int(rows[0])] = type(error).__name__
             outcome.details[int(rows[0])] = " ".join(str(error).split())[:200]
@@ -129,3 +132,9 @@ def _halving(work: Callable[[Rows], T], rows: Rows, outcome: Outcome[T]) -> None
         middle = len(rows) // 2
         _halving(work, rows[:middle], outcome)
         _halving(work, rows[middle:], outcome)
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether the process can use its GPU no more (torch's AcceleratorError): all that is tried then fails."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    return "AcceleratorError" in kinds and "out of memory" not in str(error)

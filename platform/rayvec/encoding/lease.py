@@ -11,7 +11,6 @@ the higher number and stops; what it wrote meanwhile is kept apart by the put-if
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -44,7 +43,7 @@ class Guard:
 
 @contextlib.contextmanager
 def sole_writer(output: str, lease_s: float = LEASE_S) -> Iterator[Guard]:
-    """Hold the output. Raises ConcurrentWriterError (exit status 4) when another run holds it.
+    """Hold the output. Raises ConcurrentWriterError (exit status 4) when another run holds it, UserError without locks.
 
     lease_s: seconds after which the lease of a killed run no longer counts, on an object store.
     """
@@ -66,7 +65,7 @@ def sole_writer(output: str, lease_s: float = LEASE_S) -> Iterator[Guard]:
 
 def _lock(descriptor: int, output: str) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        storage.lock(descriptor, output)
     except BlockingIOError:
         holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip() or "unknown"
         raise ConcurrentWriterError(

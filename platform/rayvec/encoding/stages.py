@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED = "unit", "documents", "tokens", "windows", "lines", "nulled"
 SPENT, RECORD = "spent", "record"
-NO_PROGRESS_S = 1800
+#: Ray ends a run of which no unit has moved for so long. It does not see whether an encoder works: so, longer than a
+#: unit should take the slowest. Dead workers and lost nodes are noticed otherwise, and at once.
+NO_PROGRESS_S = 24 * 3600
+#: Of the environment: other seconds, which Ray reads.
+NO_PROGRESS = "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"
 CPU_THREADS = 4  # of an encoder on a CPU: more threads on one text batch bring little
 LEAST_CPUS = 0.1
 #: A reader waits for storage half of its time. Ray does not fuse reading into the encoders, whose share is another, so
@@ -248,15 +252,18 @@ def quiet_logs() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    if NO_PROGRESS not in os.environ:
+        context.execution_no_progress_timeout_s = NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def cause(error: BaseException) -> RayvecError | None:
-    """The RayvecError that a worker raised, if that is what stopped the run.
+    """The RayvecError that a worker raised, or that says that none of them came on, if that is what stopped the run.
 
     Ray hands on an object of both its own class and ours, whose text is a traceback; ours is its `cause`.
     """
+    from ray.data.exceptions import ExecutionTimeoutError
+
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -266,6 +273,11 @@ def cause(error: BaseException) -> RayvecError | None:
         seen.add(id(one))
         if isinstance(one, RayvecError) and not hasattr(one, "cause"):
             return one
+        if isinstance(one, ExecutionTimeoutError):
+            return RayvecError(
+                f"no unit was done for too long ({str(one).partition('.')[0]}); take a smaller unit_rows and another "
+                f"output, or allow more seconds with {NO_PROGRESS}, unless the workers hang"
+            )
         pending += [one.__context__, one.__cause__, getattr(one, "cause", None)]
     return None
 

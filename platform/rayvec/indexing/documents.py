@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayvec import storage
 from rayvec.errors import UserError
 from rayvec.indexing.ranking import Rows
 
@@ -24,7 +25,12 @@ MOST_GROUPS = 16_384
 
 
 def write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, path: Path) -> int:
-    """Write the documents in order, in row groups of equal size. Returns how many."""
+    """Write the documents in order, in row groups of equal size. Returns how many. Raises StorageError."""
+    with storage.storage_errors(path):
+        return _write(batches, schema, count, path)
+
+
+def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, path: Path) -> int:
     group_rows = max(GROUP_ROWS, -(-count // MOST_GROUPS))
     waiting: list[pa.RecordBatch] = []
     written = 0

@@ -22,6 +22,7 @@ from rayvec.indexing.versions import (
     FORMAT,
     MANIFEST,
     VERSIONS,
+    had_lived,
     list_versions,
     live_name,
     number,
@@ -46,20 +47,31 @@ class Draft:
     _taken: dict[str, tuple[Path, JsonObject]] = field(default_factory=dict)
 
     def take(self, source: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Take files over from a version as they are: by hard link, or as copies where links are not possible."""
+        """Take files over from a version as they are: by hard link, or as copies where links are not possible.
+
+        Raises VerificationError for one that is missing, StorageError.
+        """
         for name in names:
             old, new = source / name, self.folder / name
-            new.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                new.hardlink_to(old)
-            except FileNotFoundError:
-                raise VerificationError(f"{old} is missing; roll back, or build the index again") from None
-            except OSError:  # another device, a file system without links, or too many of them
-                shutil.copyfile(old, new)
+            with storage.storage_errors(new):
+                new.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    new.hardlink_to(old)
+                except FileNotFoundError:
+                    raise VerificationError(f"{old} is missing; roll back, or build the index again") from None
+                except OSError:  # another device, a file system without links, or too many of them
+                    shutil.copyfile(old, new)
             self._taken[name] = (old, dict(manifest["files"][name]))
 
     def commit(self, facts: Mapping[str, Any]) -> JsonObject:
-        """Seal the manifest over every file in the folder, rename the folder, and make it the live version."""
+        """Seal the manifest over every file in the folder, rename the folder, and make it the live version.
+
+        Raises StorageError; what was live stays live.
+        """
+        with storage.storage_errors(self.folder):
+            return self._commit(facts)
+
+    def _commit(self, facts: Mapping[str, Any]) -> JsonObject:
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         places = {self.folder, *(path.parent for path in paths)}
         failpoint("before_seal")
@@ -105,9 +117,11 @@ class Draft:
 def new_version(output: str | Path) -> Iterator[Draft]:
     """A draft of the next version; what is not committed when the block ends is removed. Names are never used twice."""
     with writing(output) as folder:
-        name = f"v{max((number(name) for name in list_versions(folder)), default=0) + 1}"
+        given = [*list_versions(folder), *had_lived(folder)]  # one that was removed by hand was seen all the same
+        name = f"v{max(map(number, given), default=0) + 1}"
         place = temporary(folder, name)
-        place.mkdir()
+        with storage.storage_errors(place):
+            place.mkdir()
         try:
             yield Draft(folder, name, place)
         finally:

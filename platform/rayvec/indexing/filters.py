@@ -10,7 +10,9 @@ from outside. Knows Arrow columns. Knows no index, no request, no route.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any, Literal
 
@@ -134,15 +136,29 @@ def mask(filter_: Filter, columns: Columns) -> pa.BooleanArray:
 
 
 def _condition(condition: Condition, column: pa.ChunkedArray) -> pa.BooleanArray:
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return reduce(pc.and_, [pc.fill_null(found, False) for found in _tests(condition, values)])
+    """Chunk by chunk: put together, texts of over 2 GiB do not fit a column of strings."""
+    try:
+        found = [reduce(pc.and_, [pc.fill_null(t, False) for t in _tests(condition, one)]) for one in column.chunks]
+    except pa.ArrowException:  # a type that Arrow has no such test for
+        message = f"filter: {condition.field} is a column of {column.type}, and cannot be tested so; use another column"
+        raise UserError(message) from None
+    return pa.concat_arrays(found) if found else pa.array([], pa.bool_())
 
 
-_COMPARISONS: dict[Literal["gt", "gte", "lt", "lte"], Callable[[pa.Array, pa.Scalar], pa.Array]] = {
-    "gt": pc.greater,
-    "gte": pc.greater_equal,
-    "lt": pc.less,
-    "lte": pc.less_equal,
+@dataclass(frozen=True)
+class _Order:
+    """A comparison; which whole number stands for one between two; and what holds where the value lies above all."""
+
+    compare: Callable[[pa.Array, pa.Scalar], pa.Array]
+    rounded: Callable[[float], int]
+    is_below: bool
+
+
+_ORDERS: dict[Literal["gt", "gte", "lt", "lte"], _Order] = {
+    "gt": _Order(pc.greater, math.floor, is_below=False),
+    "gte": _Order(pc.greater_equal, math.ceil, is_below=False),
+    "lt": _Order(pc.less, math.ceil, is_below=True),
+    "lte": _Order(pc.less_equal, math.floor, is_below=True),
 }
 
 
@@ -154,26 +170,49 @@ def _tests(condition: Condition, values: pa.Array) -> Iterator[pa.Array]:
         yield _is_one_of(name, values, condition.one_of or [])
     if "ne" in given:
         yield pc.and_(pc.is_valid(values), pc.invert(_is_one_of(name, values, [condition.ne])))
-    for test, compare in _COMPARISONS.items():
+    for test, order in _ORDERS.items():
         if test not in given:
             continue
         kind = values.type
         if _is_list(kind) or pa.types.is_boolean(kind):
             raise UserError(f"filter: {name} is a column of {kind}, which has no order; use eq, ne or in")
-        yield compare(values, _scalar(name, getattr(condition, test), kind))
+        yield _ordered(name, values, getattr(condition, test), order)
+
+
+def _ordered(name: str, values: pa.Array, value: Value | None, order: _Order) -> pa.Array:
+    """Whole numbers are compared with whole numbers: above 2^53 they have no float that is theirs alone."""
+    if not (isinstance(value, float) and pa.types.is_integer(values.type)):
+        return order.compare(values, _scalar(name, value, values.type))
+    whole = _whole(order.rounded(value), values.type)
+    if whole is None:  # above or below all that the column can hold
+        return pc.and_(pc.is_valid(values), (value > 0) == order.is_below)
+    return order.compare(values, whole)
+
+
+def _whole(value: int, kind: pa.DataType) -> pa.Scalar | None:
+    """A whole number as a column of whole numbers has it; None where it cannot hold it."""
+    try:
+        return pa.scalar(value, kind)
+    except (pa.ArrowException, OverflowError):
+        return None
 
 
 def _is_one_of(name: str, values: pa.Array, wanted: Sequence[Value | None]) -> pa.Array:
     """Of a column of lists: whether any of a document's values is one of those wanted."""
     flat = pc.list_flatten(values) if _is_list(values.type) else values
-    if pa.types.is_integer(flat.type) and any(isinstance(value, float) for value in wanted):
-        flat = flat.cast(pa.float64())
-    known = pa.array([_scalar(name, value, flat.type).as_py() for value in wanted], flat.type)
-    found = pc.is_in(flat, known)
+    scalars = [_equal(name, value, flat.type) for value in wanted]
+    found = pc.is_in(flat, pa.array([scalar for scalar in scalars if scalar is not None], flat.type))
     if not _is_list(values.type):
         return found
     rows = pc.unique(pc.filter(pc.list_parent_indices(values), found)).cast(pa.int64())
     return pc.is_in(pa.array(np.arange(len(values))), rows)
+
+
+def _equal(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar | None:
+    """What a value is equal to in a column; None for a fraction among whole numbers, which is equal to nothing."""
+    if isinstance(value, float) and pa.types.is_integer(kind):
+        return _whole(int(value), kind) if value.is_integer() else None
+    return _scalar(name, value, kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -186,13 +225,11 @@ def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
         str: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind),
         bool: pa.types.is_boolean(kind),
         int: pa.types.is_integer(kind) or pa.types.is_floating(kind),
-        float: pa.types.is_floating(kind) or pa.types.is_integer(kind),
+        float: pa.types.is_floating(kind),
     }
     if value is None or not fits.get(type(value), False):
         raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {value!r}")
     try:
-        if isinstance(value, float) and pa.types.is_integer(kind):
-            return pa.scalar(value, pa.float64())
         return pa.scalar(value).cast(kind) if isinstance(value, str) else pa.scalar(value, kind)
     except (pa.ArrowException, OverflowError):
         raise UserError(f"filter: {name} is a column of {kind}, and {value!r} is none of its values") from None

@@ -138,9 +138,10 @@ class Lexical:
         return scores["indices"][start:end], scores["data"][start:end]
 
     def save(self, folder: Path) -> None:
-        """Write the arrays, the vocabulary and the analyser's settings into a folder."""
-        self._bm25.save(folder, show_progress=False, allow_pickle=False)
-        np.save(folder / LENGTHS, self.lengths_N, allow_pickle=False)
+        """Write the arrays, the vocabulary and the analyser's settings into a folder. Raises StorageError."""
+        with storage.storage_errors(folder):
+            self._bm25.save(folder, show_progress=False, allow_pickle=False)
+            np.save(folder / LENGTHS, self.lengths_N, allow_pickle=False)
         settings = {"format": FORMAT, "stemmer": self.terms.stemmer, "average": self.average}
         storage.write_json(folder / ANALYZER, settings)
 

@@ -3,8 +3,9 @@
 A document that a search ranks high and that does not answer is a hard negative; one that answers, though nobody said
 so, is a false negative, and does harm. Nothing but the scores tells them apart, so a candidate must lie under a margin
 below the query's own positive: "positive-aware mining" (Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, section 3:
-TopK-PercPos is `relative_margin`, TopK-MarginPos is `absolute_margin`). Knows numbers and texts of one query at a time.
-Knows no encoder, no index and no Ray.
+TopK-PercPos is `relative_margin`, TopK-MarginPos is `absolute_margin`). Where rows are windows of documents, candidates
+are windows, and what is known of a document holds for all of its windows. Knows numbers and texts of one query at a
+time. Knows no encoder, no index and no Ray.
 
 Shapes: K candidates of a query, best first; P positives of a query; N documents of the index.
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,9 +27,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rayvec.config import Config
+from rayvec.data.ids import hash_ids
 from rayvec.data.pairs import is_held_out
 from rayvec.indexing.ranking import NO_ROW, Rows
-from rayvec.schema import ID, TEXT, TITLE
+from rayvec.schema import TEXT, TITLE
 
 Hashes = npt.NDArray[np.uint64]
 Scores = npt.NDArray[np.float64]
@@ -88,32 +90,37 @@ class Rules(Config):
 
 @dataclass(frozen=True)
 class Keys:
-    """What the rules ask of a document, as numbers: a hash of its text as it is written, one of its text without the
-    title, and whether it is held out; each [N] for an index, or [K] for the candidates of a query.
+    """What the rules ask of a row, as numbers: a hash of its text as it is written, one of its text without the title,
+    whether its document is held out, and a hash of the document's id; each [N] for an index, or [K] for the candidates
+    of a query.
     """
 
     written: Hashes
     bare: Hashes
     held_out: npt.NDArray[np.bool_]
+    document: Hashes
 
     def of(self, rows: Rows) -> Keys:
         """Those of some rows."""
-        return Keys(self.written[rows], self.bare[rows], self.held_out[rows])
+        return Keys(self.written[rows], self.bare[rows], self.held_out[rows], self.document[rows])
 
     @classmethod
     def concatenate(cls, pieces: Sequence[Keys]) -> Keys:
         """One after the other; at least one piece."""
-        written, bare, held_out = zip(*((piece.written, piece.bare, piece.held_out) for piece in pieces), strict=True)
-        return cls(np.concatenate(written), np.concatenate(bare), np.concatenate(held_out))
+        return cls(**{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in KEYS})
 
     def save(self, folder: Path) -> None:
         """Write to a folder, for `load`."""
-        save_arrays(folder, written=self.written, bare=self.bare, held_out=self.held_out)
+        save_arrays(folder, **{name: getattr(self, name) for name in KEYS})
 
     @classmethod
     def load(cls, folder: Path) -> Keys:
         """Map into memory what `save` wrote."""
-        return cls(**load_arrays(folder, ("written", "bare", "held_out")))
+        return cls(**load_arrays(folder, KEYS))
+
+
+#: The names of what `Keys` holds.
+KEYS = tuple(one.name for one in fields(Keys))
 
 
 @dataclass(frozen=True)
@@ -191,28 +198,35 @@ def scan_documents(
 ) -> tuple[Keys, npt.NDArray[np.int64], Rows]:
     """Read row groups [start, stop) of an index's documents.
 
-    Returns their keys, and which of the ids asked for are among them: places in `wanted_ids` and rows of the index.
+    Returns their keys, and which of the documents asked for are among them: places in `wanted_ids` and rows of the
+    index, of which a document that was embedded as windows has several.
     """
+    from rayvec.indexing.upserts import key_of  # it loads FAISS, which whoever only states rules does not need
+
     written, bare, held_out = [], [], []
+    document = [np.empty(0, np.uint64)]
     places, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     with pq.ParquetFile(path, memory_map=True) as file:
-        names = [name for name in (ID, TITLE, TEXT) if name in file.schema_arrow.names]
+        key = key_of(file.schema_arrow.names)
+        names = [key, *(name for name in (TITLE, TEXT) if name in file.schema_arrow.names)]
         first = sum(file.metadata.row_group(group).num_rows for group in range(start))
         for batch in file.iter_batches(row_groups=list(range(start, stop)), columns=names, use_threads=False):
-            found = pc.index_in(batch.column(ID), value_set=wanted_ids)
+            found = pc.index_in(batch.column(key), value_set=wanted_ids)
             here = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
             places.append(found.drop_null().to_numpy(zero_copy_only=False).astype(np.int64))
             rows.append(here + first)
             titled = batch.column(TITLE).to_pylist() if TITLE in names else [None] * batch.num_rows
+            document.append(hash_ids(batch.column(key))[:, 0])
             for id_, title, text in zip(
-                batch.column(ID).to_pylist(), titled, batch.column(TEXT).to_pylist(), strict=True
+                batch.column(key).to_pylist(), titled, batch.column(TEXT).to_pylist(), strict=True
             ):
                 bare.append(text_hash(text))
                 whole = written_text(title, text, titles)
                 written.append(bare[-1] if whole is text else text_hash(whole))
                 held_out.append(is_held_out(id_))
             first += batch.num_rows
-    keys = Keys(np.array(written, np.uint64), np.array(bare, np.uint64), np.array(held_out, np.bool_))
+    hashes = np.array(written, np.uint64), np.array(bare, np.uint64)
+    keys = Keys(*hashes, np.array(held_out, np.bool_), np.concatenate(document))
     return keys, np.concatenate(places), np.concatenate(rows)
 
 
@@ -234,37 +248,44 @@ def limits(rules: Rules, positive_score: float) -> tuple[float, float]:
 
 def judge(
     rules: Rules,
-    rows: Rows,
     scores: Scores,
     keys: Keys,
     *,
     query: int,
     positive_score: float,
     texts: Hashes,
-    known: Rows,
+    known: Hashes,
 ) -> Verdicts:
     """For each candidate [K], best first, the number in RULES of the first rule that drops it, or KEPT.
 
-    query: the query's own `text_hash`; texts, known: `text_hash`es and rows of all its positives. A positive_score of
-    BELOW_ALL lets nothing pass a margin: if the search did not find the answer, all it found stands above it.
+    scores: [K]. query: the query's own `text_hash`; texts, known: `text_hash`es and documents of all its positives. A
+    positive_score of BELOW_ALL lets nothing pass a margin: if the search did not find the answer, all it found stands
+    above it.
     """
     relative, absolute = limits(rules, positive_score)
     masks = {
-        "rank": np.arange(len(rows)) < rules.rank_start,
+        "rank": np.arange(len(scores)) < rules.rank_start,
         "held_out": keys.held_out & rules.exclude_held_out,
-        "positive": np.isin(rows, known) | np.isin(keys.written, texts) | np.isin(keys.bare, texts),
+        "positive": np.isin(keys.document, known) | np.isin(keys.written, texts) | np.isin(keys.bare, texts),
         "query": (keys.written == query) | (keys.bare == query),
         "max_score": scores > (np.inf if rules.max_score is None else rules.max_score),
         "min_score": scores < (-np.inf if rules.min_score is None else rules.min_score),
         "relative_margin": (scores > relative) & (rules.relative_margin is not None),
         "absolute_margin": (scores > absolute) & (rules.absolute_margin is not None),
     }
-    verdicts = np.full(len(rows), KEPT, np.int8)
+    verdicts = np.full(len(scores), KEPT, np.int8)
     for number, rule in enumerate(RULES):
-        # Duplicates come last: of equal texts the best ranked that passes all other rules stays.
-        mask = masks[rule] if rule in masks else _repeats(keys.written, verdicts == KEPT)
-        verdicts[(verdicts == KEPT) & mask] = number
+        # Duplicates come last: of equal texts, and of a document's windows, the best ranked that passes all other
+        # rules stays.
+        for mask in [masks[rule]] if rule in masks else _duplicates(keys, verdicts):
+            verdicts[(verdicts == KEPT) & mask] = number
     return verdicts
+
+
+def _duplicates(keys: Keys, verdicts: Verdicts) -> Iterator[npt.NDArray[np.bool_]]:
+    """Windows of one document, then equal texts among those that are left."""
+    yield _repeats(keys.document, verdicts == KEPT)
+    yield _repeats(keys.written, verdicts == KEPT)
 
 
 def _repeats(texts: Hashes, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

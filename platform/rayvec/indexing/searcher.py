@@ -34,7 +34,7 @@ from rayvec.indexing.segments import Segment, load_dropped, local, segments_of
 from rayvec.indexing.selection import Selection
 from rayvec.indexing.shards import Effort, Shard
 from rayvec.indexing.vectors import Vectors, unit
-from rayvec.schema import ID
+from rayvec.schema import ID, TEXT
 from rayvec.storage import Fingerprint, JsonObject
 
 __all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking", "projection_of"]
@@ -158,7 +158,7 @@ class Index:
         with self._lock:
             found = self._selections.get(key)
         if found is None:
-            passing = np.array(mask(filter_, self._column))
+            passing = np.array(mask(filter_, self._filtered))
             passing[self.dropped] = False
             found = Selection.of(passing, [(shard.start, shard.count) for shard in self.shards], key)
             with self._lock:
@@ -184,9 +184,17 @@ class Index:
         """The columns that `documents` gives, with their Arrow types."""
         return {field.name: field.type for field in self._documents.schema}
 
-    def _column(self, name: str) -> pa.ChunkedArray:
+    def _filtered(self, name: str) -> pa.ChunkedArray:
+        """A column to filter by. Raises UserError for a name that is none, and for the texts, which may be too many."""
+        usable = ", ".join(column for column in self.columns if column != TEXT)
         if name not in self.columns:
-            raise UserError(f"filter: no column {name!r}; the documents have {', '.join(self.columns)}")
+            raise UserError(f"filter: no column {name!r}; the documents can be filtered by {usable}")
+        if name == TEXT:
+            raise UserError(f"filter: {TEXT} is searched and not filtered by; filter by one of {usable}")
+        return self._column(name)
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """One column of all rows, which stays in memory."""
         with self._lock:
             found = self._columns.get(name)
         if found is None:

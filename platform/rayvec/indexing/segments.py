@@ -112,9 +112,10 @@ def rows_of(manifest: Mapping[str, Any]) -> int:
 
 
 def save_rows(path: Path, rows: Rows) -> None:
-    """Write row numbers, unless there are none."""
+    """Write row numbers, unless there are none. Raises StorageError."""
     if len(rows):
-        np.save(path, rows.astype(np.int64), allow_pickle=False)
+        with storage.storage_errors(path):
+            np.save(path, rows.astype(np.int64), allow_pickle=False)
 
 
 def load_rows(path: Path, limit: int) -> Rows:
@@ -125,7 +126,8 @@ def load_rows(path: Path, limit: int) -> Rows:
     if not path.exists():
         return np.empty(0, np.int64)
     try:
-        rows: Rows = np.load(path, allow_pickle=False)
+        with storage.storage_errors(path, "reading"):
+            rows: Rows = np.load(path, allow_pickle=False)
     except ValueError:
         raise VerificationError(f"{path} holds no row numbers; roll back, or build the index again") from None
     if rows.dtype != np.int64 or rows.ndim != 1 or (np.diff(rows) <= 0).any() or not _within(rows, limit):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rayvec import storage
 from rayvec.errors import VerificationError
 from rayvec.indexing import gpu, layers
 from rayvec.indexing.effort import Effort, Selector, keep_all_but, parameters, selected
@@ -107,15 +108,21 @@ def _graph_of_centroids(lists: Any, links: int) -> Any:
 def fill(trained: Any, batches: Iterable[Vectors], path: Path) -> int:
     """Add the batches to a copy of the trained index and write it. Returns how many vectors it holds.
 
-    Holds that index and one batch. Vectors find their lists on the GPUs, where FAISS has any.
+    Holds that index and one batch. Vectors find their lists on the GPUs, where FAISS has any. Raises StorageError.
     """
     index = faiss.deserialize_index(np.array(trained))
     nearest = gpu.assigner(index)
     put = _add if nearest is None else partial(gpu.add, nearest=nearest)
     for batch in batches:
         layers.add(index, np.ascontiguousarray(batch), put)
-    faiss.write_index(index, str(path))
+    _write(index, path)
     return int(index.ntotal)
+
+
+def _write(index: Any, path: Path) -> None:
+    """Through a stream of ours: FAISS's own tells no cause of what fails, and nothing of what fails as it is closed."""
+    with storage.storage_errors(path), path.open("wb") as stream:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write, storage.CHUNK))
 
 
 def _add(index: Any, vectors_ND: Vectors) -> None:
@@ -125,13 +132,13 @@ def _add(index: Any, vectors_ND: Vectors) -> None:
 def merge(pieces: Sequence[Path], path: Path) -> int:
     """Write the pieces of one shard, in their order, as one file, and remove them. Returns how many vectors it holds.
 
-    Holds the shard and one piece. Not for graphs, which FAISS cannot merge.
+    Holds the shard and one piece. Not for graphs, which FAISS cannot merge. Raises StorageError.
     """
     whole = faiss.read_index(str(pieces[0]))
     for piece in pieces[1:]:
         found = faiss.read_index(str(piece))  # by a name: a cast does not keep what it is a cast of
         layers.merge(whole, found)
-    faiss.write_index(whole, str(path))
+    _write(whole, path)
     for piece in pieces:
         piece.unlink()
     return int(whole.ntotal)
@@ -292,8 +299,8 @@ class Shard:
         if self._refinement is not None:
             return self._refinement.search(queries_QD, k, params=selected(selector))
         if hasattr(self._inner, "hnsw"):
-            storage = faiss.downcast_index(self._inner.storage)
-            return storage.search(queries_QD, k, params=selected(selector))
+            vectors = faiss.downcast_index(self._inner.storage)
+            return vectors.search(queries_QD, k, params=selected(selector))
         most = parameters(self._index, Effort(nprobe=self.most_effort), 1.0, selector)
         return self._index.search(queries_QD, k, params=most)
 

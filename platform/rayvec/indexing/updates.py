@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import MismatchError, UserError
 from rayvec.faults import failpoint
@@ -42,6 +43,10 @@ from rayvec.storage import Fingerprint, JsonObject
 FLAT_BYTES = 256 << 20
 #: Shares of the rows, and a number of segments, from which on a search costs more than it need: then compact.
 COMPACT_SHARE, COMPACT_SEGMENTS = 0.1, 32
+
+#: Settings of the embed job by which one encoder makes other vectors of the same document; and, where it is cut, more.
+DECIDING = ("instruction", "title", "long", "max_length", "normalize")
+WINDOWS = ("window_tokens", "overlap_tokens")
 
 #: Writes down how long a stage takes.
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -133,6 +138,37 @@ def check_encoder(dataset: EmbeddingsDataset, manifest: JsonObject) -> None:
             f"the index and the embeddings differ in dtype (the index: {mine}, the embeddings: {theirs}); "
             "embed the new documents with the settings of the old ones"
         )
+    check_settings(
+        manifest,
+        dataset.manifest.get("settings"),
+        theirs="the embeddings",
+        cure="embed the new documents with the settings of the old ones",
+    )
+
+
+def check_settings(manifest: JsonObject, settings: JsonObject | None, *, theirs: str, cure: str) -> None:
+    """Raise MismatchError, naming the setting, where these make other vectors of a document than the index's do.
+
+    What an older manifest does not say is not compared.
+    """
+    fingerprint = Fingerprint.parse(manifest["fingerprint"])
+    old, new = (_deciding(said or {}, fingerprint) for said in (manifest.get("embedded"), settings))
+    for name in old:
+        if name in new and old[name] != new[name]:
+            raise MismatchError(
+                f"the index and {theirs} differ in {name} (the index: {old[name]!r}, {theirs}: {new[name]!r}); {cure}"
+            )
+
+
+def _deciding(settings: JsonObject, fingerprint: Fingerprint) -> JsonObject:
+    """Those settings of the embed job that decide about vectors, with what the encoder is itself set to."""
+    names = DECIDING if settings.get("long") == "truncate" else (*DECIDING, *WINDOWS)
+    found = {name: settings[name] for name in names if name in settings}
+    if "max_length" in found:
+        found["max_length"] = found["max_length"] or fingerprint.max_length
+    if "normalize" in found:
+        found["normalize"] = found["normalize"] or fingerprint.normalize
+    return found
 
 
 def _check_columns(corpus: Corpus, payload: list[str], folder: Path) -> None:
@@ -217,7 +253,8 @@ def _add_segment(draft: Draft, before: Before, delta: Delta, timed: Timed) -> Js
     start = known[-1].stop
     # Not the number of segments: an earlier one may have gone into a later, and its name with it.
     place = draft.folder / f"{DELTA}{1 + max((_number(segment) for segment in known), default=0):05d}"
-    place.mkdir()
+    with storage.storage_errors(place):
+        place.mkdir()
     with timed("fill"):
         entries = _fill(corpus, place)
     with timed("documents"):

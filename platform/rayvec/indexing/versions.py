@@ -3,7 +3,8 @@
     output/
       CURRENT               the name of the live version, replaced atomically and last
       HISTORY               the versions that have been live, a line each: a finished one that never was is what a kill
-                            just before the swap left, and the next writer removes it
+                            just before the swap left, and the next writer removes it. Those that are gone are left out
+                            from time to time, but for the highest number that was given
       versions/v1/          a finished version: immutable; `manifest.json` holds the size and SHA-256 of every other
                             file, and a seal of its own. Files that it shares with the version before are hard links
       versions/.v2.….tmp    a build at work, or one that was killed: the next build removes it
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rayvec import storage
-from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
+from rayvec.errors import ConcurrentWriterError, StorageError, UserError, VerificationError
 from rayvec.storage import JsonObject
 
 FORMAT = "rayvec.index/2"
@@ -34,6 +35,8 @@ HISTORY = "HISTORY"
 VERSIONS = "versions"
 MANIFEST = "manifest.json"
 SEAL = "sha256"
+#: Lines of the history about versions that are gone, from which on it is shortened: every write reads all of it.
+GONE_LINES = 256
 #: How a version that is removed is called until its files are gone.
 TRASH = "old"
 #: What a commit writes itself.
@@ -211,18 +214,28 @@ def empty_trash(output: str | Path) -> None:
 
 def _remove_unless_held(folder: Path, name: str) -> bool:
     try:
-        descriptor = os.open(folder / VERSIONS / name / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open_to_lock(folder / VERSIONS / name / MANIFEST)
     except FileNotFoundError:  # damaged: nobody can have it open
         _take_away(folder, name)
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _take_away(folder, name)
-    except BlockingIOError:
+    except OSError:  # it is open; or it cannot be known whether it is, and then it stays
+        os.close(descriptor)
         return False
+    try:
+        _take_away(folder, name)
     finally:
         os.close(descriptor)
     return True
+
+
+def _open_to_lock(path: Path) -> int:
+    """For writing, though nothing is written: NFS gives a lock of one's own to no other descriptor."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _remove(folder: Path, name: str) -> None:
@@ -232,7 +245,8 @@ def _remove(folder: Path, name: str) -> None:
 def _take_away(folder: Path, name: str) -> Path:
     """Renamed first, so that a reader finds the whole version or none of it. Files shared with others stay there."""
     trash = temporary(folder, name).with_suffix(f".{TRASH}")
-    (folder / VERSIONS / name).rename(trash)
+    with storage.storage_errors(folder / VERSIONS):
+        (folder / VERSIONS / name).rename(trash)
     return trash
 
 
@@ -245,7 +259,7 @@ def temporary(folder: Path, name: str) -> Path:
 def writing(output: str | Path) -> Iterator[Path]:
     """Hold the output for writing, and remove what killed builds left there. The system frees it however we end.
 
-    Raises ConcurrentWriterError when another process holds it.
+    Raises ConcurrentWriterError when another process holds it, StorageError where the file system has no locks.
     """
     folder = local_folder(output)
     storage.make_folder(folder / VERSIONS)
@@ -253,12 +267,13 @@ def writing(output: str | Path) -> Iterator[Path]:
         opened = (folder / ".lock").open("w")
     with opened as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            storage.lock(lock.fileno(), folder)
+        except BlockingIOError:
             raise ConcurrentWriterError(
                 f"another process is writing {folder}; wait for it, or choose another"
             ) from None
-        _sweep(folder)
+        with storage.storage_errors(folder):
+            _sweep(folder)
         try:
             yield folder
         finally:
@@ -271,12 +286,16 @@ def _sweep(folder: Path) -> None:
     there = list_versions(folder)
     if not (folder / HISTORY).exists():  # a new index, or a copy without its history: nothing is taken to be left over
         _record(folder, *there)
-    lived, live = _lived(folder), live_name(folder)
+    lived, live = had_lived(folder), live_name(folder)
     _record(folder, *(name for name in live if name not in lived))
     newest = max(map(number, [*lived, *live]), default=0)
     for name in there:
         if number(name) > newest:
             _remove(folder, name)
+    if len(lived) > len(there) + GONE_LINES:
+        kept = {name for name in [*lived, *live] if name in there} | {f"v{newest}"}  # whose number is not given again
+        lines = "".join(f"{name}\n" for name in sorted(kept, key=number))
+        storage.write_bytes(folder / HISTORY, lines.encode())
 
 
 def _remove_drafts(folder: Path) -> None:
@@ -284,7 +303,8 @@ def _remove_drafts(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _lived(folder: Path) -> list[str]:
+def had_lived(folder: Path) -> list[str]:
+    """The versions that have been live, as far as the history tells; only while `writing`."""
     return [name for name in (folder / HISTORY).read_text(errors="replace").split() if NAME.fullmatch(name)]
 
 
@@ -301,16 +321,17 @@ def live_name(folder: Path) -> list[str]:
 def _record(folder: Path, *names: str) -> None:
     if not names and (folder / HISTORY).exists():
         return
-    with (folder / HISTORY).open("a") as stream:
+    with storage.storage_errors(folder / HISTORY), (folder / HISTORY).open("a") as stream:
         stream.writelines(f"{name}\n" for name in names)
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def point_to(output: Path, version: str) -> None:
-    """Make a finished version the live one."""
+    """Make a finished version the live one. Raises StorageError; then the one before stays live."""
     storage.write_bytes(output / CURRENT, f"{version}\n".encode())
-    _record(output, version)
+    with contextlib.suppress(OSError, StorageError):  # it is live by now, and the next writer sets down what is
+        _record(output, version)
 
 
 def sealed(body: Mapping[str, Any]) -> JsonObject:

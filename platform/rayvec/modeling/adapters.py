@@ -40,7 +40,7 @@ class LoraSettings(Config):
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    #: Names of the layers to adapt; empty: LLM2Vec's seven projections, or every linear layer where none is named so.
+    #: Names of the layers to adapt; empty: LLM2Vec's seven projections, or every linear layer where those are not all.
     targets: tuple[str, ...] = ()
 
 
@@ -48,13 +48,11 @@ def attach(backbone: Backbone, settings: LoraSettings) -> None:
     """Put a fresh LoRA on the backbone's decoder; only its weights train from here on."""
     peft = _peft()
 
-    names = {name.rpartition(".")[2] for name, _ in backbone.decoder.named_modules()}
-    targets = settings.targets or tuple(name for name in PROJECTIONS if name in names)
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(targets) if targets else "all-linear",
+        target_modules=list(settings.targets) or _targets(backbone.decoder),
         bias="none",
     )
     try:
@@ -64,6 +62,28 @@ def attach(backbone: Backbone, settings: LoraSettings) -> None:
         raise UserError(f"LoRA finds no layer to adapt ({' '.join(str(error).split())[:160]}); set targets") from None
     _freeze_head(backbone)
     backbone.decoder = decoder
+
+
+def _targets(decoder: Any) -> list[str] | str:
+    """LLM2Vec's projections where a layer has no other linear ones, else all: families call some otherwise, or fuse
+    them (Phi-3's qkv_proj), and an adapter without those would silently be of half a layer."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in decoder.named_modules()
+        # Of the layers, which have numbers in their names: others stand before or after them.
+        if isinstance(module, nn.Linear | Conv1D) and any(part.isdigit() for part in name.split("."))
+    }
+    return sorted(linear) if linear and linear <= {*PROJECTIONS} else "all-linear"
+
+
+def adapted(backbone: Backbone) -> list[str]:
+    """The names of the layers that the attached LoRA adapts, each once."""
+    (config,) = backbone.decoder.peft_config.values()
+    targets = config.target_modules
+    return sorted({name.rpartition(".")[2] for name in ([targets] if isinstance(targets, str) else targets)})
 
 
 def attach_trained(backbone: Backbone, folder: Path) -> None:
@@ -100,11 +120,14 @@ def _on(decoder: Any, folder: Path, *, trainable: bool = False) -> Any:
 
 def _renaming(folder: Path, modules: set[str]) -> dict[str, str]:
     """How the adapter's names become the decoder's: it may have been saved from the model with its vocabulary head."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     digest(folder)
-    with safe_open(folder / WEIGHTS, "np") as file:
-        names = [key.removeprefix(PREFIX).partition(".lora_")[0] for key in file.keys()]  # noqa: SIM118 (no mapping)
+    try:
+        with safe_open(folder / WEIGHTS, "np") as file:
+            names = [key.removeprefix(PREFIX).partition(".lora_")[0] for key in file.keys()]  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS} is damaged ({' '.join(str(error).split())}); fetch it again") from None
     outer = all(name.startswith("model.") and name.removeprefix("model.") in modules for name in names)
     return {r"^model\.": ""} if outer else {}
 
@@ -171,7 +194,8 @@ def save(backbone: Backbone, folder: Path, *, stage: str, base_lineage: str, bas
         settings = storage.read_json(temporary / SETTINGS)
         targets = settings["target_modules"]
         settings["target_modules"] = sorted(targets) if isinstance(targets, list) else targets
-        settings["base_model_name_or_path"] = base and references.portable(base)
+        name, revision = references.hub_parts((base and references.portable(base)) or "")
+        settings |= {"base_model_name_or_path": name or None, "revision": revision}
         storage.write_json(temporary / SETTINGS, settings)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         record = AdapterRecord(stage=stage, sha256=digest(temporary), base_lineage=base_lineage)

@@ -281,7 +281,9 @@ def _keep(found: list[Tensor]) -> Any:
 
 
 def choose_device(name: str) -> str:
-    """The device of a name; "auto" is a GPU when there is one."""
+    """The device of a name; "auto" is a GPU when there is one. Raises UserError for a GPU where there is none."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name}, and torch finds no GPU here; install a CUDA build of torch, or use the CPU")
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -354,21 +356,31 @@ def read_config(reference: str | Path) -> Any:
 
 
 def _load_weights(reference: str | Path, config: Any, *, head: bool, dtype: Any) -> Any:
-    """Load under packed attention; a family that refuses the name gets its own kernels, and later the padded path."""
+    """The model with its weights. Raises UserError when they cannot be read, or some are not there."""
+    from safetensors import SafetensorError
+
     options = {"config": config, "dtype": dtype, "output_loading_info": True}
-    auto = _auto(head)
-    with _quiet():
-        try:
-            model, info = auto.from_pretrained(str(reference), attn_implementation=_implementation(), **options)
-        except (OSError, ValueError) as error:
-            if NAME not in str(error):
-                raise UserError(f"{reference} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-            model, info = auto.from_pretrained(str(reference), **options)
+    try:
+        model, info = _pretrained(_auto(head), str(reference), options)
+    except SafetensorError as error:  # a download or a copy that broke off; no OSError
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights of {reference} are damaged ({detail}); fetch them again") from None
     # A pooler on top of an encoder-only model is never called; any other weight left out would stay random.
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(f"{reference} lacks weights that the model needs ({', '.join(missing[:3])} …); get it whole")
     return model
+
+
+def _pretrained(auto: Any, reference: str, options: dict[str, Any]) -> Any:
+    """Load under packed attention; a family that refuses the name gets its own kernels, and later the padded path."""
+    with _quiet():
+        try:
+            return auto.from_pretrained(reference, attn_implementation=_implementation(), **options)
+        except (OSError, ValueError) as error:
+            if NAME not in str(error):
+                raise UserError(f"{reference} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+            return auto.from_pretrained(reference, **options)
 
 
 @contextlib.contextmanager

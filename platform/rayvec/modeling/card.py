@@ -48,7 +48,10 @@ def write_encoder_card(folder: Path, manifest: EncoderManifest, course: Course |
         ],
     }
     if references.HUB_ID.fullmatch(manifest.base):  # the hub takes no other names
-        data |= {"base_model": manifest.base, "base_model_relation": "finetune" if manifest.merged else "adapter"}
+        data |= {
+            "base_model": references.hub_parts(manifest.base)[0],
+            "base_model_relation": "finetune" if manifest.merged else "adapter",
+        }
     parts = [
         _encoder_heading(manifest),
         _encoder_use(manifest, sentence_transformers=modules),

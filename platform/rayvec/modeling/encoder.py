@@ -154,10 +154,10 @@ class TextEncoder(TokenizerOnly):
     ) -> Self:
         """Load an encoder folder, "tiny", a plain transformers model, a URI or a Hugging Face id.
 
-        device: "auto" is a GPU when there is one. dtype: what is computed in (vectors are float32 whatever it is, and
-        the fingerprint stays): "auto" is bfloat16 on a GPU and float32 on a CPU; "int8", on a CPU alone, is faster and
-        gives vectors at a cosine of 0.995 or more to those of float32 (see `int8`). Raises UserError, MismatchError or
-        VerificationError (see `folder.open_encoder`), each naming the cure.
+        device: "auto" is a GPU when there is one, for int8 the CPU. dtype: what is computed in (vectors are float32
+        whatever it is, and the fingerprint stays): "auto" is bfloat16 on a GPU and float32 on a CPU; "int8", on a CPU
+        alone, is faster and gives vectors at a cosine of 0.995 or more to those of float32 (see `int8`). Raises
+        UserError, MismatchError or VerificationError (see `folder.open_encoder`), each naming the cure.
         """
         return cls._of(open_encoder(reference, base=base, verify=verify), device, dtype, token_budget)
 
@@ -223,9 +223,9 @@ class TextEncoder(TokenizerOnly):
         from rayvec.modeling.blocked import block_weights
         from rayvec.modeling.int8 import quantize
 
-        place = choose_device(device)
-        if dtype == "int8" and place != "cpu":
-            raise UserError(f"dtype=int8 is for a CPU, and the device is {place}; use device=cpu, or leave dtype out")
+        if dtype == "int8" and device not in ("auto", "cpu"):
+            raise UserError(f"dtype=int8 is for a CPU, and the device is {device}; use device=cpu, or leave dtype out")
+        place = "cpu" if dtype == "int8" else choose_device(device)
         backbone = Backbone.load(
             folder.weights,
             attention=folder.manifest.attention,
@@ -339,12 +339,15 @@ class TextEncoder(TokenizerOnly):
         return pool(manifest.pooling, states_TD, packed, dim=self.dim, normalize=manifest.normalize)
 
 
-def load_encoder(reference: str, *, dtype: str = "auto") -> Encoder:
+def load_encoder(reference: str, *, dtype: str = "auto", device: str = "auto") -> Encoder:
     """An encoder by reference: "hash", "hash:64", "tiny" (the embedded one), a folder, a URI or a Hugging Face id.
 
-    dtype: in which numbers it computes, see TextEncoder.load; a HashEncoder has no choice.
+    dtype, device: in which numbers it computes, and on what, see TextEncoder.load; a HashEncoder has no choice. Ray
+    hides no GPU from an actor that asked for none, so an actor says which it means.
     """
-    return HashEncoder.parse(reference) if _is_hash(reference) else TextEncoder.load(reference, dtype=dtype)
+    if _is_hash(reference):
+        return HashEncoder.parse(reference)
+    return TextEncoder.load(reference, dtype=dtype, device=device)
 
 
 def load_tokenizer_only(reference: str, *, verify: bool = True) -> Tokenizing:

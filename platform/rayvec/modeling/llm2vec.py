@@ -136,8 +136,12 @@ def _published(reference: str | Path) -> Published:
     folder = references.resolve(reference)
     if not (folder / adapters.SETTINGS).exists():
         raise UserError(f"{reference} is no adapter: it has no {adapters.SETTINGS}; give a folder that LLM2Vec saved")
-    below = storage.read_json(folder / adapters.SETTINGS).get("base_model_name_or_path")
-    return Published(str(reference).rstrip("/"), folder, str(below or "").rstrip("/"))
+    settings = storage.read_json(folder / adapters.SETTINGS)
+    below = str(settings.get("base_model_name_or_path") or "").rstrip("/")
+    revision = settings.get("revision")
+    if revision not in (None, "main") and references.HUB_ID.fullmatch(below) and not Path(below).exists():
+        below = f"{below}@{revision}"
+    return Published(str(reference).rstrip("/"), folder, below)
 
 
 def _chain(reference: str | Path, *, follow_hub: bool) -> list[Published]:
@@ -159,7 +163,8 @@ def _require_on(second: Published, first: Published) -> None:
         other = adapters.digest(Path(told)) != adapters.digest(first.folder)
     else:
         is_name = all(references.HUB_ID.fullmatch(name) and not Path(name).exists() for name in (told, first.name))
-        other = is_name and Path(told).name not in (Path(first.name).name, Path(first.below).name)
+        names = [Path(references.hub_parts(name)[0]).name for name in (told, first.name, first.below)]
+        other = is_name and names[0] not in names[1:]
     if other:
         raise MismatchError(
             f"{second.name} was trained on {told}, not on {first.name}; give {told} as the MNTP adapter"

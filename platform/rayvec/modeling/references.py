@@ -1,5 +1,7 @@
 """References: the name of a model, made a folder of this machine. Embedded names, folders, URIs, Hugging Face ids.
 
+A Hugging Face id may name one revision (a commit, a tag, a branch), as "org/model@1a2b3c": then it stays what it is.
+
 Knows folders and hashes of weight files. Loads no model.
 """
 
@@ -17,7 +19,7 @@ from rayvec.errors import UserError
 
 EMBEDDED = "embedded:"
 ALIASES = {"tiny": "tiny-encoder"}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+))?")
 # What of a repository is needed: no pickled weights, no copies in other formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "adapters/*", "tokenizer*"]
 WEIGHTS = "*.safetensors"
@@ -58,6 +60,16 @@ def canonical(reference: str | Path) -> str:
     return EMBEDDED + path.name if path.parent == own and path.name in assets.NAMES else str(path)
 
 
+def hub_parts(reference: str) -> tuple[str, str | None]:
+    """A Hugging Face id without its revision, and the revision, if it names one; any other reference as it is.
+
+    >>> hub_parts("org/model@v1.0"), hub_parts("org/model"), hub_parts("/models/a@b")
+    (('org/model', 'v1.0'), ('org/model', None), ('/models/a@b', None))
+    """
+    found = HUB_ID.fullmatch(reference)
+    return (found[1], found[2]) if found else (reference, None)
+
+
 def portable(reference: str | Path) -> str | None:
     """The reference as it can be given to others: None for a folder of this machine.
 
@@ -75,7 +87,8 @@ def holds(reference: str | Path, name: str) -> bool:
         import huggingface_hub
 
         try:
-            huggingface_hub.hf_hub_download(text, name)
+            repository, revision = hub_parts(text)
+            huggingface_hub.hf_hub_download(repository, name, revision=revision)
         except Exception:  # not there, or not reachable; then `resolve` says so
             return False
         return True
@@ -89,8 +102,13 @@ def _from_hub(name: str, weights: bool) -> Path:
     import huggingface_hub
 
     ignored = None if weights else [WEIGHTS]
+    repository, revision = hub_parts(name)
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=ignored))
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=ignored
+            )
+        )
     except Exception as error:  # the hub's client raises a dozen kinds, all of which mean: not there, or not reachable
         detail = " ".join(str(error).split())[:160]
         raise UserError(

@@ -124,6 +124,8 @@ def require_several(texts: Sequence[str]) -> None:
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     """Several batches as one, rows in order."""
+    if len(batches) == 1:
+        return batches[0]
     lengths = np.concatenate([batch.lengths for batch in batches]) if batches else np.zeros(0, np.int64)
     return TokenBatch(
         input_ids=np.concatenate([b.input_ids for b in batches]) if batches else np.zeros(0, np.int32),

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp
 
 from rayvec import __version__
@@ -24,7 +24,7 @@ from rayvec.serving.gateway import Gateway
 from rayvec.serving.metrics import CONTENT_TYPE
 from rayvec.serving.observer import REQUEST_ID, Observer
 from rayvec.serving.pages import PAGE, content
-from rayvec.serving.problems import Problem, from_validation, to_response
+from rayvec.serving.problems import from_validation, internal_error, to_response
 from rayvec.serving.schemas import (
     MAX_POINTS,
     DeleteRequest,
@@ -46,6 +46,7 @@ from rayvec.serving.schemas import (
     WriteAnswer,
 )
 from rayvec.serving.security import Guard, Keys
+from rayvec.serving.shortcut import Shortcut
 from rayvec.serving.strict import StrictRoute
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -74,27 +75,33 @@ def make_api(
     loopback_only: bool = True,
     cors_origins: Sequence[str] = (),
     access_log: logging.Logger | None = None,
+    under_serve: bool = False,
 ) -> ASGIApp:
-    """The whole interface as an ASGI application. `/docs` is left out: its page loads scripts from elsewhere."""
+    """The whole interface as an ASGI application. `/docs` is left out: its page loads scripts from elsewhere.
+
+    under_serve: whether Serve stands around it, which sends a request's id back by itself.
+    """
     app = FastAPI(title="rayvec", version=__version__, docs_url=None, redoc_url=None)
     app.state.body_bytes = body_bytes
-    app.include_router(_v1(gateway))
+    v1 = _v1(gateway)
+    app.include_router(v1)
     app.include_router(_health(gateway))
     app.include_router(_page())
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_bug)
     routes = frozenset([*app.openapi()["paths"], *PAGE])
-    guarded: ASGIApp = Guard(Door(app, gateway), keys, loopback_only=loopback_only)
+    app.openapi_schema = None  # made anew when it is asked for, with the prefix that it is asked below
+    guarded: ASGIApp = Guard(Door(Shortcut(app, v1), gateway.admission), keys, loopback_only=loopback_only)
     if cors_origins:  # outside the guard: a browser asks for permission without its key
         guarded = CORSMiddleware(
             guarded,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", REQUEST_ID],
+            allow_headers=["*"],  # OpenAI's JavaScript client sends a dozen of its own; there are no cookies to guard
             expose_headers=[REQUEST_ID, "retry-after"],
         )
-    return Observer(guarded, routes, gateway.metrics, access_log, gateway.tracer)
+    return Observer(guarded, routes, gateway.metrics, access_log, gateway.tracer, echoed=under_serve)
 
 
 def _v1(gateway: Gateway) -> APIRouter:
@@ -110,7 +117,10 @@ def _v1(gateway: Gateway) -> APIRouter:
 
     @router.post("/embeddings", summary="Vectors of texts, as OpenAI's API gives them", response_model=EmbeddingAnswer)
     async def embeddings(request: EmbeddingRequest) -> Response:
-        return _json(await gateway.embed(request))
+        embedded = await gateway.embed(request)
+        if embedded.is_long:
+            return StreamingResponse(embedded.pieces(), media_type="application/json")
+        return Response(embedded.whole(), media_type="application/json")
 
     @router.post("/documents", summary="Put documents in, by id; kept when it answers", response_model=WriteAnswer)
     async def upsert(request: UpsertRequest) -> Response:
@@ -203,4 +213,4 @@ async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_bug(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001, its text may hold the user's
-    return to_response(Problem(500, "internal_error", "the service failed on this request; its log has the details"))
+    return to_response(internal_error())

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rayvec.errors import RayvecError
+from rayvec.errors import RayvecError, UserError
 from rayvec.indexing.part import Part
 from rayvec.serving import proxy
 from rayvec.serving.config import EVERYWHERE, ServeConfig
@@ -156,7 +156,13 @@ def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
     from ray.exceptions import GetTimeoutError, RayActorError
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    joined = bool(serve.status().proxies)
+    there = serve.status()
+    joined = bool(there.proxies)
+    if APP_NAME in there.applications:  # it would be replaced by ours, and taken down at our end
+        raise UserError(
+            f"this Ray serves an application {APP_NAME!r} already, of `serve deploy` or of another jobs.serve; end "
+            "that one (`serve shutdown`, if nothing else is served), or start this one on another Ray"
+        )
     http_options = {
         "host": config.host,
         "port": config.port,
@@ -171,7 +177,7 @@ def running(config: ServeConfig, checked: Plan) -> Iterator[str]:
         try:
             gateways = serve.run(build_app(config, checked), name=APP_NAME, route_prefix="/")
         except RuntimeError as error:
-            raise _deployment_error(str(error)) from None
+            raise _deployment_error(f"{error}\n{_told_by_deployments()}") from None
         _wait_until_ready(config)
         yield config.address
         _drain(gateways)
@@ -196,6 +202,14 @@ def _drain(gateways: DeploymentHandle[Any]) -> None:
     if left := [answer for answer in answers if answer is not True]:
         _LOG.warning("serve: %d of %d gateways had not finished their requests: %s", len(left), len(answers), left[0])
     time.sleep(SENT_SECONDS)
+
+
+def _told_by_deployments() -> str:
+    """What Serve keeps of the errors of replicas that did not start; not all of it is in the error that it raises."""
+    from ray import serve
+
+    application = serve.status().applications.get(APP_NAME)
+    return "\n".join(one.message for one in application.deployments.values()) if application else ""
 
 
 def _deployment_error(message: str) -> RayvecError:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -47,8 +48,9 @@ class Batcher(Generic[Item, Result]):
         self._work = work
         self._budget = budget
         self._waiting: deque[_Waiting[Item, Result]] = deque()
+        #: Those of a batch that failed, before all others.
+        self._suspects: deque[_Waiting[Item, Result]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._running: asyncio.Task[None] | None = None
         self._since: float | None = None
 
     @property
@@ -66,21 +68,39 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[Result, Batched]] = loop.create_future()
         self._waiting.append(_Waiting(item, size, loop.time(), future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._drain())
+        if self._since is None:
+            self._start(loop)
         return await future
 
-    async def _drain(self) -> None:
-        while batch := self._take():
-            await self._run_batch(batch)
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the next batch to the thread, which calls `_finish` on the loop: no task stands between the two."""
+        batch = self._take()
+        self._since = loop.time() if batch else None
+        if batch:
+            done = self._thread.submit(self._worked, [waiting.item for waiting in batch])
+            done.add_done_callback(partial(self._tell, loop, batch))
+
+    def _tell(
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[Item, Result]], done: Future[Sequence[Result]]
+    ) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._finish, loop, batch, done)
+
+    def _worked(self, items: list[Item]) -> Sequence[Result]:
+        results = self._work(items)
+        assert len(results) == len(items), "one result an item"
+        return results
 
     def _take(self) -> list[_Waiting[Item, Result]]:
         """The next items in order of arrival, as many as fit the budget, without those whose caller has gone."""
+        while self._suspects:
+            if not (suspect := self._suspects.popleft()).future.done():
+                return [suspect]
         batch: list[_Waiting[Item, Result]] = []
         total = 0
         while self._waiting:
             waiting = self._waiting[0]
-            if not waiting.future.cancelled():
+            if not waiting.future.done():
                 if batch and total + waiting.size > self._budget:
                     break
                 batch.append(waiting)
@@ -88,23 +108,19 @@ class Batcher(Generic[Item, Result]):
             self._waiting.popleft()
         return batch
 
-    async def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
-        loop = asyncio.get_running_loop()
-        self._since = start = loop.time()
-        try:
-            results = await loop.run_in_executor(self._thread, self._work, [waiting.item for waiting in batch])
-            assert len(results) == len(batch), "one result an item"
-        except Exception as error:
-            if len(batch) > 1:
-                for waiting in batch:
-                    if not waiting.future.done():
-                        await self._run_batch([waiting])
-            elif not batch[0].future.done():
-                batch[0].future.set_exception(error)
-            return
-        finally:
-            self._since = None
-        tokens = sum(waiting.size for waiting in batch)
-        for waiting, result in zip(batch, results, strict=True):
-            if not waiting.future.done():
-                waiting.future.set_result((result, Batched(len(batch), tokens, start - waiting.since)))
+    def _finish(
+        self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting[Item, Result]], done: Future[Sequence[Result]]
+    ) -> None:
+        """Hand the results out, or the error; then go on."""
+        assert self._since is not None
+        start, error = self._since, done.exception()
+        if error is None:
+            batched = (len(batch), sum(waiting.size for waiting in batch))
+            for waiting, result in zip(batch, done.result(), strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result((result, Batched(*batched, start - waiting.since)))
+        elif len(batch) > 1:
+            self._suspects.extend(batch)
+        elif not batch[0].future.done():
+            batch[0].future.set_exception(error)
+        self._start(loop)

@@ -64,6 +64,8 @@ class CachedEncoder:
             for text, vector_D, cut in zip(missing, encoded.vectors_BD, encoded.truncated, strict=True):
                 found[text] = known = _Known(vector_D.copy(), cut)
                 self._keep((fingerprint, instruction, text), known)
+            if missing == texts:
+                return encoded
         answers = [found[text] for text in texts]
         return Encoded(
             np.stack([known.vector_D for known in answers if known is not None]),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Literal, Required, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
@@ -123,9 +124,14 @@ def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def _vectors(answers: Sequence[EmbeddingAnswer], dim: int) -> np.ndarray:
-    data = b"".join(base64.b64decode(str(row.embedding)) for answer in answers for row in answer.data)
-    return np.frombuffer(data, "<f4").reshape(-1, dim).astype(np.float32)
+def _vectors(answers: Sequence[EmbeddingAnswer], count: int, dim: int) -> np.ndarray:
+    """The rows of all answers, float32 [count, dim]; of other dimensions where the model is not the one of before."""
+    data = [base64.b64decode(str(row.embedding)) for answer in answers for row in answer.data]
+    if len(data) != count or len({len(row) for row in data}) > 1:
+        message = "the answers do not fit together: the service changed to another encoder meanwhile; ask again"
+        raise ServiceError(HTTPStatus.SERVICE_UNAVAILABLE, "encoder_changed", message)
+    dim = len(data[0]) // 4 if data else dim
+    return np.frombuffer(b"".join(data), "<f4").reshape(count, dim).astype(np.float32)
 
 
 def _read(response: httpx.Response, kind: type[A]) -> A:
@@ -177,7 +183,7 @@ class Client:
         self._model = model = self._model or self.model()
         bodies = _embed_bodies(_as_list(texts), model.id, options)
         answers = [self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
-        vectors = _vectors(answers, options.get("dimensions") or model.dimensions)
+        vectors = _vectors(answers, len(_as_list(texts)), options.get("dimensions") or model.dimensions)
         return vectors[0] if isinstance(texts, str) else vectors
 
     def document(self, id: str) -> DocumentAnswer:
@@ -247,7 +253,7 @@ class AsyncClient:
         self._model = model = self._model or await self.model()
         bodies = _embed_bodies(_as_list(texts), model.id, options)
         answers = [await self._post("/v1/embeddings", body, EmbeddingAnswer) for body in bodies]
-        vectors = _vectors(answers, options.get("dimensions") or model.dimensions)
+        vectors = _vectors(answers, len(_as_list(texts)), options.get("dimensions") or model.dimensions)
         return vectors[0] if isinstance(texts, str) else vectors
 
     async def document(self, id: str) -> DocumentAnswer:

@@ -12,6 +12,7 @@ no Ray.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from cachetools import LRUCache
 from rayvec.data.embeddings import read_part
 from rayvec.encoding.direct import embed, publish_part
 from rayvec.encoding.work import Work
-from rayvec.errors import VerificationError
+from rayvec.errors import RayvecError, VerificationError
 from rayvec.indexing import drafts, segments, tasks, updates, versions
 from rayvec.indexing.drafts import Draft
 from rayvec.indexing.ranking import Rows
@@ -38,6 +39,8 @@ from rayvec.serving.changes import Change, Written
 from rayvec.serving.problems import Problem, invalid
 from rayvec.serving.tables import Values, documents_of, fields_of, table_of
 from rayvec.storage import Fingerprint, JsonObject
+
+_LOG = logging.getLogger(__name__)
 
 #: Who made a version, in its manifest.
 BY = "service"
@@ -75,13 +78,16 @@ class Committer:
 
         What is returned is on disk and live. Where nothing changes there is no new version.
         Raises ConcurrentWriterError while another process writes, StorageError, MismatchError when the index was built
-        anew by another encoder, VerificationError, and whatever the encoder raises; then nothing is changed.
+        anew by another encoder or with other settings, VerificationError, and whatever the encoder raises; then nothing
+        is changed.
         """
         clock = _Clock()
         with drafts.new_version(self._uri) as draft, tasks.here():
             before = Before.live(self._uri)
             mine = Fingerprint.parse(before.manifest["fingerprint"])
             mine.require(self._work.fingerprint, mine="index", theirs="encoder")
+            cure = "start the service again over it"
+            updates.check_settings(before.manifest, self._settings, theirs="the service", cure=cure)
             outcomes = self._settled(draft, before, changes, clock)
         for outcome in outcomes:
             if isinstance(outcome, Written):
@@ -152,7 +158,13 @@ class Committer:
         return draft.name
 
     def _prune(self, draft: Draft) -> None:
-        """Remove the oldest of our own versions; those that jobs made stay."""
+        """Remove the oldest of our own versions; those that jobs made stay. What fails here the next write does."""
+        try:
+            self._remove_oldest(draft)
+        except (OSError, RayvecError) as error:  # the version is live: who wrote it is told so
+            _LOG.warning("old versions of %s stay: %s", draft.output, error)
+
+    def _remove_oldest(self, draft: Draft) -> None:
         if self._own is None:
             self._own = [name for name in versions.list_versions(draft.output) if _is_ours(draft.output, name)]
         else:

@@ -102,7 +102,7 @@ class ServeConfig(Config):
     cors_origins: tuple[str, ...] = ()
     #: Whether documents may be put in and taken out over HTTP; where keys are set, by those of scope write.
     writable: bool = False
-    #: A file for one JSON line a request: time, id, route, status, milliseconds, key's id; never a text.
+    #: A file for one JSON line a request: time, id, route, status, milliseconds, its stages', key's id; never a text.
     access_log: str | None = None
     #: Where spans of requests are sent: an OpenTelemetry collector's OTLP address, "http://host:4318/v1/traces".
     traces: str | None = Field(None, pattern=r"^https?://[^\s]+$")
@@ -165,6 +165,12 @@ class ServeConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _rounded_on_a_cpu(self) -> Self:
+        if self.precision == "int8" and self.replicas.encoder_gpus:
+            raise ValueError("precision=int8 is for CPUs; set replicas.encoder_gpus=0, or precision=auto")
+        return self
+
+    @model_validator(mode="after")
     def _open_only_with_keys(self) -> Self:
         if not self.keys and self.proxy == "haproxy":
             raise ValueError(
@@ -182,12 +188,15 @@ class ServeConfig(Config):
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address.
 
-    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("example.org")
-    (True, True, False, False)
+    >>> is_loopback("localhost"), is_loopback("::1"), is_loopback("::ffff:127.0.0.1")
+    (True, True, True)
+    >>> is_loopback("0.0.0.0"), is_loopback("example.org")
+    (False, False)
     """
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -1,30 +1,27 @@
 """The gateway: what happens to a request between its arrival as a checked value and its answer.
 
-Encode, search, count the time, bound how much runs at once. Knows the two services by their protocols, wherever they
+Encode, search, count the time. Knows the two services by their protocols, wherever they
 run. Knows no routes, no HTTP framework beyond the errors it raises, and no Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
 
+from rayvec.serving.admission import Admission
 from rayvec.serving.cache import CachedEncoder
 from rayvec.serving.changes import Change
 from rayvec.serving.config import Limits, SearchDefaults
+from rayvec.serving.embedded import Embedded, shortened
 from rayvec.serving.metrics import Metrics
-from rayvec.serving.problems import ENCODER_CHANGED, Problem, invalid, overloaded, stopping, unavailable
+from rayvec.serving.problems import ENCODER_CHANGED, Problem, invalid, unavailable
 from rayvec.serving.schemas import (
     DeleteRequest,
     DocumentAnswer,
-    Embedding,
     EmbeddingAnswer,
     EmbeddingRequest,
     Indexes,
@@ -53,14 +50,13 @@ from rayvec.serving.writer import WriterService
 READY_SECONDS = 5.0
 #: How long a write waits for every copy of the retriever, where it was asked to.
 LIVE_SECONDS = 15.0
-#: Between looks at whether the requests under way are answered.
-DRAIN_POLL = 0.02
 
 
 class Gateway:
     """Answers requests through an encoder and a retriever; `index_version` is the one that it begins with.
 
     writer: None where the index is not written over HTTP. retrievers: how many copies of the retriever there are.
+    replica: what its numbers are told apart by from those of other gateways.
     instructions: what is read before a "query" and a "document", where there is any.
     """
 
@@ -79,6 +75,7 @@ class Gateway:
         limits: Limits | None = None,
         cache_bytes: int = 0,
         traces: str | None = None,
+        replica: str = "",
     ) -> None:
         self.tracer = Tracer(traces)
         self._encoder = encoder
@@ -90,72 +87,14 @@ class Gateway:
         self._instructions = dict(instructions or {})
         self._defaults = defaults or SearchDefaults()
         self._cached = CachedEncoder(encoder, cache_bytes)
-        self.metrics = Metrics()
+        self.metrics = Metrics(replica)
         self._version = index_version
-        self._limits = limits or Limits()
-        self._places: set[asyncio.Timeout] = set()
-        #: Requests of every kind, from their arrival to the last byte of their answer.
-        self._open = 0
-        #: When what is under way must end: the loop's time.
-        self._ends_at = math.inf
+        self.admission = Admission(limits or Limits(), self.metrics)
         self._started = int(time.time())
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a request would be refused now."""
-        return len(self._places) >= self._limits.in_flight
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it takes no new requests."""
-        return self._ends_at < math.inf
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Around a request of any kind: what `drain` waits for."""
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-
-    async def drain(self, seconds: float) -> bool:
-        """Take no new requests, and wait until those under way are answered; whether they were, in so many seconds.
-
-        A little before, those for which work is still done are answered 503.
-        """
-        end = asyncio.get_running_loop().time() + seconds
-        self._ends_at = end - seconds / 10
-        for place in self._places:
-            place.reschedule(min(place.when() or math.inf, self._ends_at))
-        while self._open and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(DRAIN_POLL)
-        return not self._open
-
-    @asynccontextmanager
-    async def _admitted(self, late: str = "; send less, or try again") -> AsyncIterator[None]:
-        """Take one of the places for running requests, or refuse at once; and give up when it takes too long."""
-        if self.is_full:
-            raise overloaded()
-        end = min(asyncio.get_running_loop().time() + self._limits.timeout_seconds, self._ends_at)
-        place = asyncio.timeout_at(end)
-        self._places.add(place)
-        self.metrics.in_flight(len(self._places))
-        try:
-            async with place:
-                yield
-        except TimeoutError:
-            if self.is_draining:
-                raise stopping() from None
-            message = f"not done within {self._limits.timeout_seconds:g} s{late}"
-            raise unavailable(message, code="timeout") from None
-        finally:
-            self._places.remove(place)
-            self.metrics.in_flight(len(self._places))
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
         """Documents for queries. A lexical search does not trouble the encoder."""
-        async with self._admitted():
+        async with self.admission.place():
             begin = time.perf_counter()
             queries = request.queries
             encoded = None
@@ -190,10 +129,9 @@ class Gateway:
     async def _found(
         self, queries: list[str], vectors_QD: np.ndarray | None, options: Options, encoded: Encoded | None
     ) -> Found:
-        if encoded is not None:
-            options = replace(options, fingerprint=encoded.fingerprint)
+        fingerprint = None if encoded is None else encoded.fingerprint
         try:
-            return await self._retriever.search(queries, vectors_QD, options)
+            return await self._retriever.search(queries, vectors_QD, options, fingerprint)
         except Problem as problem:
             if problem.code == ENCODER_CHANGED:
                 self._cached.forget()
@@ -212,25 +150,24 @@ class Gateway:
         self._version = version
         self.metrics.index(version)
 
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingAnswer:
+    async def embed(self, request: EmbeddingRequest) -> Embedded:
         """Vectors, as OpenAI's API gives them."""
         self._check_model(request.model)
-        async with self._admitted():
+        async with self.admission.place():
             begin = time.perf_counter()
             with self.tracer.part("encode"):
                 encoded = await self._encode(request)
             self.metrics.stage("encode", time.perf_counter() - begin)
             self.metrics.encoded(encoded.n_tokens)
             self.metrics.batched(encoded.batch)
-        vectors_BD = _shortened(encoded.vectors_BD, request.dimensions)
-        as_json = _to_base64 if request.encoding_format == "base64" else _to_floats
-        return EmbeddingAnswer(
-            data=[Embedding(index=i, embedding=as_json(vector)) for i, vector in enumerate(vectors_BD)],
+        answer = EmbeddingAnswer(
+            data=[],
             model=self._model,
             usage=_usage(encoded),
             index_version=self._version,
             truncated=[i for i, cut in enumerate(encoded.truncated) if cut],
         )
+        return Embedded(answer, shortened(encoded.vectors_BD, request.dimensions), request.encoding_format)
 
     async def _encode(self, request: EmbeddingRequest) -> Encoded:
         texts, ids = request.texts_or_ids()
@@ -248,7 +185,7 @@ class Gateway:
 
     async def rerank(self, request: RerankRequest) -> RerankAnswer:
         """Texts in the order of the service's reranker."""
-        async with self._admitted():
+        async with self.admission.place():
             begin = time.perf_counter()
             with self.tracer.part("rerank"):
                 scores = await self._retriever.rerank(request.query, request.documents)
@@ -264,7 +201,7 @@ class Gateway:
 
     async def document(self, id_: str) -> DocumentAnswer:
         """One document by its id."""
-        async with self._admitted():
+        async with self.admission.place():
             found = await self._retriever.document(id_)
         return DocumentAnswer(index_version=found.version, **found.fields)
 
@@ -283,7 +220,7 @@ class Gateway:
             )
             raise Problem(403, "read_only", message)
         begin = time.perf_counter()
-        async with self._admitted("; it may be done all the same, and may be sent again"):
+        async with self.admission.place("; it may be done all the same, and may be sent again"):
             with self.tracer.part("write"):
                 written = await self._writer.write(change)
             live = await self._reached(written.version, wait)
@@ -338,7 +275,7 @@ class Gateway:
 
     async def map(self, limit: int) -> MapAnswer:
         """At most `limit` documents on the map of the index. The first to ask waits until it is drawn."""
-        async with self._admitted("; the map is being drawn, ask again"):
+        async with self.admission.place("; the map is being drawn, ask again"):
             found = await self._retriever.map()
         points = rounded(found.points[:limit])
         return MapAnswer(
@@ -425,23 +362,3 @@ def _usage(encoded: Encoded | None) -> Usage:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
-
-
-def _shortened(vectors_BD: np.ndarray, dimensions: int | None) -> np.ndarray:
-    """The leading dimensions, brought to length 1 again, as OpenAI does."""
-    dim = vectors_BD.shape[1]
-    if dimensions is None or dimensions == dim:
-        return vectors_BD
-    if dimensions > dim:
-        raise invalid(f"dimensions: {dimensions} asked, but this model's vectors have {dim}", "dimensions")
-    head = vectors_BD[:, :dimensions]
-    norms = np.linalg.norm(head, axis=1, keepdims=True)
-    return head / np.where(norms > 0, norms, 1.0)
-
-
-def _to_base64(vector_D: np.ndarray) -> str:
-    return base64.b64encode(vector_D.astype("<f4").tobytes()).decode()
-
-
-def _to_floats(vector_D: np.ndarray) -> list[float]:
-    return [float(x) for x in vector_D.tolist()]

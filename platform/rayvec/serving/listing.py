@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from rayvec.schema import TEXT
 from rayvec.serving.search import index_modes
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def described(index: Index) -> dict[str, Any]:
         "search": manifest["search"],
         "modes": index_modes(index),
         "columns": [
-            {"name": name, "type": str(kind), "filterable": is_filterable(kind)}
+            {"name": name, "type": str(kind), "filterable": name != TEXT and is_filterable(kind)}
             for name, kind in index.column_types().items()
         ],
         "fingerprint": index.fingerprint.short,

@@ -72,7 +72,8 @@ def plan(config: ServeConfig) -> Plan:
     fingerprint = Fingerprint.parse(manifest["fingerprint"])
     tokenizer = load_tokenizer_only(reference)
     fingerprint.require(tokenizer.fingerprint, mine="index", theirs="encoder")
-    own = {"query": tokenizer.instructions.get("query"), "document": manifest.get("embedded", {}).get("instruction")}
+    embedded = manifest.get("embedded") or {}  # embeddings made elsewhere may not say how
+    own = {"query": tokenizer.instructions.get("query"), "document": embedded.get("instruction")}
     instructions = {kind: text for kind, text in own.items() if text}
     model = config.model_name or PurePosixPath(reference.rstrip("/")).name
     name = versions.local_folder(config.index).name

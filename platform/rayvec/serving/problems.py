@@ -60,6 +60,11 @@ def stopping() -> Problem:
     return Problem(503, "stopping", message, headers={"Retry-After": "1", "Connection": "close"})
 
 
+def internal_error() -> Problem:
+    """500: an error of ours. What it was is for the log, since its text may hold the user's."""
+    return Problem(500, "internal_error", "the service failed on this request; its log has the details")
+
+
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> Problem:
     """422: well-formed, but not something that can be answered."""
     return Problem(422, code, message, param)

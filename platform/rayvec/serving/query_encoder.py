@@ -9,13 +9,14 @@ Shapes: B texts, D dimensions, W windows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rayvec.modeling.tokens import TokenBatch, concatenate
 from rayvec.modeling.windows import Windows
-from rayvec.serving.batcher import Batcher
+from rayvec.serving.batcher import Batched, Batcher
 from rayvec.serving.config import Limits
 from rayvec.serving.problems import Problem, invalid
 from rayvec.serving.services import Encoded, EncoderFacts
@@ -25,7 +26,36 @@ from rayvec.storage import Fingerprint
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import Encoder
 
-_Item = tuple[TokenBatch, Windows | None]
+#: So many characters, of all texts and what is read around each, are tokenized by the thread that encodes them: to
+#: another and back costs more than tokenizing them does. A longer request is tokenized while others are encoded.
+SHORT = 1_000
+#: What a template or a tokenizer may put around a text besides the instruction, as characters.
+AROUND = 16
+
+
+@dataclass(frozen=True)
+class _Short:
+    """Texts that are not tokenized yet."""
+
+    texts: list[str]
+    instruction: str | None
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A request, or a part of one, or documents of the writer."""
+
+    batch: TokenBatch
+    windows: Windows | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The vectors, what was read, and how many tokens were in the same batch."""
+
+    vectors_BD: np.ndarray
+    read: TokenBatch
+    together: int
 
 
 class QueryEncoder:
@@ -40,13 +70,21 @@ class QueryEncoder:
         self._encoder = encoder
         self._fingerprint = encoder.fingerprint.short
         self._limits = limits or Limits()
-        self._batcher: Batcher[_Item, np.ndarray] = Batcher(self._encode_many, self._limits.batch_tokens)
-        # Tokenizers are not all safe in two threads at once; one thread also keeps the CPUs for the encoder.
+        self._batcher: Batcher[_Short | _Tokens, _Done | ValueError] = Batcher(
+            self._encode_many, self._limits.batch_tokens
+        )
+        # One thread leaves the CPUs to the encoder.
         self._tokenizer = Threads(1, "tokenize")
 
     async def encode(self, texts: list[str], instruction: str | None = None) -> Encoded:
         """Vectors of texts. Raises Problem when they are more tokens than a request may have."""
+        characters = sum(map(len, texts)) + len(texts) * (len(instruction or "") + AROUND)
         try:
+            if characters <= min(SHORT, self._limits.batch_tokens):
+                # Seldom more tokens than characters; where there are, the encoder keeps to its own budget.
+                done, batched = await self._run(_Short(texts, instruction), characters)
+                self._check_size(done.read)
+                return self._encoded(done.read, done.vectors_BD, batched)
             batch = await self._tokenizer.run(self._encoder.tokenize, texts, instruction)
         except ValueError as error:  # an instruction that leaves no room for the text, say: the client's own mistake
             raise invalid(str(error), "instruction" if instruction else None) from None
@@ -64,38 +102,65 @@ class QueryEncoder:
         return await self._encode(TokenBatch.from_rows([row[:longest] for row in ids], truncated=cut))
 
     async def _encode(self, batch: TokenBatch) -> Encoded:
-        n_tokens = int(batch.lengths.sum())
-        if n_tokens > self._limits.request_tokens:
-            message = (
-                f"input: {n_tokens} tokens in one request, {self._limits.request_tokens} allowed; send fewer texts"
-            )
-            raise invalid(message, "input", code="too_many_tokens")
+        self._check_size(batch)
         pieces = []
         for piece in _pieces(batch, self._limits.batch_tokens):
             # One after another: what others ask meanwhile comes in between.
-            vectors_BD, batched = await self._batcher.run_told((piece, None), int(piece.lengths.sum()))
-            pieces.append(vectors_BD)
-        vectors_BD = np.concatenate(pieces)
+            done, batched = await self._run(_Tokens(piece), len(piece.input_ids))
+            pieces.append(done.vectors_BD)
+        return self._encoded(batch, pieces[0] if len(pieces) == 1 else np.concatenate(pieces), batched)
+
+    def _check_size(self, batch: TokenBatch) -> None:
+        n_tokens, most = len(batch.input_ids), self._limits.request_tokens
+        if n_tokens > most:
+            message = f"input: {n_tokens} tokens in one request, {most} allowed; send fewer texts"
+            raise invalid(message, "input", code="too_many_tokens")
+
+    def _encoded(self, batch: TokenBatch, vectors_BD: np.ndarray, batched: Batched) -> Encoded:
         if not np.isfinite(vectors_BD).all():
             raise Problem(500, "encoder_not_finite", "the encoder gave a vector that is not finite for this input")
-        return Encoded(vectors_BD, n_tokens, batch.truncated.tolist(), self._fingerprint, batched)
+        return Encoded(vectors_BD, len(batch.input_ids), batch.truncated.tolist(), self._fingerprint, batched)
 
     async def encode_tokens(self, batch: TokenBatch, windows: Windows | None = None) -> np.ndarray:
         """Vectors of documents that the writer has tokenized: float32 [B, D], or [W, D] of windows within its rows.
 
         They wait among the queries, and are not checked: who asks has what to do about one that is not finite.
         """
-        return await self._batcher.run((batch, windows), int(batch.lengths.sum()))
+        done, _ = await self._run(_Tokens(batch, windows), len(batch.input_ids))
+        return done.vectors_BD
 
-    def _encode_many(self, items: Sequence[_Item]) -> list[np.ndarray]:
+    async def _run(self, item: _Short | _Tokens, size: int) -> tuple[_Done, Batched]:
+        """Wait among the others for the encoder. Raises ValueError for texts that it cannot read."""
+        done, batched = await self._batcher.run_told(item, size)
+        if isinstance(done, ValueError):
+            raise done
+        return done, Batched(batched.items, done.together, batched.waited_seconds)
+
+    def _encode_many(self, items: Sequence[_Short | _Tokens]) -> list[_Done | ValueError]:
         """Each item's vectors; all that are not of windows go to the encoder together."""
-        whole = [batch for batch, windows in items if windows is None]
+        read = [self._read(item) for item in items]
+        whole = [item.batch for item in read if isinstance(item, _Tokens) and item.windows is None]
+        together = sum(len(item.batch.input_ids) for item in read if isinstance(item, _Tokens))
         vectors_BD = self._encoder.encode_tokens(concatenate(whole)) if whole else np.empty((0, self._encoder.dim))
         pieces = iter(np.split(vectors_BD, np.cumsum([len(batch) for batch in whole])[:-1]))
-        return [
-            next(pieces) if windows is None else self._encoder.encode_windows(batch, windows)
-            for batch, windows in items
-        ]
+        done: list[_Done | ValueError] = []
+        for item in read:
+            if isinstance(item, ValueError):
+                done.append(item)
+            elif item.windows is None:
+                done.append(_Done(next(pieces), item.batch, together))
+            else:
+                done.append(_Done(self._encoder.encode_windows(item.batch, item.windows), item.batch, together))
+        return done
+
+    def _read(self, item: _Short | _Tokens) -> _Tokens | ValueError:
+        """Tokenized; an error is for the request that it is of, and not for those beside it."""
+        if isinstance(item, _Tokens):
+            return item
+        try:
+            return _Tokens(self._encoder.tokenize(item.texts, item.instruction))
+        except ValueError as error:
+            return error
 
     async def facts(self) -> EncoderFacts:
         """What is loaded."""
@@ -112,9 +177,12 @@ class QueryEncoder:
 
 def _pieces(batch: TokenBatch, budget: int) -> Iterator[TokenBatch]:
     """A batch in parts of at most `budget` tokens; a row that is longer goes alone."""
+    if len(batch.input_ids) <= budget:
+        yield batch
+        return
     start = 0
     while start < len(batch):
         stop = int(np.searchsorted(batch.offsets, batch.offsets[start] + budget, side="right")) - 1
         stop = max(stop, start + 1)
-        yield batch if (start, stop) == (0, len(batch)) else batch.select(slice(start, stop))
+        yield batch.select(slice(start, stop))
         start = stop

@@ -7,6 +7,7 @@ Knows errors and time. Knows no index.
 from __future__ import annotations
 
 import math
+import re
 import time
 
 from rayvec.errors import RayvecError, StorageError
@@ -14,6 +15,8 @@ from rayvec.errors import RayvecError, StorageError
 TRANSIENT = (OSError, StorageError, MemoryError)
 #: Between tries, at most.
 LONGEST_SECONDS = 60.0
+#: What stands before a file's name: a path, or a bucket and its folders.
+_FOLDERS = re.compile(r"(?<![\w./])(?:[a-z][a-z0-9+]*:/)?/(?:[^\s/]+/)*")
 
 
 class NotYetError(RayvecError):
@@ -54,6 +57,11 @@ class Refusal:
 
     @property
     def told(self) -> str | None:
-        """What is to be told of it; None where nothing is refused."""
+        """What the log is to be told of it; None where nothing is refused."""
         again = ", which is tried again" if self._again_at < math.inf else ""
         return f"{self._version}{again}: {self._reason}" if self._version else None
+
+    @property
+    def shown(self) -> str | None:
+        """The same for anyone who asks: of files their names, and not where they lie."""
+        return None if self.told is None else _FOLDERS.sub("", self.told)

@@ -5,6 +5,7 @@ All are idempotent, so a request whose replica died is sent once more to another
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
@@ -59,9 +60,11 @@ class RemoteRetriever:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
+    async def search(
+        self, queries: list[str], vectors_QD: np.ndarray | None, options: Options, fingerprint: str | None = None
+    ) -> Found:
         """The hits of each query."""
-        return await _call(self._handle.search, queries, vectors_QD, options)
+        return await _call(self._handle.search, queries, vectors_QD, options, fingerprint)
 
     async def rerank(self, query: str, texts: list[str]) -> list[float]:
         """One score a text."""
@@ -118,7 +121,7 @@ async def _call(method: Any, *arguments: Any) -> Any:
     """Call, again if the replica died on the way; raise Problem for what the client should hear of."""
     for _ in range(ATTEMPTS):
         try:
-            return await method.remote(*arguments)
+            return await _answer(method.remote(*arguments))
         except BackPressureError:
             raise overloaded() from None
         except DeploymentUnavailableError:
@@ -131,3 +134,12 @@ async def _call(method: Any, *arguments: Any) -> Any:
         except GONE:
             continue
     raise unavailable("a part of the service stopped while it worked on this request")
+
+
+async def _answer(response: Any) -> Any:
+    """What the other process answers. Where we no longer wait (a deadline), it is told to leave off, too."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()  # Serve passes on only that a client went away
+        raise

@@ -5,11 +5,13 @@ Knows the parts, the handles and the configuration. Knows nothing of deployments
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rayvec.serving.api import make_api
 from rayvec.serving.config import ServeConfig, is_loopback
+from rayvec.serving.door import FrontDoor
 from rayvec.serving.gateway import Gateway
 from rayvec.serving.observer import open_log
 from rayvec.serving.preflight import Plan
@@ -25,13 +27,20 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 
+#: A thread that encodes or searches gives Python's lock back with each of its operations, and takes it again after; for
+#: so long, at most, it then waits for the event loop. Python's 5 ms would hold a batch up by that at each of them.
+SWITCH_SECONDS = 0.0001
+
+
 class EncoderReplica(QueryEncoder):
     """A QueryEncoder that loads its encoder, and has encoded once before the first request comes."""
 
     def __init__(self, config: ServeConfig, checked: Plan) -> None:
         from rayvec.modeling.encoder import load_encoder
 
-        encoder = load_encoder(checked.encoder, dtype=config.precision)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        device = "cuda" if config.replicas.encoder_gpus else "cpu"
+        encoder = load_encoder(checked.encoder, dtype=config.precision, device=device)
         encoder.encode(["warm up"])
         super().__init__(encoder, checked.fingerprint, config.limits)
 
@@ -42,6 +51,7 @@ class RetrieverReplica(Retriever):
     def __init__(self, config: ServeConfig, checked: Plan, parts: Sequence[DeploymentHandle[Any]] = ()) -> None:
         from rayvec.serving.remote import RemotePart
 
+        sys.setswitchinterval(SWITCH_SECONDS)
         super().__init__(
             config.index,
             checked.fingerprint,
@@ -84,8 +94,8 @@ class GatewayReplica:
         return _api(self._gateway, self._config)
 
     async def drain(self, seconds: float) -> bool:
-        """Asked of every copy before the service ends; see `Gateway.drain`."""
-        return await self._gateway.drain(seconds)
+        """Asked of every copy before the service ends; see `Admission.drain`."""
+        return await self._gateway.admission.drain(seconds)
 
 
 class WholeReplica:
@@ -109,8 +119,8 @@ class WholeReplica:
         await self._retriever.reconfigure(user_config)
 
     async def drain(self, seconds: float) -> bool:
-        """Asked of every copy before the service ends; see `Gateway.drain`."""
-        return await self._gateway.drain(seconds)
+        """Asked of every copy before the service ends; see `Admission.drain`."""
+        return await self._gateway.admission.drain(seconds)
 
     async def check_health(self) -> None:
         """Called by Serve."""
@@ -127,6 +137,8 @@ def _gateway(
     config: ServeConfig,
     checked: Plan,
 ) -> Gateway:
+    from ray import serve
+
     return Gateway(
         encoder,
         retriever,
@@ -140,16 +152,20 @@ def _gateway(
         limits=config.limits,
         cache_bytes=config.query_cache_mb << 20,
         traces=config.traces,
+        replica=serve.get_replica_context().replica_id.unique_id,
     )
 
 
 def _api(gateway: Gateway, config: ServeConfig) -> ASGIApp:
     keys = Keys.load(config.keys) if config.keys else None
-    return make_api(
+    interface = make_api(
         gateway,
         body_bytes=config.limits.body_bytes,
         keys=keys,
         loopback_only=is_loopback(config.host) and keys is None,
         cors_origins=config.cors_origins,
         access_log=open_log(config.access_log) if config.access_log else None,
+        under_serve=True,
     )
+    FrontDoor.stands_before(gateway.admission, interface)
+    return interface

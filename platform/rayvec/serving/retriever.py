@@ -172,11 +172,16 @@ class Retriever:
             raise unavailable("no index is loaded yet", code="not_ready")
         return self._index
 
-    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
-        """The k best documents of each query, fewer where the index has fewer."""
+    async def search(
+        self, queries: list[str], vectors_QD: np.ndarray | None, options: Options, fingerprint: str | None = None
+    ) -> Found:
+        """The k best documents of each query, fewer where the index has fewer.
+
+        fingerprint: of the encoder that the vectors are of, in short.
+        """
         if options.min_index_version is not None and not (await self.reach(options.min_index_version)).there:
             raise await self._looker.run(self._not_served, options.min_index_version)
-        if None not in (options.fingerprint, self._fingerprint) and options.fingerprint != self._fingerprint:
+        if None not in (fingerprint, self._fingerprint) and fingerprint != self._fingerprint:
             # Copies of the parts are replaced one after the other: this one is of before, or of after.
             raise unavailable("the service is changing to another encoder; try again shortly", code=ENCODER_CHANGED)
         # Taken once: a change of version during this request does not reach it.
@@ -185,7 +190,8 @@ class Retriever:
         mode = options.mode or modes[0]
         if mode not in modes:
             raise invalid(f"mode: this index has no {mode} search; use {' or '.join(modes)}", "mode")
-        options = dataclasses.replace(options, mode=mode)
+        if mode != options.mode:
+            options = dataclasses.replace(options, mode=mode)
         found = await self._cartographer.soon(index) if "map" in options.include else None
         try:
             hits = await self._threads.run(search_index, index, queries, vectors_QD, options, self._reranker, found)
@@ -244,7 +250,7 @@ class Retriever:
     async def facts(self) -> IndexFacts:
         """What is loaded."""
         index = self._live()
-        refused = self._refusal.told
+        refused = self._refusal.shown
         if self._looker.busy_seconds > self._timeout_seconds:  # the index in memory is searched all the same
             refused = f"the index's folder has not answered for {self._looker.busy_seconds:.0f} s"
         resting = self._scatter.resting if self._scatter else []

@@ -18,7 +18,7 @@ from rayvec.indexing.filters import Filter
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.serving.problems import unavailable
 from rayvec.serving.rerank import Reranker
-from rayvec.serving.schemas import MAX_VALUES, Fusion, Hit, Include, Mode, Signal
+from rayvec.serving.schemas import MAX_K, MAX_QUERIES, MAX_VALUES, Fusion, Hit, Include, Mode, Signal
 
 if TYPE_CHECKING:
     from rayvec.indexing.maps import Map
@@ -31,6 +31,12 @@ POOL_FACTOR = 4
 POOL_MINIMUM = 100
 #: Where hits are dropped from what was found, the search is made again so much deeper, until there are enough.
 DEEPER = 4
+#: Rows that a ranking is asked for at most, which is what a hybrid search for MAX_K takes; FAISS makes room for all.
+DEEPEST = POOL_FACTOR * MAX_K
+#: Rows of all queries together that a search for more hits goes through: as many as the largest request answers.
+ROWS_AT_MOST = MAX_QUERIES * MAX_K
+#: Pairs of a query and a document that one request may have reranked: a cross-encoder on a CPU scores some 50 a second.
+MAX_PAIRS = 1_000
 #: Of coordinates on a map: finer than a screen's dots.
 MAP_DECIMALS = 4
 
@@ -44,8 +50,6 @@ class Options:
     mode: Mode | None = None
     #: What the queries are: texts; vectors alone; ids of documents.
     by: Literal["query", "vectors", "like"] = "query"
-    #: Of the encoder that read the queries, in short.
-    fingerprint: str | None = None
     include: tuple[Include, ...] = ("text", "payload")
     filter: Filter | None = None
     fusion: Fusion = "weighted"
@@ -86,12 +90,21 @@ def search_index(
 ) -> list[list[Hit]]:
     """The hits of each query, best first: k of them, or as many as there are.
 
+    With options.unique_by fewer than k are answered too where the best DEEPEST rows (of many queries: fewer, so that
+    all of them look through ROWS_AT_MOST) hold no more that differ.
+
     options.mode is one that the index has.
 
     map_: of this very version, to put hits on where that is asked for; without one they have no place.
 
-    Raises UserError for a column that the documents do not have, or a query that cannot be searched.
+    Raises UserError for a column that the documents do not have, a query that cannot be searched, or more to rerank
+    than MAX_PAIRS.
     """
+    if (pairs := len(queries) * (options.rerank or 0)) > MAX_PAIRS:
+        raise UserError(
+            f"rerank: {len(queries)} queries with {options.rerank} documents each are {pairs} pairs, and {MAX_PAIRS} "
+            "are allowed; ask for fewer of either"
+        )
     if options.unique_by is not None and options.unique_by not in index.columns:
         raise UserError(f"unique_by: no column {options.unique_by!r}; the documents have {', '.join(index.columns)}")
     if options.by == "like":
@@ -110,14 +123,16 @@ def search_index(
     if not wanted:
         return [[] for _ in queries]
     waiting, depth = list(range(len(queries))), wanted
+    deepest = max(wanted, min(count, DEEPEST, ROWS_AT_MOST // len(queries)))
     while waiting:
         some = [queries[query] for query in waiting]
-        found = _found(index, some, None if vectors_QD is None else vectors_QD[waiting], depth, options, selection)
+        vectors = None if vectors_QD is None else vectors_QD[waiting]
+        found = _found(index, some, vectors, depth, wanted, options, selection)
         for query, (hits, exhausted) in zip(list(waiting), found, strict=True):
-            if len(hits) >= wanted or exhausted or depth >= count:
-                answers[query] = hits[:wanted]
+            if len(hits) >= wanted or exhausted or depth >= deepest:
+                answers[query] = hits
                 waiting.remove(query)
-        depth = min(depth * DEEPER, count)
+        depth = min(depth * DEEPER, deepest)
     if options.rerank:
         answers = [
             _reranked(index, query, hits, options.rerank, reranker)
@@ -131,16 +146,18 @@ def _found(
     queries: list[str],
     vectors_QD: np.ndarray | None,
     depth: int,
+    wanted: int,
     options: Options,
     selection: Selection | None,
 ) -> Iterator[tuple[list[Candidate], bool]]:
-    """For each query what is left of its best `depth`, and whether nothing more can be found below them."""
+    """For each query the first `wanted` of what is left of its best `depth`, and whether nothing is below these."""
     ranking, parts = _rank(index, queries, vectors_QD, depth, options, selection)
     for query in range(len(queries)):
         pairs = ranking.hits(query)
         good = [pair for pair in pairs if options.min_score is None or pair[1] >= options.min_score]
-        signals = {name: _places(part, query) for name, part in parts.items()}
-        hits = [_candidate(row, score, signals) for row, score in _unique(index, good, options.unique_by)]
+        kept = _unique(index, good, options.unique_by)[:wanted]
+        signals = {name: _places(part, query, [row for row, _ in kept]) for name, part in parts.items()}
+        hits = [_candidate(row, score, signals) for row, score in kept]
         yield hits, len(good) < len(pairs) or len(pairs) < depth
 
 
@@ -176,7 +193,7 @@ def _rank(
     assert vectors_QD is not None, "only a lexical search goes without vectors"
     if options.mode == "dense":
         return index.dense(vectors_QD, k, selection), {}
-    pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), index.count)
+    pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), DEEPEST, index.count)
     lexical, dense = index.lexical(queries, pool, selection), index.dense(vectors_QD, pool, selection)
     parts = {"dense": dense, "lexical": lexical}
     if options.fusion == "rrf":
@@ -186,8 +203,10 @@ def _rank(
     return hybrid(lexical, dense, k, weight), parts
 
 
-def _places(ranking: Ranking, query: int) -> dict[int, Signal]:
-    return {row: Signal(rank=rank, score=score) for rank, (row, score) in enumerate(ranking.hits(query), 1)}
+def _places(ranking: Ranking, query: int, rows: Sequence[int]) -> dict[int, Signal]:
+    """Where a ranking has these rows; those that it does not have are not told."""
+    places = {row: (rank, score) for rank, (row, score) in enumerate(ranking.hits(query), 1)}
+    return {row: Signal(rank=rank, score=score) for row in rows if row in places for rank, score in [places[row]]}
 
 
 def _candidate(row: int, score: float, signals: dict[str, dict[int, Signal]]) -> Candidate:

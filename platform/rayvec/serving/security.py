@@ -4,8 +4,8 @@
     python -m rayvec.serving.security keys.txt loader --scope write --rate 600
 
 A line of the file is `id:sha256:scopes`, or `id:sha256:scopes:rate` with a rate in requests a minute. Several keys are
-valid at once, also under one id, so that one can be replaced without a break; a changed file counts from the next
-request on. Knows keys, hosts and headers. Knows no model, no index, and of the routes only which of them write.
+valid at once, also under one id, so that one can be replaced without a break; a changed file counts within half a
+second. Knows keys, hosts and headers. Knows no model, no index, and of the routes only which of them write.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ import click
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayvec.errors import UserError
 from rayvec.serving.config import is_loopback
 from rayvec.serving.observer import KEY_ID
 from rayvec.serving.pages import PAGE
+from rayvec.serving.paths import path_of
 from rayvec.serving.problems import Problem, to_response
 
 Access = Literal["read", "write"]
@@ -41,16 +42,20 @@ OPEN_PATHS = frozenset({*PAGE, "/health", "/ready"})
 #: What changes the index, and so asks for a key that may.
 WRITING_PATHS = ("/v1/documents",)
 
-SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+#: As ASGI has them; no route sets one of its own.
+SECURITY_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+#: How often the keys file is looked at, at most.
+LOOK_SECONDS = 0.5
 
 _LINE = re.compile(r"([A-Za-z0-9_.-]{1,64}):([0-9a-f]{64}):(read|write|read,write)(?::([1-9][0-9]{0,6}))?")
 _LOG = logging.getLogger(__name__)
@@ -73,6 +78,7 @@ class Keys:
         self._keys = keys
         self._path = path
         self._seen = _stamp(path)
+        self._looked = time.monotonic()
 
     @classmethod
     def load(cls, path: str | Path) -> Keys:
@@ -91,6 +97,9 @@ class Keys:
 
     def _look_again(self) -> None:
         """Take the file as it is now, if it was changed; one that cannot be read leaves the keys as they were."""
+        if (now := time.monotonic()) - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
         stamp = _stamp(self._path)
         if self._path is None or stamp == self._seen:
             return
@@ -168,8 +177,9 @@ class Rates:
 class Guard:
     """Around the whole interface: checks host and key before anything of a body is read, and adds security headers.
 
-    A service that listens on loopback answers only to loopback names: a page on the web whose name was pointed to
-    127.0.0.1 (DNS rebinding) would otherwise read the index through the user's browser.
+    loopback_only: answer to this machine alone. Listening on loopback is not enough: a page on the web whose name was
+    pointed to 127.0.0.1 (DNS rebinding) would read the index through the user's browser, and a Serve that runs already
+    may listen on every interface, whatever host this service is told.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys | None, *, loopback_only: bool) -> None:
@@ -186,7 +196,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
             await send(message)
 
         problem = self._problem(scope, Headers(scope=scope))
@@ -194,12 +204,13 @@ class Guard:
         await answer(scope, receive, send_with_headers)
 
     def _problem(self, scope: Scope, headers: Headers) -> Problem | None:
-        if self._loopback_only and not is_loopback(_host_name(headers.get("host", ""))):
+        if self._loopback_only and not _is_from_here(scope, headers):
             message = (
-                "this service listens on loopback only, and answers to localhost and 127.0.0.1; see host= and keys="
+                "this service has no API keys, and answers to this machine alone, as localhost or 127.0.0.1; "
+                "see host= and keys="
             )
             return Problem(403, "host_not_allowed", message)
-        path = scope["path"]
+        path = path_of(scope)
         if self._keys is None or path in OPEN_PATHS:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -220,6 +231,12 @@ class Guard:
 
 def _writes(method: str, path: str) -> bool:
     return method not in ("GET", "HEAD") and any(path == root or path.startswith(f"{root}/") for root in WRITING_PATHS)
+
+
+def _is_from_here(scope: Scope, headers: Headers) -> bool:
+    """Whether who asks is on this machine (without an address: over a socket of its files), and knows it as such."""
+    peer = scope.get("client")
+    return is_loopback(_host_name(headers.get("host", ""))) and (peer is None or is_loopback(peer[0]))
 
 
 def _host_name(host: str) -> str:

@@ -104,8 +104,10 @@ class EncoderService(Protocol):
 class RetrieverService(Protocol):
     """What the gateway asks of a Retriever, here or in another process."""
 
-    async def search(self, queries: list[str], vectors_QD: np.ndarray | None, options: Options) -> Found:
-        """The hits of each query."""
+    async def search(
+        self, queries: list[str], vectors_QD: np.ndarray | None, options: Options, fingerprint: str | None = None
+    ) -> Found:
+        """The hits of each query. fingerprint: of the encoder that the vectors are of, in short."""
 
     async def rerank(self, query: str, texts: list[str]) -> list[float]:
         """One score a text."""

@@ -1,12 +1,12 @@
 """Traces, if asked for: a span a request with one for each of its parts, sent to an OpenTelemetry collector by OTLP.
 
 A request's `traceparent` header is taken up, so that its spans stand below those of the caller. No text, no id of a
-document and no key is in a span. Without a collector the spans are OpenTelemetry's own that do nothing.
+document and no key is in a span. Without a collector there is one span for all, which does nothing.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SERVICE = "rayvec"
 _PROPAGATOR = TraceContextTextMapPropagator()
+#: Where there is no collector: OpenTelemetry's own span that does nothing.
+_NO_SPAN = nullcontext(trace.INVALID_SPAN)
 
 
 class Tracer:
@@ -28,16 +30,18 @@ class Tracer:
 
     def __init__(self, collector: str | None = None) -> None:
         self._provider = None if collector is None else _provider(collector)
-        self._tracer = trace.NoOpTracer() if self._provider is None else self._provider.get_tracer(SERVICE)
+        self._tracer = None if self._provider is None else self._provider.get_tracer(SERVICE)
 
     def request(self, method: str, headers: Headers) -> AbstractContextManager[Span]:
         """The span of a request; its route is named when it is answered."""
+        if self._tracer is None:
+            return _NO_SPAN
         parent = _PROPAGATOR.extract({"traceparent": headers.get("traceparent", "")})
         return self._tracer.start_as_current_span(method, parent, SpanKind.SERVER)
 
     def part(self, name: str) -> AbstractContextManager[Span]:
         """The span of a part of the request that is under way."""
-        return self._tracer.start_as_current_span(name)
+        return _NO_SPAN if self._tracer is None else self._tracer.start_as_current_span(name)
 
     def close(self) -> None:
         """Send what has not been sent."""

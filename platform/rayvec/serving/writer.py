@@ -170,7 +170,7 @@ def _problem(error: RayvecError) -> Problem:
     if isinstance(error, ConcurrentWriterError):
         return unavailable("a job is writing this index; try again when it is done", "index_busy", BUSY_SECONDS)
     if isinstance(error, MismatchError):
-        message = "the index was built anew, with another encoder or other columns; start the service again over it"
+        message = "the index was built anew, with another encoder, settings or columns; start the service again over it"
         return Problem(409, "index_changed", message)
     if isinstance(error, StorageError):
         if _is_read_only(error):

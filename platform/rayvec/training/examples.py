@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +21,8 @@ from rayvec.data.pair_files import read_pairs
 from rayvec.data.pairs import is_held_out
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.sources import open_source
-from rayvec.errors import UserError
+from rayvec.data.units import REASONS, UnitData
+from rayvec.errors import QuarantineExceededError, UserError
 from rayvec.modeling.folder import open_encoder
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Supervised, Texts, TrainingConfig
@@ -38,16 +40,50 @@ class Example(NamedTuple):
     texts: tuple[str, ...]
 
 
-def iter_texts(data: Texts, cache: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of the documents, without what is held out for evaluation and what is too short."""
+@dataclass
+class Records:
+    """What sources were found to hold: records in all, and those that are no documents, by reason."""
+
+    count: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def add(self, unit: UnitData) -> None:
+        """Another unit was read."""
+        self.count += unit.table.num_rows + len(unit.rejected)
+        self.refused.update(one.reason for one in unit.rejected)
+
+    @property
+    def told(self) -> str:
+        """What is left out, in words; "" where nothing is."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.refused.items()))
+        return reasons and f"{self.refused.total():,} of {self.count:,} records that are no documents ({reasons})"
+
+    def require(self, share: float) -> None:
+        """Raise QuarantineExceededError when more than a share is refused: what is left may be a choice of its own."""
+        if self.refused.total() > share * self.count:
+            ((reason, _),) = self.refused.most_common(1)
+            why = REASONS[reason].replace("source.", "data.source.")
+            raise QuarantineExceededError(
+                f"training would leave out {self.told}, more than data.max_quarantine = {share:g} allows; {reason}: "
+                f"{why}; mend them, or raise data.max_quarantine"
+            )
+
+
+def iter_texts(data: Texts, cache: str, records: Records | None = None) -> Iterator[tuple[str, str]]:
+    """(id, text) of the documents, without what is held out for evaluation and what is too short.
+
+    records: counts what was read. At the end raises QuarantineExceededError when too much of it is no document.
+    """
+    records = Records() if records is None else records
     rows = (
         row
         for source in (data.source, *data.also)
-        for table in _tables(source, cache)
+        for table in _tables(source, cache, records)
         for row in _documents(table, titles=data.title == "prepend")
         if not (_keeps_out(data, source) and is_held_out(row[0]))
     )
-    return itertools.islice((row for row in rows if len(row[1]) >= data.min_characters), data.max_documents)
+    yield from itertools.islice((row for row in rows if len(row[1]) >= data.min_characters), data.max_documents)
+    records.require(data.max_quarantine)
 
 
 def _keeps_out(data: Texts, source: SourceConfig) -> bool:
@@ -60,9 +96,12 @@ def _documents(table: Any, *, titles: bool) -> Iterator[tuple[str, str]]:
         yield id_, f"{title}\n{text}" if titles and title else text
 
 
-def _tables(config: SourceConfig, cache: str) -> Iterator[Any]:
+def _tables(config: SourceConfig, cache: str, records: Records) -> Iterator[Any]:
     source = open_source(config, cache)
-    return (source.read(unit).table for unit in source.units(UNIT_ROWS))
+    for unit in source.units(UNIT_ROWS):
+        data = source.read(unit)
+        records.add(data)
+        yield data.table
 
 
 def iter_pairs(
@@ -105,9 +144,11 @@ def prepare_masked(config: TrainingConfig, folder: Path, cache: str) -> None:
     assert isinstance(config.stage, Mntp) and isinstance(config.data, Texts)
     tokenizer = open_encoder(config.start).tokenizer.tokenizer
     pieces = _pieces if config.stage.documents == "separate" else _joined
+    records = Records()
     with ExampleWriter(folder, width=1) as writer:
-        for ids, rows in pieces(tokenizer, iter_texts(config.data, cache), config.max_length):
+        for ids, rows in pieces(tokenizer, iter_texts(config.data, cache, records), config.max_length):
             writer.add(ids, [TokenBatch.from_rows(rows)])
+        writer.left_out |= _left_out(records)
 
 
 def _pieces(
@@ -145,9 +186,19 @@ def prepare_texts(config: TrainingConfig, folder: Path, cache: str) -> None:
     """SimCSE: each text as the encoder reads it, cut to max_length tokens."""
     assert isinstance(config.data, Texts)
     tokenizer = _reading(config)
+    records = Records()
     with ExampleWriter(folder, width=1) as writer:
-        for chunk in _chunks(iter_texts(config.data, cache)):
+        for chunk in _chunks(iter_texts(config.data, cache, records)):
             writer.add([id_ for id_, _ in chunk], [tokenizer.tokenize([text for _, text in chunk])])
+        writer.left_out |= _left_out(records)
+
+
+def _left_out(records: Records) -> dict[str, str]:
+    """What of the texts is left out, for the report; it is logged too."""
+    if not records.told:
+        return {}
+    LOG.warning("texts: left out %s", records.told)
+    return {"texts": records.told}
 
 
 def prepare_pairs(config: TrainingConfig, folder: Path, cache: str) -> None:
@@ -204,7 +255,8 @@ def prepare_stream(config: TrainingConfig, folder: Path, cache: str) -> None:
     assert isinstance(config.stage, Pretrain) and isinstance(config.data, Texts)
     decoder, data = config.stage.decoder, config.data
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = pretraining.train_tokenizer((text for _, text in iter_texts(data, cache)), decoder.vocab_size)
+    records = Records()
+    tokenizer = pretraining.train_tokenizer((text for _, text in iter_texts(data, cache, records)), decoder.vocab_size)
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     texts = (text for _, text in iter_texts(data, cache))
     tokens = pretraining.write_token_stream(tokenizer, texts, folder / "stream.uint16")
@@ -216,4 +268,5 @@ def prepare_stream(config: TrainingConfig, folder: Path, cache: str) -> None:
             stream, decoder.vocab_size, decoder.hidden_size, decoder.cooccurrence_window, config.seed
         )
         np.save(folder / "embeddings.npy", vectors)
-    storage.write_json(folder / "store.json", {"format": "rayvec.stream/1", "tokens": tokens})
+    facts = {"format": "rayvec.stream/1", "tokens": tokens, "left_out": _left_out(records)}
+    storage.write_json(folder / "store.json", facts)

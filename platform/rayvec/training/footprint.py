@@ -134,7 +134,7 @@ def _activations(backbone: Backbone) -> Activations | None:
     try:
         with _GpuDropout(), torch.autograd.graph.saved_tensors_hooks(kept.count, lambda tensor: tensor):
             backbone.decoder(input_ids=ids_1T, position_ids=ids_1T, use_cache=False)
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:  # an operation that has no meta kernel, too
         return None
     finally:
         for hook in hooks:

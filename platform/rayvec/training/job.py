@@ -18,6 +18,7 @@ LOG = logging.getLogger("rayvec.training")
 #: Settings that move no weight: they may change when a run is gone on with.
 HARMLESS = frozenset(
     {
+        "gradient_checkpointing",  # computes the same again, with the same dropout
         "log_every",
         "checkpoint_every",
         "keep_checkpoints",

@@ -26,6 +26,7 @@ from rayvec.errors import UserError
 from rayvec.losses.contrastive import alignment, false_negatives, info_nce, uniformity
 from rayvec.losses.gather import gather_rows, most_over_ranks, rank, shares, sum_over_ranks, world_size
 from rayvec.losses.masked_next_token import masked_next_token_loss
+from rayvec.modeling import adapters
 from rayvec.modeling.batching import PackedBatch
 from rayvec.modeling.encoder import TOKEN_BUDGETS
 from rayvec.modeling.tokens import TokenBatch
@@ -60,6 +61,8 @@ class EncoderModule(nn.Module):
         self.backbone = self.encoder.backbone  # registered, so that its parameters are this module's
         #: What a person should know of how it trains, by name.
         self.facts = {"dropout_in": self.backbone.dropout_in} if self.backbone.dropout_in else {}
+        if config.stage.lora is not None:
+            self.facts["lora_targets"] = ", ".join(adapters.adapted(self.backbone))
 
     def pack(self, batch: MaskedBatch | ContrastiveBatch) -> PackedBatch:
         """The batch's texts on the model's device."""
@@ -171,11 +174,14 @@ class ContrastiveModule(EncoderModule):
         # Under ZeRO 3 every encoding is everybody's: ranks with fewer chunks encode a text for nothing.
         spare = [order[-1:]] * (most_over_ranks(len(rows), device) - len(rows))
         chunks = [texts.select(part) for part in rows + spare]
-        vectors_BD = torch.cat([checkpoint(self._encode, part, use_reentrant=False) for part in chunks])
+        # checkpoint keeps the random state of the devices that its tensors are on, and a TokenBatch holds none.
+        here = torch.empty(0, device=device)
+        vectors_BD = torch.cat([checkpoint(self._encode, part, here, use_reentrant=False) for part in chunks])
         nothing = vectors_BD[len(texts) :].sum() * 0.0
         return vectors_BD[torch.from_numpy(np.argsort(order)).to(device)] + nothing
 
-    def _encode(self, texts: TokenBatch) -> Tensor:
+    def _encode(self, texts: TokenBatch, here: Tensor | None = None) -> Tensor:
+        del here
         return self.encoder.vectors(PackedBatch.from_tokens(texts, self.backbone.device))
 
     def forward(self, batch: ContrastiveBatch) -> Loss:

@@ -51,10 +51,11 @@ def _file_of(reference: str) -> tuple[Path, str] | None:
 def _cached(name: str) -> tuple[Path, str] | None:
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(name, "config.json")
+    repository, revision = references.hub_parts(name)
+    path = try_to_load_from_cache(repository, "config.json", revision=revision)
     return (Path(path), "the Hugging Face cache") if isinstance(path, str) else None
 
 
 def _published(name: str) -> tuple[Path, str] | None:
-    path = PUBLISHED / f"{name.replace('/', '--')}.json"
+    path = PUBLISHED / f"{references.hub_parts(name)[0].replace('/', '--')}.json"
     return (path, "as published") if path.is_file() else None

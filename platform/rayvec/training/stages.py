@@ -35,6 +35,8 @@ class Texts(Config):
     title: Literal["prepend", "ignore"] = "prepend"
     #: Shorter ones are left out.
     min_characters: int = Field(1, ge=0)
+    #: The share of the records that may be no documents (such as text of another encoding); of more the run is refused.
+    max_quarantine: float = Field(0.01, ge=0, le=1)
     #: Leave out the documents (5 %, by a hash of the id) that retrieval on docstrings is measured on. By default of
     #: pydocs alone: of a corpus of one's own, every document is read.
     exclude_held_out: bool | None = None

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,12 @@ from rayvec.training.stages import TrainingConfig
 from rayvec.training.worker import Outcome, work
 
 LOG = logging.getLogger("rayvec.training")
+#: Seconds that Ray gives a group to start in: busy machines need longer than its own 60 to import torch. Then it tries
+#: again, of itself for ever; here so often in all, which is an hour where no room is found, or `wait_s` if longer.
+START_S, STARTS = 300.0, 12
+START_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+#: Seconds between two signs of life of a worker, and without one after which, and as often, the driver says so.
+ALIVE_S, SILENT_S = 10.0, 60.0
 
 
 class Workers(Config):
@@ -41,6 +49,29 @@ class Workers(Config):
     gpu: bool = False
     #: Starts again after a lost worker, from the last checkpoint (Ray's own default is never).
     max_failures: int = 2
+    #: Seconds to wait for room where others' work fills the cluster.
+    wait_s: float = 0.0
+
+    @property
+    def fewest(self) -> int:
+        """With fewer the group does not start."""
+        return self.count if self.least is None else self.least
+
+    @property
+    def each(self) -> dict[str, int]:
+        """What one of them asks of its node."""
+        return {"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})}
+
+    @property
+    def starts(self) -> int:
+        """How often the group is started anew for want of room."""
+        return max(STARTS, math.ceil(self.wait_s / float(os.environ.get(START_VARIABLE, START_S))))
+
+    @property
+    def told(self) -> str:
+        """How many of them need what, in words."""
+        each = " and ".join(f"{value} {name}{'s' if value > 1 else ''}" for name, value in self.each.items())
+        return f"{self.fewest} workers of {each} each"
 
 
 class Board:
@@ -48,6 +79,15 @@ class Board:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.heard = time.monotonic()
+
+    def live(self) -> None:
+        """A worker's sign of life."""
+        self.heard = time.monotonic()
+
+    def silent(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - self.heard
 
     def add(self, line: str) -> None:
         """A line more."""
@@ -92,20 +132,29 @@ class RayLink:
 
 
 @contextlib.contextmanager
-def _board() -> Iterator[Any]:
-    """A board whose lines are shown as they come: Ray's own forwarding would bring its workers' noise along."""
+def _board(workers: Workers) -> Iterator[Any]:
+    """A board whose lines are shown as they come: Ray's own forwarding would bring its workers' noise along.
+
+    Where no worker is alive for long, that is said too: Ray waits for room, or starts the group again, without a word.
+    """
     import ray
 
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     done = threading.Event()
 
     def follow() -> None:
-        last = False
+        last, told = False, SILENT_S
         while not last:
             last = done.wait(0.5)
             with contextlib.suppress(ray.exceptions.RayError):
-                for line in ray.get(board.take.remote()):
+                lines, silent = ray.get([board.take.remote(), board.silent.remote()])
+                for line in lines:
                     LOG.info(line)
+                if silent < SILENT_S:
+                    told = SILENT_S
+                elif silent >= told and not last:
+                    told = silent + SILENT_S
+                    LOG.warning(_waiting(workers, silent))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -117,12 +166,22 @@ def _board() -> Iterator[Any]:
         ray.kill(board)
 
 
+def _waiting(workers: Workers, seconds: float) -> str:
+    """What is waited for, and what is there."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    there = " and ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s" for name in workers.each)
+    return f"no worker at work for {seconds:.0f} s: the group is {workers.told}, and the cluster has {there} free"
+
+
 def run(job: Job, workers: Workers) -> Outcome:
     """Run a job on a group of Ray workers; Ray must be up. Raises UserError; RayvecError when workers keep failing."""
-    # Busy machines need longer than Ray's one minute to start processes that import torch.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    _require_room(workers)
-    with _board() as board:
+    import ray
+
+    os.environ.setdefault(START_VARIABLE, str(START_S))
+    require_room(workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    with _board(workers) as board:
         return _run(job, workers, board)
 
 
@@ -134,8 +193,9 @@ def _run(job: Job, workers: Workers, board: Any) -> Outcome:
     root = job.folder.checkpoints
     storage.make_folder(root)
     filesystem, path = storage.filesystem(root)
-    quiet: Any = {"logging_config": LoggingConfig(log_level="ERROR")}  # Train v2 only, which its stubs leave out
-    resources = {"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})}
+    # Train v2 only, which its stubs leave out.
+    quiet: Any = {"logging_config": LoggingConfig(log_level="ERROR")}
+    limit: Any = {"controller_failure_limit": workers.starts}
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={
@@ -144,12 +204,14 @@ def _run(job: Job, workers: Workers, board: Any) -> Outcome:
             "board": board,
         },
         torch_config=TorchConfig(backend=None if workers.gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=_size(workers), use_gpu=workers.gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=_size(workers), use_gpu=workers.gpu, resources_per_worker=workers.each
+        ),
         run_config=RunConfig(
             name=_next_attempt(root),
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            failure_config=FailureConfig(max_failures=workers.max_failures, **limit),
             checkpoint_config=CheckpointConfig(num_to_keep=job.config.keep_checkpoints),
             **quiet,
         ),
@@ -160,7 +222,7 @@ def _run(job: Job, workers: Workers, board: Any) -> Outcome:
         # Ray Train answers ctrl-C itself, stops its workers, and leaves like this.
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
-        raise RayvecError(_explain(error, job.config)) from error
+        raise RayvecError(_explain(error, job.config, workers)) from error
     outcome: Outcome = getattr(result, "return_value", None) or {}
     if "error" not in outcome:
         job.folder.sweep(job.config.keep_checkpoints)
@@ -181,7 +243,25 @@ def _train_loop(told: dict[Any, Any]) -> Any:
         from ray.train.torch import get_device
 
         job = replace(job, device=str(get_device()))
-    return work(job, RayLink(job.folder, board, RunMetrics(job.output)))
+    with _alive(board):
+        return work(job, RayLink(job.folder, board, RunMetrics(job.output)))
+
+
+@contextlib.contextmanager
+def _alive(board: Any) -> Iterator[None]:
+    """Signs of life to the driver, now and every few seconds."""
+    done = threading.Event()
+
+    def tell() -> None:
+        board.live.remote()
+        while not done.wait(ALIVE_S):
+            board.live.remote()
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _next_attempt(root: str) -> str:
@@ -193,19 +273,28 @@ def _size(workers: Workers) -> Any:  # Train v2 takes two bounds, which its stub
     return workers.count if workers.least is None else (workers.least, workers.count)
 
 
-def _require_room(workers: Workers) -> None:
-    """Raise UserError when the cluster can never hold the group; Ray would wait for ever."""
-    import ray
+def require_room(workers: Workers, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise UserError when nodes with these resources can never hold the group; Ray would wait for ever."""
+    count, each = workers.fewest, workers.each
+    for name, value in each.items():
+        has = int(sum(node.get(name, 0) for node in nodes))
+        if count * value > has:
+            raise UserError(f"{count} workers need {count * value} {name}s and the cluster has {has}; lower workers")
+    room = sum(min(int(node.get(name, 0) // value) for name, value in each.items()) for node in nodes)
+    if room < count:
+        raise UserError(
+            f"the cluster's {len(nodes)} nodes hold {room} of {workers.told}, since a worker is on one node; lower "
+            "cpus_per_worker or workers"
+        )
 
-    total, count = ray.cluster_resources(), workers.count if workers.least is None else workers.least
-    for name, wanted in (("CPU", count * workers.cpus), ("GPU", count * int(workers.gpu))):
-        if wanted > total.get(name, 0):
-            has = int(total.get(name, 0))
-            raise UserError(f"{count} workers need {wanted} {name}s and the cluster has {has}; lower workers")
 
-
-def _explain(error: Any, config: TrainingConfig) -> str:
+def _explain(error: Any, config: TrainingConfig, workers: Workers) -> str:
     """One line about why workers failed: the first worker's own error; what to change when memory was the reason."""
+    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        return (
+            f"Ray found no room for {workers.told} in {workers.starts + 1} tries: others' work fills the cluster; run "
+            "it again later, wait longer with wait_s, or lower workers"
+        )
     failures = getattr(error, "worker_failures", {}) or {}
     first = next(iter(failures.values()), error)
     line = " ".join(str(first).strip().splitlines()[-1:]) or type(first).__name__

@@ -50,8 +50,18 @@ def test_token_budget_shows_each_example_once_a_round() -> None:
     steps = int(lengths.sum()) // 400
     seen = [batches(step) for step in range(steps)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(200))
-    totals = [int(lengths[examples].sum()) for examples in seen[:-1]]
-    assert all(abs(total - 400) <= 50 for total in totals)
+    totals = [int(lengths[examples].sum()) for examples in seen]
+    assert all(abs(total - lengths.sum() / steps) <= 50 for total in totals)
+
+
+@pytest.mark.parametrize("rows", [100, 101, 107])
+def test_what_is_left_over_is_spread_over_the_round(rows: int) -> None:
+    """Each batch has its eight texts, so that eight workers have one each, and none has much more."""
+    batches = TokenBudgetBatches(np.full(rows, 16), tokens=8 * 16, seed=1)
+    seen = [batches(step) for step in range(rows // 8)]
+    assert sorted(np.concatenate(seen).tolist()) == list(range(rows))
+    assert {len(examples) for examples in seen} <= {8, 9}
+    assert batches(rows // 8).tolist() != seen[0].tolist()  # the next round
 
 
 def test_token_budget_depends_on_seed_and_round() -> None:

@@ -6,19 +6,24 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayvec.data.sources import Source, SourceConfig, Unit, UnitData, open_source
-from rayvec.errors import MismatchError, UserError
+from rayvec.errors import MismatchError, StorageError, UserError
 
 Records = list[dict[str, Any]]
 
@@ -407,3 +412,41 @@ def test_pydocs_are_collected_once_and_then_read_as_parquet(tmp_path: Path) -> N
     table = read_all(source)
     assert table.column_names == ["id", "title", "text", "package", "version", "kind", "file", "line", "position"]
     assert "yaml.load" in table["id"].to_pylist()
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """A process that may open none beside those that are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "corpus.txt"])
+def test_too_many_open_files_are_no_damage(tmp_path: Path, name: str) -> None:
+    record = {"id": "a", "title": "", "text": "some words"}
+    (tmp_path / name).write_bytes(FORMATS[name]([record]) if name in FORMATS else b"some words")
+    source = open_source(SourceConfig(path=str(tmp_path / name)))
+    [unit] = source.units(10)
+    with no_more_files(), pytest.raises(StorageError, match=rf"^reading \S*{name} failed .*; raise `ulimit -n`"):
+        source.read(unit)
+
+
+def test_what_an_fsspec_package_raises_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As hf:// and https:// do: errors of classes of their own, without a number."""
+    with MemoryFileSystem().open("/faults/corpus.parquet", "wb") as file:
+        file.write(parquet([{"id": "a", "title": "", "text": "some words"}]))
+    source = open_source(SourceConfig(path="memory://faults/corpus.parquet"))
+    [unit] = source.units(10)
+
+    def too_slow(*_: Any, **__: Any) -> None:
+        raise FSTimeoutError
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", too_slow)
+    with pytest.raises(StorageError, match=r"^memory://\S*corpus.parquet: the store failed; run the same"):
+        source.read(unit)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from rayvec import storage
 from rayvec.encoding.attempts import Attempts, Rows, survive
@@ -47,6 +48,20 @@ def test_an_error_of_ours_is_no_fault_of_a_record(tmp_path: Path) -> None:
     work, _ = failing_on(3, error=StorageError("no space left"))
     with pytest.raises(StorageError):
         survive(work, 8, begin(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 8, 1000])
+def test_a_gpu_that_can_be_used_no_more_is_no_fault_of_a_record(tmp_path: Path, count: int) -> None:
+    broken = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    work, sizes = failing_on(0, error=broken)
+    with pytest.raises(RayvecError, match=r"a worker's GPU failed .*; run the same command again"):
+        survive(work, count, begin(tmp_path))
+    assert sizes == [count]
+
+
+def test_a_gpu_without_room_for_all_may_have_it_for_half(tmp_path: Path) -> None:
+    work, _ = failing_on(3, error=torch.AcceleratorError("CUDA error: out of memory"))
+    assert survive(work, 8, begin(tmp_path)).failures == {3: "AcceleratorError"}
 
 
 def test_two_deaths_may_be_chance_and_the_third_attempt_goes_one_by_one(tmp_path: Path) -> None:

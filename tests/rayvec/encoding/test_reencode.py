@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rayvec.encoding.shards import Plan
 from rayvec.encoding.sink import part_bytes
 from rayvec.encoding.work import complete, prepare
 from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.modeling.tokens import TokenBatch
 from tests.corpora import MarkedEncoder, documents, marked, work_on
 
 
@@ -67,6 +69,28 @@ def test_a_vector_of_another_text_is_found(tmp_path: Path) -> None:
     assert dataset.verify(full=True)["faults"] == 0
     with pytest.raises(VerificationError, match=r"the vector is not what the encoder makes of its text \(cosine"):
         reencode(dataset, marked, marked)
+
+
+class Turned(MarkedEncoder):
+    """As on a machine of other arithmetic: vectors at a cosine of 0.997 to those here."""
+
+    def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
+        vectors_ND = super().encode_tokens(batch)
+        aside_ND = np.roll(vectors_ND, 1, axis=1)
+        aside_ND -= (aside_ND * vectors_ND).sum(axis=1, keepdims=True) * vectors_ND
+        aside_ND /= np.linalg.norm(aside_ND, axis=1, keepdims=True)
+        turned_ND: np.ndarray = 0.997 * vectors_ND + np.sqrt(1 - 0.997**2) * aside_ND
+        return turned_ND.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_refused"), [("float32", True), ("auto", False), ("bfloat16", False), ("int8", False)]
+)
+def test_the_arithmetic_of_another_machine_is_allowed_for(tmp_path: Path, precision: str, is_refused: bool) -> None:
+    dataset = published(tmp_path)
+    dataset.manifest["settings"]["precision"] = precision
+    with pytest.raises(VerificationError, match=r"cosine 0\.997") if is_refused else contextlib.nullcontext():
+        assert reencode(dataset, lambda _: Turned(dim=16), marked) == {"reencoded": 1}
 
 
 def test_another_encoder_is_refused(tmp_path: Path) -> None:

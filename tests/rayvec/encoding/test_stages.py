@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayvec.encoding import stages
 from rayvec.encoding.stages import EncodeUnit, Pool, ReadUnit, check_chain, run_units
-from rayvec.errors import MismatchError, UserError
+from rayvec.errors import MismatchError, RayvecError, UserError
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.modeling.tokens import TokenBatch
 from tests.corpora import EXITS, KILLS, REFUSED, MarkedEncoder, documents, work_on
@@ -150,6 +152,41 @@ def test_a_text_that_kills_every_worker_is_refused_and_the_run_ends(ray_cluster:
     rows, [line] = embedded(work_on(tmp_path, pairs), 20)
     check_vectors(rows, [pair for pair in pairs if pair[0] != "d25"])
     assert (line["id"], line["reason"]) == ("d25", "worker_crash")
+
+
+def slow(_: str) -> MarkedEncoder:
+    """A loader whose encoder never ends in the time of a test."""
+
+    class Slow(MarkedEncoder):
+        def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
+            time.sleep(600)
+            return super().encode_tokens(batch)
+
+    return Slow(dim=16)
+
+
+@pytest.mark.timeout(120)
+def test_a_run_in_which_nothing_moves_ends_in_one_line(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "NO_PROGRESS_S", 8)
+    work = replace(work_on(tmp_path, documents(10)), load_encoder=slow)
+    with pytest.raises(RayvecError, match=r"^no unit was done for too long \(.*; take a smaller unit_rows") as caught:
+        list(run_units(work, work.source.units(10), POOL))
+    assert "\n" not in str(caught.value)
+
+
+def test_how_long_nothing_may_move_is_the_users_choice(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 77)
+    monkeypatch.setenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "77")
+    stages.quiet_logs()
+    assert context.execution_no_progress_timeout_s == 77
+    monkeypatch.delenv("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S")
+    stages.quiet_logs()
+    assert context.execution_no_progress_timeout_s == 24 * 3600
 
 
 def test_an_encoder_that_exits_is_a_failure_of_the_text(ray_cluster: None, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ ROWS: dict[str, pa.Array] = {
     "open": pa.array([True, False, None, True]),
     "tags": pa.array([["a", "b"], [], ["b"], None]),
     "seen": pa.array([datetime.date(2025, 1, day) for day in (1, 2, 3, 4)]),
+    # About 2^53, above which a float stands for several whole numbers.
+    "ts_ns": pa.array([2**53 - 1, 2**53, 2**53 + 1, None], pa.int64()),
+    "stamps": pa.array([[2**53 + 1], [2**53], [], None], pa.list_(pa.int64())),
+    "large": pa.array([0, 2**63, 2**64 - 1, None], pa.uint64()),
 }
 
 
@@ -45,6 +49,21 @@ def passing(filter_: Any) -> list[int]:
         ({"field": "year", "gte": 2019, "lt": 2025}, [0, 1]),
         ({"field": "year", "gt": 2019.5}, [1, 2]),
         ({"field": "year", "in": [2019.0, 0.5]}, [0]),
+        ({"field": "year", "gte": 2023.5, "lt": 2024.5}, [1]),
+        ({"field": "year", "lte": 2024.5, "ne": 2019.0}, [1]),
+        ({"field": "year", "lt": 1e300, "gt": -1e300}, [0, 1, 2]),
+        ({"or": [{"field": "year", "gte": 1e300}, {"field": "year", "lte": -1e300}]}, []),
+        ({"field": "ts_ns", "eq": 2.0**53}, [1]),
+        ({"field": "ts_ns", "eq": 2**53 + 1}, [2]),
+        ({"field": "ts_ns", "ne": 2.0**53}, [0, 2]),
+        ({"field": "ts_ns", "in": [2.0**53, 0.5, 1e300]}, [1]),
+        ({"field": "ts_ns", "gt": 2.0**53}, [2]),
+        ({"field": "ts_ns", "gte": 2.0**53}, [1, 2]),
+        ({"field": "ts_ns", "lt": 2.0**53}, [0]),
+        ({"field": "ts_ns", "lte": 2.0**53}, [0, 1]),
+        ({"field": "ts_ns", "lte": 1.7e18}, [0, 1, 2]),
+        ({"field": "stamps", "eq": 2.0**53}, [1]),
+        ({"field": "large", "gte": 2.0**63, "gt": -1.5}, [1, 2]),
         ({"field": "score", "lte": 1}, [0, 1, 2, 3]),
         ({"field": "open", "eq": True}, [0, 3]),
         ({"field": "tags", "eq": "b"}, [0, 2]),
@@ -105,6 +124,47 @@ def test_size_is_bounded() -> None:
     half = {"or": [one] * (MAX_CONDITIONS // 2 + 1)}
     with pytest.raises(ValueError, match="conditions"):
         check(ADAPTER.validate_python({"and": [half, half]}))
+
+
+def test_a_column_is_tested_as_it_lies_and_not_put_together() -> None:
+    class Scattered:
+        """Arrow refuses to put together what is too long for a string array."""
+
+        type = pa.string()
+        chunks = (ROWS["lang"][:1], ROWS["lang"][1:])
+
+    filter_ = ADAPTER.validate_python({"field": "lang", "eq": "en"})
+    found = mask(filter_, lambda _: Scattered())
+    assert found.to_pylist() == [True, False, False, True]
+    empty = mask(filter_, lambda _: pa.chunked_array([], pa.string()))
+    assert len(empty) == 0
+
+
+def test_what_arrow_has_no_test_for_is_told_by_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise pa.ArrowNotImplementedError("Function 'is_in' has no kernel matching input types")
+
+    monkeypatch.setattr("rayvec.indexing.filters.pc.is_in", none)
+    with pytest.raises(UserError, match="lang is a column of string, and cannot be tested so"):
+        passing({"field": "lang", "eq": "en"})
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.integers(2**53 - 2, 2**53 + 2)), min_size=1),
+    st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(2**53 - 2, 2**53 + 2).map(float)),
+)
+def test_fractions_and_whole_numbers_are_compared_as_python_does(values: list[int | None], value: float) -> None:
+    column_ = pa.chunked_array([pa.array(values, pa.int64())])
+    for name in ("gt", "gte", "lt", "lte", "eq"):
+        found = mask(ADAPTER.validate_python({"field": "n", name: value}), lambda _: column_).to_pylist()
+        assert found == [v is not None and _holds(name, v, value) for v in values]
+
+
+def _holds(test: str, left: int, right: float) -> bool:
+    """Python compares a whole number and a fraction exactly."""
+    return {"gt": left > right, "gte": left >= right, "lt": left < right, "lte": left <= right, "eq": left == right}[
+        test
+    ]
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(-3, 3)), min_size=1), st.integers(-3, 3), st.integers(-3, 3))

@@ -32,16 +32,18 @@ def verdicts(
     known: Any = (),
     bare: Any = None,
     held_out: Any = None,
+    document: Any = None,
     query: int = QUERY,
 ) -> list[str]:
     keys = Keys(
         WRITTEN,
         WRITTEN if bare is None else np.array(bare, np.uint64),
         np.zeros(6, bool) if held_out is None else np.array(held_out),
+        np.array(ROWS if document is None else document, np.uint64),
     )
     found = mining.judge(
-        rules, ROWS, SCORES, keys,
-        query=query, positive_score=positive_score, texts=np.array(texts, np.uint64), known=np.array(known, np.int64),
+        rules, SCORES, keys,
+        query=query, positive_score=positive_score, texts=np.array(texts, np.uint64), known=np.array(known, np.uint64),
     )  # fmt: skip
     return ["kept" if number == KEPT else RULES[number] for number in found]
 
@@ -71,11 +73,19 @@ def test_a_positive_that_was_not_found_lets_nothing_pass_a_margin() -> None:
     assert verdicts(OPEN, positive_score=BELOW_ALL)[0] == "kept"
 
 
-def test_positives_are_known_by_row_by_text_and_by_text_without_title() -> None:
+def test_positives_are_known_by_document_by_text_and_by_text_without_title() -> None:
     assert verdicts(OPEN, known=[9])[2] == "positive"
     # The first of two equal texts is a positive, and so is the second.
     assert verdicts(OPEN, texts=[104])[4:] == ["positive", "positive"]
     assert verdicts(OPEN, texts=[201], bare=[0, 0, 0, 201, 0, 0])[3] == "positive"
+
+
+def test_every_window_of_a_positive_is_one_and_of_another_document_the_best_is_taken() -> None:
+    windows = [7, 3, 7, 3, 4, 8]
+    expected = ["positive", "kept", "positive", "duplicate", "kept", "duplicate"]
+    assert verdicts(OPEN, known=[7], document=windows) == expected
+    # The text of a window that was a duplicate itself is no duplicate's reason.
+    assert verdicts(OPEN, document=[7, 3, 9, 1, 7, 8])[4:] == ["duplicate", "kept"]
 
 
 def test_the_query_itself_is_no_negative() -> None:
@@ -143,9 +153,10 @@ def test_the_positives_of_a_query_are_those_of_all_its_pairs() -> None:
 
 
 def test_what_is_saved_is_mapped_back(tmp_path: Path) -> None:
-    Keys(WRITTEN, WRITTEN, np.zeros(6, bool)).save(tmp_path)
+    Keys(WRITTEN, WRITTEN, np.zeros(6, bool), ROWS.astype(np.uint64)).save(tmp_path)
     loaded = Keys.load(tmp_path)
     assert loaded.of(np.array([5, 0])).written.tolist() == [104, 107]
+    assert loaded.of(np.array([5, 0])).document.tolist() == [8, 7]
     assert isinstance(loaded.written, np.memmap)
 
 
@@ -167,6 +178,18 @@ def test_documents_are_scanned_by_row_group(tmp_path: Path) -> None:
     assert len(Keys.concatenate([first, keys]).bare) == 150
     ignored = mining.scan_documents(path, 0, 1, "ignore", pa.array([], pa.string()))[0]
     assert (ignored.written == ignored.bare).all()
+
+
+def test_windows_are_scanned_as_their_documents(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(
+        [{"id": f"d{row // 2}#{row % 2}", "parent_id": f"d{row // 2}", "text": f"text {row}"} for row in range(64)]
+    )
+    path = tmp_path / "documents.parquet"
+    documents.write(table.to_batches(), table.schema, 64, path)
+    keys, places, rows = mining.scan_documents(path, 0, 1, "prepend", pa.array(["d9", "d3#0"]))
+    assert (places.tolist(), rows.tolist()) == ([0, 0], [18, 19])
+    assert keys.held_out.tolist() == [is_held_out(f"d{row // 2}") for row in range(64)]
+    assert len(np.unique(keys.document)) == 32 and (keys.document[::2] == keys.document[1::2]).all()
 
 
 def test_too_few_ranks_for_the_negatives_are_refused() -> None:

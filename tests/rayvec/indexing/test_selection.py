@@ -69,6 +69,15 @@ def test_a_selection_is_kept_for_the_next_request(index: Index) -> None:
     assert index.select(lines(1, 9)) is index.select(lines(1, 9))
 
 
+def test_texts_are_not_filtered_by_since_all_of_them_would_be_read_into_memory(index: Index) -> None:
+    filter_ = {"or": [{"field": "line", "eq": 1}, {"not": {"field": "text", "eq": "x"}}]}
+    with pytest.raises(
+        UserError, match="filter: text is searched and not filtered by; filter by one of id, title, line"
+    ):
+        index.select(ADAPTER.validate_python(filter_))
+    assert not index._documents._files[0]._columns.keys() & {"text"}
+
+
 @pytest.mark.parametrize("filter_", [{"field": "nope", "eq": 1}, {"field": "line", "eq": "one"}])
 def test_what_the_documents_do_not_have_is_refused_by_name(index: Index, filter_: Any) -> None:
     with pytest.raises(UserError, match=f"filter: .*{filter_['field']}"):

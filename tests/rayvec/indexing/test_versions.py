@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines._ray import worker_environment
 from rayvec import storage
-from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
+from rayvec.errors import ConcurrentWriterError, StorageError, UserError, VerificationError
 from rayvec.indexing import drafts, versions
 
 
@@ -166,12 +170,82 @@ def test_without_a_history_nothing_is_taken_to_be_left_over(tmp_path: Path) -> N
     assert versions.list_versions(tmp_path) == ["v1", "v2", "v3"]
 
 
+def test_the_history_is_shortened_to_what_is_there_and_the_highest_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "GONE_LINES", 10)
+    history = tmp_path / "HISTORY"
+    for number in range(40):
+        publish(tmp_path, str(number))
+        versions.prune(tmp_path, keep=2)
+        assert len(history.read_text().split()) <= 2 + 10 + 2
+    # v41 is finished, live, left by a rollback, and removed by hand.
+    publish(tmp_path, "rejected")
+    versions.rollback(tmp_path)
+    shutil.rmtree(tmp_path / "versions" / "v41")
+    for _ in range(15):
+        versions.point_to(tmp_path, "v40")
+    with versions.writing(tmp_path):
+        assert history.read_text().split() == ["v39", "v40", "v41"]
+    # One that never was live is still told apart from those that were.
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts, "point_to", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish(tmp_path, "killed")
+    assert versions.list_versions(tmp_path)[-1] == "v42" and content_of(tmp_path) == "39"
+    assert publish(tmp_path, "last") == "v42" and content_of(tmp_path, "v42") == "last"
+
+
 def test_prune_keeps_the_newest_and_the_live(tmp_path: Path) -> None:
     for number in range(5):
         publish(tmp_path, str(number))
     versions.rollback(tmp_path, "v2")
     assert versions.prune(tmp_path, keep=2) == ["v1", "v3"]
     assert versions.list_versions(tmp_path) == ["v2", "v4", "v5"]
+
+
+def lock_as_nfs_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux makes of flock over NFS a lock by fcntl, which wants a descriptor that may do what is locked against."""
+    real = fcntl.flock
+
+    def flock(file: Any, how: int) -> None:
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if how & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_prune_locks_as_nfs_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        publish(tmp_path, str(number))
+    lock_as_nfs_does(monkeypatch)
+    held = versions.hold(tmp_path / "versions" / "v2")
+    assert versions.prune(tmp_path, keep=1) == ["v1", "v3"]
+    os.close(held)
+    assert versions.prune(tmp_path, keep=1) == ["v2"]
+
+
+def test_a_version_stays_where_it_cannot_be_known_whether_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        publish(tmp_path, str(number))
+    lock_as_nfs_does(monkeypatch)
+    # A manifest that may only be read, and a user who is not root.
+    monkeypatch.setattr(versions, "_open_to_lock", lambda path: os.open(path, os.O_RDONLY))
+    assert versions.prune(tmp_path, keep=1) == []
+    assert versions.list_versions(tmp_path) == ["v1", "v2"]
+
+
+def test_a_mount_without_locks_is_told_apart_from_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StorageError, match=r"has no locks \(.*; choose a folder"):
+        publish(tmp_path, "one")
 
 
 def test_prune_of_everything_is_refused(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from rayvec.errors import MismatchError, UserError, VerificationError
 from rayvec.modeling import adapters
@@ -16,7 +18,7 @@ from rayvec.modeling.batching import PackedBatch
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.trainable import open_for_training
-from tests.models import SENTENCES, save_model, tiny_llama
+from tests.models import SENTENCES, family_config, save_model, tiny_llama
 
 PACKED = PackedBatch.from_tokens(TokenBatch.from_rows([np.arange(9, 20), np.arange(30, 34)]))
 
@@ -72,6 +74,43 @@ def test_llm2vecs_seven_projections_are_adapted(llama: Path) -> None:
     names = [name for name, _ in backbone.named_parameters() if "lora_A" in name]
     adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name in names}
     assert adapted == set(adapters.PROJECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("gpt_neox", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        ("mixtral", {"q_proj", "k_proj", "v_proj", "o_proj"}),  # experts are no linear layers
+        ("qwen3", {*adapters.PROJECTIONS}),
+        ("gemma3", {*adapters.PROJECTIONS}),
+    ],
+)
+def test_every_linear_layer_of_a_block_is_adapted_or_llm2vecs_seven(family: str, expected: set[str]) -> None:
+    _check_adapted(family_config(family), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Glm4Config", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("OPTConfig", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}),
+        ("PhiConfig", {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}),
+    ],
+)
+def test_what_some_call_otherwise_is_not_left_out(name: str, expected: set[str]) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"ffn_dim": 48, "word_embed_proj_dim": 32} if name == "OPTConfig" else {}
+    _check_adapted(getattr(transformers, name)(vocab_size=512, pad_token_id=0, **sizes, **more), expected)
+
+
+def _check_adapted(config: Any, expected: set[str]) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(transformers.AutoModel.from_config(config))
+        adapters.attach(backbone, LoraSettings(rank=4))
+    names = [name for name, _ in backbone.named_parameters() if "lora_A" in name]
+    assert {name.split(".lora_A")[0].rpartition(".")[2] for name in names} == expected
+    assert adapters.adapted(backbone) == sorted(expected)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "bert", "phi3"])
@@ -152,6 +191,7 @@ def test_an_adapter_is_the_same_wherever_its_base_lay(llama: Path, tmp_path: Pat
     ("name", "written"),
     [
         ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"),
+        ("meta-llama/Meta-Llama-3-8B@v1.0", "meta-llama/Meta-Llama-3-8B"),
         ("embedded:tiny-decoder", "embedded:tiny-decoder"),
         ("s3://models/llama", "s3://models/llama"),
         ("/models/llama", None),
@@ -163,7 +203,9 @@ def test_an_adapter_names_its_base_and_no_folder_of_one_machine(
 ) -> None:
     saved(llama, tmp_path / "adapter", name)
     text = (tmp_path / "adapter" / adapters.SETTINGS).read_text()
-    assert json.loads(text)["base_model_name_or_path"] == written
+    settings = json.loads(text)
+    assert settings["base_model_name_or_path"] == written
+    assert settings["revision"] == ("v1.0" if name and name.endswith("@v1.0") else None)
     assert str(llama) not in text
 
 
@@ -172,6 +214,15 @@ def test_a_damaged_adapter_is_found_out(llama: Path, mntp: Path, tmp_path: Path)
     settings = json.loads((tmp_path / "mntp" / adapters.SETTINGS).read_text())
     (tmp_path / "mntp" / adapters.SETTINGS).write_text(json.dumps({**settings, "lora_alpha": 99}))
     with pytest.raises(VerificationError, match="checksum"):
+        TextEncoder.from_decoder(llama, adapters=[tmp_path / "mntp"])
+
+
+def test_an_adapter_that_is_cut_short_is_told(llama: Path, mntp: Path, tmp_path: Path) -> None:
+    adapters.copy(mntp / "adapters" / "1-mntp", tmp_path / "mntp")
+    (tmp_path / "mntp" / adapters.FILE).unlink()  # as one of another tool, which says nothing of its checksum
+    weights = tmp_path / "mntp" / adapters.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is damaged .*; fetch it again"):
         TextEncoder.from_decoder(llama, adapters=[tmp_path / "mntp"])
 
 

@@ -249,3 +249,11 @@ def test_missing_weights_are_not_filled_with_noise(llama: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
     with pytest.raises(UserError, match="lacks weights"):
         Backbone.load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 2000])
+def test_weights_that_are_cut_short_are_told(llama: Path, tmp_path: Path, kept: int) -> None:
+    (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes()[:kept])
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"the weights of .* are damaged .*; fetch them again"):
+        Backbone.load(tmp_path)

@@ -82,6 +82,11 @@ def test_a_gpu_is_refused_before_anything_is_loaded(llama: Path) -> None:
         TextEncoder.load(llama, device="cuda", dtype="int8")
 
 
+def test_it_keeps_off_a_gpu_that_is_there(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayvec.modeling.backbone.choose_device", lambda _: "cuda")
+    assert TextEncoder.load(llama, dtype="int8").backbone.device.type == "cpu"
+
+
 def test_rounded_weights_are_not_saved(rounded: TextEncoder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="load it with dtype=float32"):
         rounded.save(tmp_path / "merged", merged=True)

@@ -378,6 +378,14 @@ def test_published_names_are_followed_down_to_the_base(
     assert TextEncoder.load(tmp_path / "encoder").fingerprint == encoder.fingerprint
 
 
+def test_the_revision_that_an_adapter_names_is_followed(hub: Path) -> None:
+    settings = hub / "models--McGill-NLP--y-mntp" / "snapshots" / "0123abc" / adapters.SETTINGS
+    (hub / "models--meta-llama--Llama-2-7b-chat-hf" / "refs" / "v1.0").write_text("0123abc")
+    edit(settings, revision="v1.0")
+    encoder = TextEncoder.from_llm2vec("McGill-NLP/y-mntp", "McGill-NLP/y-mntp-supervised", compat="llm2vec")
+    assert encoder.folder.manifest.base == "meta-llama/Llama-2-7b-chat-hf@v1.0"
+
+
 @pytest.mark.usefixtures("hub")
 def test_d6_published_names_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(MismatchError, match="trained on McGill-NLP/x-mntp, not on McGill-NLP/y-mntp"):

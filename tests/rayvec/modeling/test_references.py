@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,28 @@ def test_a_hub_that_cannot_be_reached_names_the_cure(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(UserError, match="give a folder"):
         resolve("someone/model")
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+def test_a_revision_stays_what_it_is(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's cache on a machine without a network, as its client fills it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--org--model"
+    for commit in (OLD, NEW):
+        shutil.copytree(llama, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(NEW)
+    (repository / "refs" / "v1.0").write_text(OLD)
+    found = {name: resolve(name).name for name in ("org/model", f"org/model@{OLD}", "org/model@v1.0")}
+    assert list(found.values()) == [NEW, OLD, OLD]
+    assert holds("org/model@v1.0", "config.json")
+    TextEncoder.load(f"org/model@{OLD}").save(tmp_path / "encoder")
+    assert TextEncoder.load(tmp_path / "encoder").folder.manifest.base == f"org/model@{OLD}"
+    with pytest.raises(UserError, match="no model org/model@v2"):
+        resolve("org/model@v2")
 
 
 def test_embedded_models_are_named_not_placed(monkeypatch: pytest.MonkeyPatch, llama: Path) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving import embedded
 from rayvec.serving.config import Limits
 from rayvec.serving.pages import PAGE
-from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_QUERIES, MAX_TEXTS
-from rayvec.serving.security import Keys, new_key
+from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_QUERIES, MAX_TEXTS, EmbeddingRequest
+from rayvec.serving.security import Keys, new_key, parse_line
 from tests.artifacts import texts_for
 from tests.services import COUNT, MODEL, Client, listening
 
@@ -366,7 +370,7 @@ def test_body_that_is_not_json(client: Client, path: str, content: bytes) -> Non
     assert_refused(client.send(path, content), 400, "invalid_json")
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"5", b'"query"', b"[]", b'[{"query": "x"}]', b"true"])
+@pytest.mark.parametrize("body", [b"null", b"5", b'"query"', b"[]", b'[{"query": "x"}]', b"true"])
 def test_body_that_is_no_object(client: Client, body: bytes) -> None:
     answer = client.send("/v1/search", body)
     assert answer.status_code == 422
@@ -422,6 +426,22 @@ def test_body_without_length_is_given_up_at_the_limit(narrow: Client) -> None:
     assert len(sent) < 20
 
 
+def test_a_body_without_end_is_not_kept(client: Client) -> None:
+    """As much as a service's memory, sent over a real connection to who refuses it and reads no more."""
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+    process = psutil.Process()
+    with listening(client.app) as address, socket.create_connection(("127.0.0.1", int(address.split(":")[-1]))) as raw:
+        before, most = process.memory_info().rss, 0
+        raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        raw.settimeout(5)
+        with suppress(OSError):  # it is closed, or no longer read
+            for _ in range(500):
+                raw.sendall(chunk)
+                most = max(most, process.memory_info().rss)
+    assert most - before < 64 << 20
+
+
 def test_a_body_that_does_not_arrive_is_given_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayvec.serving.strict.BODY_SECONDS", 0.2)
     head = (
@@ -460,3 +480,79 @@ def test_keys_guard_everything_but_page_and_health(index: Path, tmp_path: Path) 
     client.close()
     assert statuses == [200, 200, 200, 200, 401]
     assert (wrong.status_code, wrong.json()["error"]["type"], right.status_code) == (401, "authentication_error", 200)
+
+
+def over(service: Client, **transport: Any) -> httpx.AsyncClient:
+    """The same application, asked from elsewhere or below a prefix."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(service.app, **transport), base_url="http://localhost:8000")
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [("127.0.0.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("192.0.2.7", 403), ("2001:db8::7", 403)],
+)
+def test_without_keys_another_machine_is_refused_by_whatever_name_it_asks(
+    client: Client, peer: str, status: int
+) -> None:
+    """A Serve that ran before the service came may listen on every interface."""
+    http = over(client, client=(peer, 4711))
+    assert client.runner.run(http.post("/v1/search", json={"query": TEXT})).status_code == status
+
+
+def test_below_a_prefix_all_is_as_at_the_root(index: Path) -> None:
+    (reader, line), (_, other) = new_key("alice"), new_key("bob", ("write",))
+    service = Client(index, keys=Keys([key for key in map(parse_line, (line, other)) if key]), writable=True)
+    http, given = over(service, root_path="/rag"), {"authorization": f"Bearer {reader}"}
+
+    def status(method: str, path: str, **options: Any) -> int:
+        return service.runner.run(http.request(method, path, headers=given, **options)).status_code
+
+    documents = [{"id": "new", "text": "a text"}]
+    assert status("POST", "/rag/v1/documents", json={"documents": documents}) == 403, "the key may only read"
+    assert status("DELETE", "/rag/v1/documents/doc-1") == 403
+    assert status("POST", "/rag/v1/search", json={"query": TEXT}) == 200
+    assert [service.runner.run(http.get(path)).status_code for path in ("/rag/ready", "/rag/", "/rag/page.js")] == [
+        200, 200, 200,
+    ]  # fmt: skip
+    numbers = service.runner.run(http.get("/rag/metrics", headers=given)).text
+    assert 'route="/v1/search",status="200"' in numbers and 'route="other"' not in numbers
+    described = service.runner.run(http.get("/rag/openapi.json", headers=given)).json()
+    assert described["servers"] == [{"url": "/rag"}] and "/v1/search" in described["paths"]
+    service.close()
+
+
+# Long answers
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+def test_a_long_answer_of_vectors_comes_in_pieces_and_is_the_same(
+    client: Client, monkeypatch: pytest.MonkeyPatch, encoding_format: str
+) -> None:
+    body = {"model": MODEL, "input": [f"text {number}" for number in range(40)], "encoding_format": encoding_format}
+    whole = client.post("/v1/embeddings", **body)
+    monkeypatch.setattr(embedded, "AT_ONCE", 64 * 7)
+    pieces = client.post("/v1/embeddings", **body)
+    assert "content-length" in whole.headers and "content-length" not in pieces.headers
+    assert pieces.headers["content-type"] == whole.headers["content-type"] and pieces.text == whole.text
+
+
+def test_a_long_answer_lets_others_in_between(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "AT_ONCE", 64)
+    request = EmbeddingRequest(input=["a text"] * 20, model=MODEL)
+
+    async def turns() -> int:
+        answer, count, written = await client.gateway.embed(request), 0, asyncio.Event()
+
+        async def write() -> None:
+            async for _ in answer.pieces():
+                pass
+            written.set()
+
+        writing = asyncio.create_task(write())
+        while not written.is_set():
+            count += 1
+            await asyncio.sleep(0)
+        await writing
+        return count
+
+    assert client.runner.run(turns()) >= 20

@@ -65,6 +65,20 @@ def test_a_copy_of_the_encoder_computes_in_what_it_is_told_to(tmp_path: Path) ->
     assert 0.99 < (exact * rough).sum(1).min() < 0.999999
 
 
+def test_a_copy_of_the_encoder_that_asks_for_no_gpu_takes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, texts = TextEncoder.load("tiny"), ["sort a list", "open a socket"]
+    write_index(tmp_path, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder="tiny")
+    config = ServeConfig.parse({"index": str(tmp_path)})
+    with pytest.raises(UserError, match="device=cuda, and torch finds no GPU here"):
+        EncoderReplica(ServeConfig.parse({"index": str(tmp_path), "replicas": {"encoder_gpus": 1}}), plan(config))
+    asked: list[str] = []
+    monkeypatch.setattr("rayvec.modeling.backbone.choose_device", lambda name: asked.append(name) or "cpu")
+    EncoderReplica(config, plan(config))
+    assert asked == ["cpu"]
+    with pytest.raises(UserError, match=r"precision=int8 is for CPUs; set replicas.encoder_gpus=0"):
+        ServeConfig.parse({"index": "i", "precision": "int8", "replicas": {"encoder_gpus": 1}})
+
+
 def test_another_encoder_is_refused_by_the_field_that_differs(index: Path) -> None:
     with pytest.raises(MismatchError, match="weights"):
         plan(ServeConfig(index=str(index), encoder="hash:32"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 from rayvec.modeling.hash_encoder import HashEncoder
-from rayvec.serving.client import AsyncClient, Client, ServiceError
+from rayvec.serving.client import AsyncClient, Client, ServiceError, _vectors
+from rayvec.serving.schemas import Embedding, EmbeddingAnswer, Usage
 from rayvec.serving.security import Keys, new_key, parse_line
-from tests.services import MODEL, listening
+from tests.services import MODEL, listening, write_service_index
 from tests.services import Client as InProcess
 
 QUERY = "sort the list in place"
@@ -63,6 +65,27 @@ def test_embed_gives_the_encoder_s_vectors_of_more_texts_than_one_request_takes(
         assert client.embed([]).shape == (0, 64)
         np.testing.assert_array_equal(client.embed(texts[0], input_type="query"), HashEncoder(64).encode(texts[:1])[0])
         assert client.model().id == MODEL and client.ready().index_version == "v1"
+
+
+def test_vectors_are_of_the_encoder_that_answers_and_never_of_two(address: str, tmp_path: Path) -> None:
+    """A service whose encoder was replaced under the same name, while a client goes on."""
+    other = InProcess(write_service_index(tmp_path / "index", "hash:32"), encoder=HashEncoder(32))
+    with listening(other.app) as new, Client(address) as client:
+        assert client.embed("a text").shape == (64,)
+        other.gateway._model = MODEL
+        client._http.base_url = new
+        assert client.embed("a text").shape == (32,) and client.embed(["a", "b"]).shape == (2, 32)
+    other.close()
+    mixed = [embedding_answer(dim) for dim in (64, 32)]
+    with pytest.raises(ServiceError, match="changed to another encoder"):
+        _vectors(mixed, 2, 64)
+
+
+def embedding_answer(dim: int) -> EmbeddingAnswer:
+    row = base64.b64encode(np.ones(dim, "<f4").tobytes()).decode()
+    usage = Usage(prompt_tokens=1, total_tokens=1)
+    rows = [Embedding(index=0, embedding=row)]
+    return EmbeddingAnswer(data=rows, model=MODEL, usage=usage, index_version="v1", truncated=[])
 
 
 def test_search_by_vectors_and_by_documents(address: str) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.serving.config import Limits, SearchDefaults
+from rayvec.serving.door import FrontDoor, middlewares
 from tests.artifacts import texts_for, write_index
 from tests.services import COUNT, MODEL, Client
 
@@ -84,7 +86,7 @@ def test_where_there_is_no_room_a_request_is_refused_before_its_body_is_read(slo
     async def run() -> list[httpx.Response]:
         waiting = [slow.http.post("/v1/embeddings", json={"input": "x", "model": MODEL}) for _ in range(2)]
         tasks = [asyncio.create_task(one) for one in waiting]
-        while not slow.gateway.is_full:
+        while not slow.gateway.admission.is_full:
             await asyncio.sleep(0.001)
         refused = [await slow.http.post(path, content=body()) for path in ("/v1/search", "/v1/documents")]
         others = [await slow.http.get(path) for path in ("/health", "/ready", "/v1/models", "/v1/indexes")]
@@ -94,6 +96,35 @@ def test_where_there_is_no_room_a_request_is_refused_before_its_body_is_read(slo
     answers = slow.runner.run(run())
     assert [answer.status_code for answer in answers] == [429, 429, 200, 200, 200, 200]
     assert read == []
+
+
+def test_where_serve_lets_us_stand_before_it_only_what_is_refused_passes_it_by(slow: Client) -> None:
+    through: list[str] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        through.append(scope["path"])
+        await slow.app(scope, receive, send)
+
+    (middleware,) = middlewares()
+    front = cast(ASGIApp, middleware.cls)(serve)  # type: ignore[call-arg, arg-type]
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost") as http:
+            waiting = [
+                asyncio.create_task(http.post("/v1/embeddings", json={"input": "x", "model": MODEL})) for _ in range(2)
+            ]
+            while not slow.gateway.admission.is_full:
+                await asyncio.sleep(0.001)
+            answers = [await http.post("/v1/search", content=b"{"), await http.get("/-/routes"), await http.get("/")]
+            await asyncio.gather(*waiting)
+        return [answer.status_code for answer in answers]
+
+    FrontDoor.stands_before(slow.gateway.admission, slow.app)
+    try:
+        assert slow.runner.run(run()) == [429, 404, 200]
+    finally:
+        FrontDoor._inside = None
+    assert through == ["/v1/embeddings", "/v1/embeddings", "/-/routes", "/"]
 
 
 def test_a_request_that_takes_too_long_is_given_up(slow: Client) -> None:
@@ -107,16 +138,16 @@ def draining(client: Client, seconds: float, release: Callable[[], None]) -> lis
 
     async def run() -> list[httpx.Response]:
         under_way = asyncio.create_task(client.http.post("/v1/embeddings", json={"input": "x", "model": MODEL}))
-        while client.gateway.is_full is False:
+        while client.gateway.admission.is_full is False:
             await asyncio.sleep(0.001)
-        drained = asyncio.create_task(client.gateway.drain(seconds))
+        drained = asyncio.create_task(client.gateway.admission.drain(seconds))
         await asyncio.sleep(0)
         new = [await client.http.get(path) for path in ("/ready", "/v1/models", "/v1/search", "/health", "/metrics")]
         assert not drained.done()
         release()
         answer = await under_way
         await drained
-        assert await client.gateway.drain(1.0), "nothing is under way any more"
+        assert await client.gateway.admission.drain(1.0), "nothing is under way any more"
         return [answer, *new]
 
     return client.runner.run(run())

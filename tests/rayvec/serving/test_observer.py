@@ -56,6 +56,13 @@ def test_a_usable_request_id_is_kept_and_any_other_is_replaced(seen: Client) -> 
     assert kept == "abc-1" and len(replaced) == 2 and all(len(one) == 32 for one in replaced)
 
 
+def test_under_serve_which_sends_a_usable_id_back_by_itself_it_is_not_sent_twice(index: Path) -> None:
+    client = Client(index, under_serve=True)
+    ours = [client.get("/health", headers=given).headers.get("x-request-id") for given in ({}, {"x-request-id": "a"})]
+    assert ours[0] and ours[1] is None
+    client.close()
+
+
 def test_metrics_count_requests_stages_tokens_and_the_cache(seen: Client) -> None:
     for _ in range(2):
         assert seen.post("/v1/search", query="sort a list", k=1).status_code == 200
@@ -81,6 +88,7 @@ def test_the_access_log_has_a_line_a_request_and_no_text(seen: Client, log: Path
     entry = json.loads(line)
     assert (entry["method"], entry["route"], entry["status"], entry["key"]) == ("POST", "/v1/search", 200, None)
     assert "secret" not in line
+    assert 0 < entry["encode_milliseconds"] + entry["search_milliseconds"] < entry["milliseconds"]
 
 
 def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -97,6 +105,8 @@ def test_a_cached_query_has_the_same_answer(seen: Client) -> None:
 def test_pages_of_other_origins_may_not_ask_unless_named(seen: Client, index: Path) -> None:
     asked = {"origin": ORIGIN, "access-control-request-method": "POST"}
     assert seen.ask("OPTIONS", "/v1/search", headers=asked).headers["access-control-allow-origin"] == ORIGIN
+    many = {**asked, "access-control-request-headers": "authorization,x-stainless-os,traceparent"}
+    assert seen.ask("OPTIONS", "/v1/search", headers=many).status_code == 200, "as OpenAI's JavaScript client asks"
     stranger = seen.ask("OPTIONS", "/v1/search", headers={**asked, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in stranger.headers
     closed = Client(index)

@@ -45,21 +45,26 @@ def test_an_answer_tells_the_encoder_that_it_is_of() -> None:
 class Stuck(HashEncoder):
     """Its tokenizer does not come back until it is told to."""
 
-    release = threading.Event()
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.release = threading.Event()
 
     def tokenize(self, texts: Sequence[str], instruction: str | None = None) -> TokenBatch:
         self.release.wait(10)
         return super().tokenize(texts, instruction)
 
 
-def test_a_tokenizer_that_hangs_is_seen() -> None:
+@pytest.mark.parametrize(
+    ("text", "told"), [("a", "one batch has been running"), ("a" * 2000, "tokenize: the same work has been running")]
+)
+def test_a_tokenizer_that_hangs_is_seen(text: str, told: str) -> None:
     async def run() -> None:
-        encoder = Stuck(64)
+        encoder = Stuck()
         part = QueryEncoder(encoder, limits=Limits(timeout_seconds=0.01))
         await part.check_health()
-        task = asyncio.create_task(part.encode(["a"]))
+        task = asyncio.create_task(part.encode([text]))
         await asyncio.sleep(0.1)
-        with pytest.raises(RuntimeError, match="tokenize: the same work has been running"):
+        with pytest.raises(RuntimeError, match=told):
             await part.check_health()
         encoder.release.set()
         await task
@@ -69,14 +74,16 @@ def test_a_tokenizer_that_hangs_is_seen() -> None:
 
 
 class Counting(HashEncoder):
-    """Notes how many tokens each pass had."""
+    """Notes how many tokens each pass had, and does none until it is told to."""
 
     def __init__(self) -> None:
         super().__init__(64)
         self.passes: list[int] = []
+        self.go_on = threading.Event()
 
     def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
         self.passes.append(int(batch.lengths.sum()))
+        assert self.go_on.wait(60)
         return super().encode_tokens(batch)
 
 
@@ -93,15 +100,56 @@ def test_a_request_of_more_tokens_than_a_batch_lets_others_in_between() -> None:
             return found.vectors_BD
 
         async def short() -> None:
-            await part.encode(["a query"])
+            await part.encode_ids([[1, 2]])  # no thread's turn lies between this and its place in the queue
             order.append("short")
 
-        vectors_BD, _ = await asyncio.gather(long(), short())
-        return vectors_BD
+        first = asyncio.create_task(long())
+        while not encoder.passes:
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(short())
+        await asyncio.sleep(0)
+        encoder.go_on.set()
+        await second
+        return await first
 
     np.testing.assert_array_equal(asyncio.run(run()), ENCODER.encode(texts))
     assert max(encoder.passes) <= 30 and len(encoder.passes) > 4
     assert order == ["short", "long"]
+
+
+def test_an_instruction_counts_for_each_text_of_a_request() -> None:
+    encoder = Counting()
+    encoder.go_on.set()
+    part = QueryEncoder(encoder, limits=Limits(batch_tokens=900))
+    encoded = asyncio.run(part.encode(["a"] * 200, "find what is like this text"))
+    assert encoded.n_tokens > 900 and max(encoder.passes) <= 900
+
+
+def test_short_and_long_texts_are_tokenized_at_once_and_get_their_own_vectors() -> None:
+    encoder = TextEncoder.load("tiny")
+    texts = [f"text number{i} " * (1 if i % 3 else 150) for i in range(60)]
+
+    async def run() -> list[Any]:
+        part = QueryEncoder(encoder)
+        return await asyncio.gather(*(part.encode([text]) for text in texts))
+
+    for encoded, text in zip(asyncio.run(run()), texts, strict=True):
+        np.testing.assert_allclose(encoded.vectors_BD, encoder.encode([text]), atol=1e-5)
+        assert encoded.n_tokens == len(encoder.tokenize([text]).input_ids)
+
+
+def test_an_instruction_that_leaves_no_room_fails_its_own_request_alone() -> None:
+    encoder = TextEncoder.load("tiny")
+    too_long = "word " * 190  # of 128 tokens, and below 1,000 characters: it is read beside the others
+
+    async def run() -> list[Any]:
+        part = QueryEncoder(encoder)
+        return await asyncio.gather(
+            *(part.encode(["a"], too_long if i == 3 else None) for i in range(8)), return_exceptions=True
+        )
+
+    answers = asyncio.run(run())
+    assert [type(answer).__name__ for answer in answers] == ["Problem" if i == 3 else "Encoded" for i in range(8)]
 
 
 def test_a_token_that_the_model_does_not_have_is_refused_before_the_model_sees_it() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from rayvec.errors import VerificationError
 from rayvec.serving.refusals import NotYetError, Refusal
 
@@ -35,3 +37,17 @@ def test_what_is_not_there_yet_is_tried_again_at_once_and_is_no_news() -> None:
     refusal = Refusal(60.0)
     assert not refusal.note("v2", NotYetError("parts 1"))
     assert refusal.allows("v2")
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("/data/index/versions/v8/shard-00000.faiss does not match", "shard-00000.faiss does not match"),
+        ("read or/and write s3://bucket/a/v8.json: denied", "read or/and write v8.json: denied"),
+        ("and '/data/v 8'", "and 'v 8'"),
+    ],
+)
+def test_who_asks_is_not_shown_where_files_lie(reason: str, shown: str) -> None:
+    refusal = Refusal(1.0)
+    refusal.note("v8", VerificationError(reason))
+    assert (refusal.told, refusal.shown) == (f"v8: {reason}", f"v8: {shown}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import (
@@ -62,3 +65,27 @@ def test_what_would_fail_again_is_not_tried_again(error: Exception) -> None:
     with pytest.raises(type(error)):
         asyncio.run(_call(method))
     assert method.calls == 1
+
+
+class Response:
+    """A handle's answer that does not come."""
+
+    cancelled = False
+
+    def __await__(self) -> Generator[Any]:
+        return asyncio.sleep(60).__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_past_its_deadline_the_other_process_is_told_to_leave_off() -> None:
+    response = Response()
+
+    async def ask() -> None:
+        async with asyncio.timeout(0.01):
+            await _call(SimpleNamespace(remote=lambda: response))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask())
+    assert response.cancelled

@@ -46,8 +46,8 @@ def test_vectors_of_another_encoder_are_not_searched_with(index: Path) -> None:
     vectors = ENCODER.encode(["a"])
 
     def search(fingerprint: str | None) -> int:
-        options = Options(k=1, mode="dense", fingerprint=fingerprint)
-        return len(asyncio.run(retriever.search(["a"], vectors, options)).hits[0])
+        options = Options(k=1, mode="dense")
+        return len(asyncio.run(retriever.search(["a"], vectors, options, fingerprint)).hits[0])
 
     assert (search(ENCODER.fingerprint.short), search(None)) == (1, 1)
     with pytest.raises(Problem) as refused:

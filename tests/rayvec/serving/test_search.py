@@ -65,7 +65,7 @@ def test_a_filter_leaves_what_passes(client: Client, mode: str) -> None:
 
 
 def test_a_filter_that_cannot_be_is_refused(client: Client) -> None:
-    for filter_ in ({"field": "nope", "eq": 1}, {"field": "line", "eq": "x"}):
+    for filter_ in ({"field": "nope", "eq": 1}, {"field": "line", "eq": "x"}, {"field": "text", "eq": QUERY}):
         assert refused(client, filter=filter_) == (422, "filter")
     deep: Any = {"field": "line", "eq": 1}
     for _ in range(50):
@@ -101,6 +101,52 @@ def test_unique_by_looks_deeper_until_there_are_k(tmp_path: Path) -> None:
     assert len(kept) == 4 and len({hit["text"] for hit in kept}) == 4
 
 
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_unique_by_looks_no_deeper_than_is_allowed_and_then_answers_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from rayvec.indexing.searcher import Index
+    from rayvec.modeling.hash_encoder import HashEncoder
+    from rayvec.serving.search import Options, search_index
+    from tests.artifacts import write_index
+
+    texts = [QUERY] * 60
+    encoder = HashEncoder(64)
+    vectors = encoder.encode(texts)
+    write_index(tmp_path, vectors, texts, made_by=encoder.fingerprint, encoder="hash:64")
+    index = Index.open(tmp_path, threads=1)
+    asked: list[int] = []
+    for name in ("dense", "lexical"):
+        real = getattr(index, name)
+        monkeypatch.setattr(
+            index, name, lambda queries, k, *more, real=real: asked.append(k) or real(queries, k, *more)
+        )
+    monkeypatch.setattr("rayvec.serving.search.DEEPEST", 40)
+    monkeypatch.setattr("rayvec.serving.search.ROWS_AT_MOST", 60)
+    options: Any = Options(k=4, mode=mode, unique_by="text", include=())  # type: ignore[arg-type]
+    [hits] = search_index(index, [QUERY], vectors[:1], options)
+    assert len(hits) == 1 and max(asked) == 40
+    # Two queries share the rows that may be looked through.
+    asked.clear()
+    answers = search_index(index, [QUERY] * 2, vectors[:2], options)
+    assert [len(hits) for hits in answers] == [1, 1]
+    assert mode == "hybrid" or max(asked) == 30
+    assert all(set(hit.signals) == ({"dense", "lexical"} if mode == "hybrid" else set()) for hit in hits)
+
+
+def test_only_the_hits_that_are_kept_have_their_signals_made(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayvec.serving import search
+
+    made: list[int] = []
+    real = search.Signal
+    monkeypatch.setattr(search, "Signal", lambda **values: made.append(values["rank"]) or real(**values))
+    client = Client(index)
+    made.clear()
+    hits = found(client, mode="hybrid", k=3)
+    client.close()
+    assert len(made) == sum(len(hit["signals"]) for hit in hits) <= 6
+
+
 def test_reciprocal_ranks_and_weights_change_the_order_of_a_hybrid_search(client: Client) -> None:
     dense, lexical = ([hit["id"] for hit in found(client, mode=mode)] for mode in ("dense", "lexical"))
     by_ranks = found(client, fusion="rrf")
@@ -129,6 +175,16 @@ def test_a_reranker_orders_the_first_hits_and_leaves_the_rest(reranking: Client)
 def test_a_reranker_sees_more_than_is_answered(reranking: Client) -> None:
     shortest = min(found(reranking, k=20), key=lambda hit: (len(f"{hit['title'] or ''}{hit['text']}"), hit["rank"]))
     assert found(reranking, k=1, rerank=20)[0]["id"] == shortest["id"]
+
+
+def test_more_pairs_than_one_request_may_have_reranked_are_refused(
+    reranking: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayvec.serving.search.MAX_PAIRS", 10)
+    for queries, status in ((2, 200), (3, 422)):
+        answer = reranking.post("/v1/search", query=[QUERY] * queries, k=1, rerank=5)
+        assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == "rerank" and "15 pairs" in answer.json()["error"]["message"]
 
 
 def test_what_the_service_does_not_have_is_refused_by_name(client: Client) -> None:

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from rayvec.errors import UserError
+from rayvec.serving import security
 from rayvec.serving.security import Keys, Rates, command, new_key, parse_line
 
 
@@ -46,7 +47,8 @@ def test_scopes_and_rate_stand_in_the_line(tmp_path: Path) -> None:
     assert [(key.scopes, key.per_minute) for key in found if key] == [({"read"}, None), ({"write"}, 60)]
 
 
-def test_a_changed_file_counts_from_the_next_request(tmp_path: Path) -> None:
+def test_a_changed_file_counts_from_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "LOOK_SECONDS", 0.0)
     path = tmp_path / "keys.txt"
     alice = make(path, "alice")
     keys = Keys.load(path)

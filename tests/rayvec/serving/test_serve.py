@@ -202,7 +202,8 @@ def test_one_document_is_deleted_by_its_path(service: Service) -> None:
 
 
 def test_page_stands_at_the_root(service: Service) -> None:
-    page = httpx.get(service.address, timeout=30)
+    page = httpx.get(service.address, headers={"x-request-id": "mine"}, timeout=30)
+    assert page.headers.get_list("x-request-id") == ["mine"]
     assert "<title>rayvec search</title>" in page.text
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +20,14 @@ import httpx
 import psutil
 import pytest
 
+from pipelines._ray import worker_environment
 from rayvec import Client
+from rayvec.errors import VerificationError
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.security import new_key
 from tests.artifacts import texts_for, write_index
 from tests.models import tiny_tokenizer
-from tests.served import READY_SECONDS, Service, asking, check_drain, search, serving
+from tests.served import READY_SECONDS, Service, asking, check_drain, free_port, search, serving
 from tests.services import COUNT, MODEL, write_service_index
 from tests.services import Client as InProcess
 
@@ -190,6 +195,58 @@ def test_what_clients_that_went_away_asked_is_not_encoded(tmp_path: Path, settin
             time.sleep(0.1)
 
 
+def test_a_damaged_index_is_refused_when_the_service_starts(index: Path, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(index, tmp_path / "index"))
+    shard = index / "versions" / "v1" / "shard-00000.faiss"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    command = [sys.executable, "-m", "jobs.serve", "--recipe", "hash.serve", "--set", f"index={index}"]
+    done = subprocess.run(
+        [*command, "--set", f"port={free_port()}"],
+        env={**os.environ, **worker_environment()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == VerificationError.exit_status
+    [error] = [line for line in done.stderr.splitlines() if "(raylet)" not in line]
+    assert error.startswith("error: ") and "shard-00000.faiss" in error
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("deployment", ["QueryEncoder", "Retriever"])
+def test_a_part_that_hangs_is_told_and_replaced(index: Path, deployment: str) -> None:
+    with serving(index, "limits.timeout_seconds=2", "query_cache_mb=0") as service:
+        [stuck] = service.replicas(deployment)
+        stuck.suspend()
+        answer = search(service, query=TEXT, k=1)
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert httpx.get(f"{service.address}/health", timeout=5).status_code == 200
+        end = time.monotonic() + 240  # Serve asks every 10 s, waits 30, and believes the third time
+        while search(service, query=TEXT, k=1).status_code != 200:
+            assert time.monotonic() < end, "it is not replaced"
+            time.sleep(1)
+        assert {one.pid for one in service.replicas(deployment)} - {stuck.pid}, "another process answers"
+
+
+@pytest.mark.nightly
+def test_what_is_past_its_deadline_is_not_encoded_in_another_process(tmp_path: Path) -> None:
+    write_slow_index(tmp_path)
+    body = {"model": "encoder", "input": ["read the file line by line; " * 200] * 48}
+    settings = ("query_cache_mb=0", "limits.timeout_seconds=1", "limits.batch_tokens=1024")
+    with serving(tmp_path / "index", *settings) as service:
+
+        def ask(_: int) -> int:
+            return httpx.post(f"{service.address}/v1/embeddings", json=body, timeout=60).status_code
+
+        with ThreadPoolExecutor(ABANDONED) as threads:
+            assert list(threads.map(ask, range(ABANDONED))) == [503] * ABANDONED
+        # At most the second try: what was left of the twelve would have kept the encoder busy for many seconds.
+        assert 200 in [search(service, query=TEXT, k=1, mode="dense").status_code for _ in range(2)]
+
+
 def haproxies() -> set[int]:
     return {one.pid for one in psutil.process_iter(["name"]) if one.info["name"] == "haproxy"}
 
@@ -206,6 +263,8 @@ def test_haproxy_asks_for_a_key_bears_slow_clients_and_leaves_nothing(index: Pat
             half.sendall(b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: appl")
         with Client(service.address, api_key=key) as client:
             assert client.search(texts_for(COUNT)[3], k=1).results[0].hits[0].id == "doc-3"
+            assert len(httpx.get(f"{service.address}/health").headers.get_list("x-request-id")) == 1
+            check_a_killed_proxy_is_started_again(service, "haproxy")
             begin = time.monotonic()
             service.process.send_signal(signal.SIGTERM)  # HAProxy is told of new servers just now: the worst moment
             assert service.process.wait(60) == 0
@@ -213,6 +272,28 @@ def test_haproxy_asks_for_a_key_bears_slow_clients_and_leaves_nothing(index: Pat
     assert haproxies() == before
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", service.port)) != 0
+
+
+def check_a_killed_proxy_is_started_again(service: Service, name: str) -> None:
+    """Meanwhile nobody answers; the parts behind it are as they were."""
+    below = psutil.Process(service.process.pid).children(recursive=True)
+    (proxy,) = [one for one in below if name in one.name() or name in "".join(one.cmdline()[:1])]
+    replicas = {one.pid for one in service.replicas("")}
+    proxy.kill()
+    end, status = time.monotonic() + READY_SECONDS, 0
+    while status != httpx.codes.OK:
+        assert time.monotonic() < end, f"no {name} was started"
+        time.sleep(0.2)
+        with suppress(httpx.HTTPError):
+            status = httpx.get(f"{service.address}/ready", timeout=5).status_code
+    assert {one.pid for one in service.replicas("")} == replicas
+
+
+@pytest.mark.nightly
+def test_serves_own_proxy_is_started_again(index: Path) -> None:
+    with serving(index) as service:
+        check_a_killed_proxy_is_started_again(service, "ray::ProxyActor")
+        assert search(service, query=TEXT).status_code == httpx.codes.OK
 
 
 @pytest.mark.nightly

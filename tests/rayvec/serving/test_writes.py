@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +17,10 @@ import httpx
 import numpy as np
 import pytest
 
+from pipelines._ray import worker_environment
 from pipelines.update import UpdateConfig, update
 from pipelines.versions import verify_index
-from rayvec.errors import StorageError, UserError
+from rayvec.errors import StorageError, UserError, VerificationError
 from rayvec.indexing import drafts, versions
 from rayvec.indexing.searcher import Index
 from rayvec.modeling.hash_encoder import HashEncoder
@@ -143,6 +147,21 @@ def test_an_open_version_is_not_pruned(service: Client, folder: Path) -> None:
     del opened
     put(service, document("m", "the last text"))
     assert "v2" not in versions.list_versions(folder)
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), StorageError("x"), VerificationError("x")])
+def test_what_is_on_disk_is_answered_though_old_versions_cannot_be_removed(
+    service: Client, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fails(*_: Any) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "remove", fails)
+        for number in range(commits.KEPT_VERSIONS + 2):
+            assert put(service, document("m", f"text number{number}"), wait=False)["index_version"] == f"v{number + 2}"
+    put(service, document("m", "the last text"))
+    assert len(versions.list_versions(folder)) == 1 + commits.KEPT_VERSIONS, "and the next write removes them"
 
 
 def test_writes_at_once_become_few_versions_and_each_is_told_its_own(service: Client, folder: Path) -> None:
@@ -291,6 +310,47 @@ def test_an_index_built_anew_by_another_encoder_is_409(service: Client, folder: 
     assert error(service.post("/v1/documents", documents=[document("m")]))[:2] == (409, "index_changed")
 
 
+def embedded_otherwise(folder: Path, **settings: Any) -> None:
+    """The live version again, as if a job had built it of embeddings made with other settings."""
+    before = versions.version_folder(folder)
+    manifest = versions.read_manifest(before)
+    with drafts.new_version(folder) as draft:
+        draft.take(before, manifest, manifest["files"])
+        draft.commit({**versions.facts_of(manifest), "embedded": {**EMBEDDED, **settings}})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"instruction": "Represent this:"},
+        {"title": "ignore"},
+        {"max_length": 3},
+        {"long": "windows", "window_tokens": 4, "overlap_tokens": 0},
+    ],
+)
+def test_an_index_built_anew_with_other_settings_of_the_same_encoder_is_409(
+    service: Client, folder: Path, settings: dict[str, Any]
+) -> None:
+    embedded_otherwise(folder, **settings)
+    answer = service.post("/v1/documents", documents=[document("m")])
+    assert error(answer)[:2] == (409, "index_changed") and "start the service again" in answer.text
+    assert versions.list_versions(folder) == ["v1", "v2"]
+
+
+def test_settings_that_change_no_vector_stop_no_write(service: Client, folder: Path) -> None:
+    embedded_otherwise(folder, unit_rows=7, precision="float32", max_length=ENCODER.fingerprint.max_length)
+    assert counts(put(service, document("m"))) == {"added": 1}
+
+
+def test_an_index_that_does_not_say_how_it_was_embedded_can_be_served(folder: Path) -> None:
+    before = versions.version_folder(folder)
+    manifest = versions.read_manifest(before)
+    with drafts.new_version(folder) as draft:
+        draft.take(before, manifest, manifest["files"])
+        draft.commit({**versions.facts_of(manifest), "embedded": None})
+    assert plan(ServeConfig.parse({"index": str(folder)})).instructions == {}
+
+
 def test_writes_go_on_over_an_index_that_a_job_builds_anew(service: Client, folder: Path) -> None:
     put(service, document("m"))
     write_service_index(folder, count=COUNT - 4)
@@ -313,6 +373,74 @@ def test_a_folder_that_may_not_be_written_is_told_apart_from_a_disk_that_failed(
         return writer._problem(failure).status_code
 
     assert [problem(number) for number in (13, 30, 28)] == [403, 403, 503]
+
+
+# Writes a document and deletes one, again and again, each time with no room for files in another step of it.
+FULL = """
+import json, resource, sys
+from rayvec.encoding.direct import work_of
+from rayvec.indexing import documents, drafts, lexical, segments, shards, versions
+from rayvec.modeling.hash_encoder import HashEncoder
+from rayvec.serving import commits, writer
+from rayvec.serving.changes import Change
+from rayvec.serving.schemas import Document
+
+STEPS = {
+    "embeddings": (commits, "publish_part"), "vectors": (shards, "fill"), "documents": (documents, "write"),
+    "words": (lexical.Lexical, "save"), "dropped": (segments, "save_rows"), "manifest": (drafts.Draft, "commit"),
+    "history": (versions, "_record"),
+}
+encoder, usual = HashEncoder.parse("hash:64"), resource.getrlimit(resource.RLIMIT_FSIZE)
+settings = writer.settings_of(sys.argv[1])
+work = work_of(settings, "hash:64", encoder.fingerprint)
+committer = commits.Committer(sys.argv[1], work, settings, encoder, encoder)
+
+def write(number, step):
+    [written] = committer.commit([Change([Document(id=step, text=f"a marmot of {step}")], [f"doc-{number}"])])
+    return written.version
+
+def full(step):
+    place, name = STEPS[step]
+    real = getattr(place, name)
+    def limited(*values, **named):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, usual[1]))
+        try:
+            return real(*values, **named)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    setattr(place, name, limited)
+    return lambda: setattr(place, name, real)
+
+told = {}
+for number, step in enumerate(STEPS):
+    restore = full(step)
+    try:
+        first = write(number, step)
+    except Exception as error:
+        first = type(error).__name__, str(error)
+    restore()
+    told[step] = [first, write(number, step)]
+print(json.dumps(told))
+"""
+
+
+def test_without_room_a_write_is_refused_as_storage_and_the_next_one_is_made(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(folder)],
+        env={**os.environ, **worker_environment()}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    # The history is written when the version is live, and made up for by the next write.
+    assert told.pop("history") == ["v8", "v8"]
+    for number, (step, (first, then)) in enumerate(told.items()):
+        assert first[0] == "StorageError" and "no space left" in first[1], (step, first)
+        assert then == f"v{number + 2}", step
+    assert verify_index(str(folder))["faults"] == 0
+    opened = Index.open(folder)
+    ids = {row["id"] for row in opened.documents(opened.dense(ENCODER.encode(["marmot"]), COUNT).rows[0], ["id"])}
+    assert ids == {*told, "history", *(f"doc-{row}" for row in range(len(told) + 1, COUNT))}
+    assert not list((folder / "versions").glob(".*"))
 
 
 def test_what_would_not_be_seen_or_cannot_be_embedded_is_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
@@ -364,7 +492,7 @@ def test_the_index_is_listed(service: Client) -> None:
         *("mine", "v2", COUNT + 1, 64, "cosine", "Flat", ["hybrid", "dense", "lexical"], True, 2, MODEL),
     ]
     assert {one["name"]: (one["type"], one["filterable"]) for one in listed["columns"]} == {
-        "id": ("string", True), "title": ("string", True), "text": ("string", True), "line": ("int32", True),
+        "id": ("string", True), "title": ("string", True), "text": ("string", False), "line": ("int32", True),
     }  # fmt: skip
     assert listed["fingerprint"] == ENCODER.fingerprint.short and listed["proof"]["target"] == 0.95
 
@@ -387,7 +515,7 @@ def test_recall_is_measured_again_when_enough_has_changed(tmp_path: Path) -> Non
 def test_writes_are_counted(service: Client) -> None:
     put(service, document("m"), document("doc-1", "new"))
     metrics = service.get("/metrics").text
-    replica = f'replica="{os.getpid()}"'
+    replica = f'replica="{service.gateway.metrics._replica}"'
     assert f'rayvec_written_documents_total{{outcome="added",{replica}}} 1.0' in metrics
     assert f'rayvec_write_stage_seconds_count{{{replica},stage="publish"}} 1.0' in metrics
     assert f'rayvec_requests_total{{{replica},route="/v1/documents",status="200"}} 1.0' in metrics

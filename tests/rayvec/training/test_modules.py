@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from pipelines.train import prepare
 from rayvec.data.collators import MaskedBatch
@@ -15,7 +16,7 @@ from rayvec.errors import UserError
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.training.modules import MntpModule, SimcseModule, SupervisedModule, mask_policy
 from rayvec.training.stages import Mntp, Simcse, Supervised
-from tests.runs import LORA, config, write_inputs
+from tests.runs import LORA, assert_gradient_is_the_slope, config, write_inputs
 
 torch.set_num_threads(1)
 
@@ -109,19 +110,23 @@ def test_gradient_cache_repeats_its_dropout(inputs: Path, tmp_path: Path) -> Non
     noisy = Simcse(lora=LORA.replace(dropout=0.3), attention_dropout=0.3, gradient_cache=3)
     module = _open(inputs, tmp_path, SimcseModule, "simcse", stage=noisy)
     batch, parameter = module.batch_at(0)[0], next(p for p in module.parameters() if p.requires_grad)
+    assert_gradient_is_the_slope(module, batch, parameter)
 
-    def loss_of(shift: float) -> torch.Tensor:
-        parameter.data.view(-1)[0] += shift
-        torch.manual_seed(3)
-        loss: torch.Tensor = module(batch)[0]
-        parameter.data.view(-1)[0] -= shift
-        return loss
 
-    torch.nn.Module.double(module)
-    loss_of(0.0).backward()
-    assert parameter.grad is not None
-    slope = (loss_of(1e-3) - loss_of(-1e-3)).detach() / 2e-3
-    assert float(parameter.grad.view(-1)[0]) == pytest.approx(float(slope), rel=0.02)
+def test_gradient_cache_keeps_the_random_state_of_its_device(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, dropout repeats only where checkpoint is given a tensor there (tests/gpu runs it on one)."""
+    module = _open(inputs, tmp_path, SupervisedModule, "supervised", stage=Supervised(lora=LORA, gradient_cache=5))
+    devices: list[set[torch.device]] = []
+
+    def spy(function: Any, *given: Any, **options: Any) -> Any:
+        devices.append({one.device for one in given if isinstance(one, torch.Tensor)})
+        return checkpoint(function, *given, **options)
+
+    monkeypatch.setattr("rayvec.training.modules.checkpoint", spy)
+    module(module.batch_at(0)[0])
+    assert devices and all(found == {module.backbone.device} for found in devices)
 
 
 def test_gradient_cache_lets_go_of_activations(inputs: Path, tmp_path: Path) -> None:

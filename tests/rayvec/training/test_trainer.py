@@ -15,11 +15,12 @@ from safetensors.torch import load
 from pipelines.train import TrainConfig, train
 from rayvec import storage
 from rayvec.data.source_config import SourceConfig
-from rayvec.errors import MismatchError, UserError
+from rayvec.errors import MismatchError, RayvecError, UserError
 from rayvec.training.curves import read_metrics
 from rayvec.training.loop import DivergedError
 from rayvec.training.optimizers import OptimizerConfig
 from rayvec.training.stages import MaskedSet, Mntp, StsSet, Supervised
+from rayvec.training.trainer import Workers, require_room
 from tests.models import SENTENCES
 from tests.runs import LORA, adapter, config, write_inputs
 
@@ -198,3 +199,35 @@ def test_all_ranks_stop_together_when_the_loss_is_not_finite(inputs: Path, tmp_p
 def test_more_workers_than_cores_are_refused_at_once(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="50 workers need 50 CPUs"):
         train(config(inputs, tmp_path, workers=50))
+
+
+def test_a_worker_that_no_single_node_holds_is_refused() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}, {"CPU": 6.0, "GPU": 2.0}]
+    require_room(Workers(count=3, cpus=2, gpu=True), nodes)
+    with pytest.raises(UserError, match=r"3 nodes hold 0 of 1 workers of 8 CPUs each, .* lower cpus_per_worker"):
+        require_room(Workers(count=1, cpus=8), nodes)
+    # Nine cores and two GPUs are there, but not four cores beside each GPU.
+    with pytest.raises(UserError, match=r"hold 2 of 3 workers of 4 CPUs and 1 GPU each"):
+        require_room(Workers(count=3, cpus=4, gpu=True), nodes)
+    require_room(Workers(count=3, least=2, cpus=4, gpu=True), nodes)
+
+
+def test_a_cluster_that_others_fill_is_told_and_not_waited_for_for_ever(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    for name, value in (("STARTS", 1), ("SILENT_S", 2.0)):
+        monkeypatch.setattr(f"rayvec.training.trainer.{name}", value)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
+    others = placement_group([{"CPU": 4}])
+    assert others.wait(60)
+    try:
+        with (
+            caplog.at_level("INFO", "rayvec.training"),
+            pytest.raises(RayvecError, match=r"no room for 1 workers of 1 CPU each in 2 tries: .* wait_s"),
+        ):
+            train(config(inputs, tmp_path / "run", workers=1))
+    finally:
+        remove_placement_group(others)
+    assert "s: the group is 1 workers of 1 CPU each, and the cluster has 0 of 4 CPUs free" in caplog.text

@@ -184,9 +184,9 @@ def cut(groups: Iterable[tuple[int, int]], unit_rows: int) -> Iterator[tuple[int
 
 
 def raise_storage_fault(uri: str, error: Exception) -> None:
-    """Raise StorageError when the store failed: the file may be sound, and is not to be quarantined for it."""
+    """Raise StorageError when store or machine failed: the file may be sound, and is not to be quarantined for it."""
     if storage.is_storage_fault(error):
-        with storage.storage_errors(uri, "reading"):
+        with storage.input_errors(uri):
             raise error
 
 

@@ -68,7 +68,7 @@ def _read_piece(taker: Taker, piece: Piece) -> Iterator[UnitData]:
     with file:
         stop = file.metadata.num_rows if piece.stop is None else piece.stop
         for group, first, start, end in _overlaps(file.metadata, piece.start, stop):
-            yield from _read_group(file, taker, group, first, start, end)
+            yield from _read_group(file, piece.uri, taker, group, first, start, end)
 
 
 def _open(uri: str) -> pq.ParquetFile:
@@ -98,7 +98,7 @@ def _overlaps(metadata: pq.FileMetaData, start: int, stop: int) -> Iterator[tupl
 
 
 def _read_group(
-    file: pq.ParquetFile, taker: Taker, group: int, first: int, start: int, stop: int
+    file: pq.ParquetFile, uri: str, taker: Taker, group: int, first: int, start: int, stop: int
 ) -> Iterator[UnitData]:
     position = first
     columns = taker.layout.columns
@@ -111,7 +111,7 @@ def _read_group(
             if position >= stop:
                 return
     except UNREADABLE as error:
-        raise_storage_fault(taker.name, error)
+        raise_storage_fault(uri, error)
         detail = f"row group {group} cannot be read ({' '.join(str(error).split())})"
         rows = range(max(start, position), stop)
         lost = [Rejected(taker.base + row, None, "damaged", None, None, detail) for row in rows]

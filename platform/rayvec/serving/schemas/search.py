@@ -66,7 +66,8 @@ class SearchRequest(Request):
     )
     filter: Annotated[Filter, AfterValidator(check)] | None = Field(
         None,
-        description="only documents that pass; conditions on columns (eq, ne, gt, gte, lt, lte, in), and, or, not",
+        description="only documents that pass; conditions (eq, ne, gt, gte, lt, lte, in) on any column but text, "
+        "and, or, not",
         examples=[{"and": [{"field": "year", "gte": 2020}, {"not": {"field": "lang", "in": ["de", "fr"]}}]}],
     )
     fusion: Fusion | None = Field(
@@ -79,10 +80,17 @@ class SearchRequest(Request):
     )
     min_score: float | None = Field(None, description="leave out hits below this score, in the terms of the mode asked")
     unique_by: str | None = Field(
-        None, min_length=1, max_length=256, description="of hits with the same value in this column, only the best"
+        None,
+        min_length=1,
+        max_length=256,
+        description="of hits with the same value in this column, only the best; the first 4000 rows are looked through "
+        "(of 64 queries 1000 each), so fewer than k may come back",
     )
     rerank: int | None = Field(
-        None, ge=1, le=MAX_RERANKED, description="put the first so many hits in the order of the service's reranker"
+        None,
+        ge=1,
+        le=MAX_RERANKED,
+        description="put the first so many hits in the order of the service's reranker; of all queries 1000 at most",
     )
 
     min_index_version: Version | None = Field(
@@ -121,8 +129,7 @@ class SearchRequest(Request):
         }
         if self.dense_weight is None and self.fusion is None:  # a weight is of one way of fusing
             decided["dense_weight"] = defaults.dense_weight
-        names = type(self).model_fields.keys() - decided.keys() - {"query", "vectors", "like", "instruction"}
-        return Options(**decided, **{name: getattr(self, name) for name in names})
+        return Options(**decided, **{name: getattr(self, name) for name in _AS_ASKED})
 
     @property
     def queries(self) -> list[str]:
@@ -130,6 +137,10 @@ class SearchRequest(Request):
         if self.vectors is not None:
             return [""] * len(self.vectors)
         return [self.query] if isinstance(self.query, str) else self.query or self.like or []
+
+
+#: Fields that are passed on as they were asked.
+_AS_ASKED = ("k", "filter", "min_score", "unique_by", "rerank", "min_index_version", "allow_partial")
 
 
 class Signal(Answer):
