@@ -139,7 +139,7 @@ def test_a_killed_encoder_loses_nothing_and_doubles_nothing(ray_cluster: None, t
     assert (tmp_path / "dead").exists() and lines == []
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_encoders_that_hold_every_cpu_do_not_stop_the_reading(ray_cluster: None, tmp_path: Path) -> None:
     """As after the loss of a node: the pool was sized for more than there is now."""
     work = work_on(tmp_path, documents(40))
@@ -165,7 +165,7 @@ def slow(_: str) -> MarkedEncoder:
     return Slow(dim=16)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_run_in_which_nothing_moves_ends_in_one_line(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
