@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.report import recipe_family
-from rayvec import storage
+from rayvec import uris
 from rayvec.evaluation.report import markdown
 from rayvec.evaluation.trade_offs import Choice, pareto
 from rayvec.indexing.spec import human_bytes
@@ -90,7 +90,7 @@ def recommended(points: Sequence[Point], target: float) -> Point | None:
 
 def command(config: AdviseConfig, encoder: str, point: Point) -> str:
     """What builds this point over all vectors, as a shell takes it."""
-    settings: dict[str, Any] = {"embeddings": config.embeddings, "output": storage.join(config.output, "index")}
+    settings: dict[str, Any] = {"embeddings": config.embeddings, "output": uris.join(config.output, "index")}
     settings["factory"] = point.factory
     if point.way:
         settings |= {"dimensions": point.dimensions, "reduce": point.way.partition("+")[0]}

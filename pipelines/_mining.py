@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvec.errors import RayvecError
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import mining
 from rayvec.indexing.mining import BELOW_ALL, DIGITS, KEPT, RULES, Keys, Positives, Rules, Scores
 from rayvec.indexing.ranking import Rows
 from rayvec.indexing.vectors import Vectors, as_array
 from rayvec.schema import ID, TEXT, TITLE, embedding_field
-from rayvec.storage import Fingerprint, JsonObject
+from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -26,6 +26,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
+    # Ray's C++ part writes to our standard error; among it an error about every actor of Ray Data, which is none (Ray
+    # issue 57733). What fails reaches us as an exception.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TOKENIZERS_PARALLELISM": "false",
     # A busy machine of two cores can take longer than Ray's 30 seconds to start, and than the 5 after which Serve kills
     # a proxy that is not ready.

@@ -24,7 +24,7 @@ from pipelines._tasks import (
     WordTask,
 )
 from pipelines.measure import SUITES, MeasureConfig, load_task
-from rayvec import storage
+from rayvec import uris
 from rayvec.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def prepare(task: Any, root: str, cache: str) -> Scorer:
 
 def place(root: str, path: str) -> str:
     """A place under the root, unless it stands by itself."""
-    return storage.join(root, path) if root and storage.is_local(path) and not path.startswith("/") else path
+    return uris.join(root, path) if root and uris.is_local(path) and not path.startswith("/") else path
 
 
 class _Search:

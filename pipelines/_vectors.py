@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rayvec import storage
+from rayvec import storage, uris
 
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import Encoder
@@ -70,7 +70,7 @@ class KeptVectors:
         #: Of the different lists that were asked for, each once, whether made now or kept from before.
         self.cost = Cost()
         self._counted: set[str] = set()
-        self._folder = storage.join(folder, encoder.fingerprint.short) if folder else ""
+        self._folder = uris.join(folder, encoder.fingerprint.short) if folder else ""
         self._pool = pool
 
     def __call__(self, texts: Sequence[str], instruction: str | None = None) -> Vectors:
@@ -87,7 +87,7 @@ class KeptVectors:
     def _kept(self, name: str) -> Encoded | None:
         if not self._folder:
             return None
-        place = storage.join(self._folder, name)
+        place = uris.join(self._folder, name)
         # The cost is written last: where it is there, the vectors are whole.
         if storage.size(f"{place}.json") < 0:
             return None
@@ -111,7 +111,7 @@ class KeptVectors:
         if self._folder:
             buffer = io.BytesIO()
             np.save(buffer, vectors, allow_pickle=False)
-            place = storage.join(self._folder, name)
+            place = uris.join(self._folder, name)
             storage.write_bytes(f"{place}.npy", buffer.getvalue())
             storage.write_json(f"{place}.json", asdict(cost))
         return vectors, cost

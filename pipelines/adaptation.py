@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 
 from pipelines._systems import SystemConfig, open_system
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import UserError
@@ -87,7 +87,7 @@ def report_adaptation(config: AdaptationConfig) -> Report:
     ranks: dict[str, np.ndarray] = {}
     costs: dict[str, Any] = {}
     for name, system in (("before", config.before), ("after", config.after)):
-        ranks[name], values[name], costs[name] = _searched(system, corpus, storage.join(cache, "vectors"))
+        ranks[name], values[name], costs[name] = _searched(system, corpus, uris.join(cache, "vectors"))
     found = {name: estimates(row) for name, row in values.items()}
     change = {m: compare(values["after"][m], values["before"][m]) for m in values["after"]}
     report = {

@@ -18,7 +18,7 @@ from pipelines._advice import Point
 from pipelines._ray import ray_session
 from pipelines._trials import HELD_OUT, Questions, Setting, compare_dimensions, measure, say
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.errors import MismatchError, UserError
 
@@ -238,7 +238,7 @@ def _write(
     from rayvec.evaluation import trade_offs
 
     config = setting.config
-    place = partial(storage.join, config.output)
+    place = partial(uris.join, config.output)
     storage.write_json(place(JSON), report)
     storage.write_bytes(place(PAGE), _advice.page(report).encode())
     marked = _advice.marked(points)

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import RayvecError
 from rayvec.serving.config import is_loopback
 
@@ -239,8 +239,8 @@ def token_file() -> Iterator[Finding]:
 
 def storage_works(place: str) -> Iterator[Finding]:
     """Write, read and remove a small file there; compare its time with this machine's."""
-    probe = storage.join(storage.absolute(place), f".rayvec-doctor-{uuid.uuid4().hex[:8]}")
-    local = storage.local_path(place).absolute() if storage.is_local(place) else None
+    probe = uris.join(uris.absolute(place), f".rayvec-doctor-{uuid.uuid4().hex[:8]}")
+    local = uris.local_path(place).absolute() if uris.is_local(place) else None
     missing = [] if local is None else [folder for folder in (local, *local.parents) if not folder.exists()]
     begin = time.monotonic()
     try:
@@ -265,7 +265,7 @@ def storage_works(place: str) -> Iterator[Finding]:
 
 def disks(places: Sequence[str] = ()) -> Iterator[Finding]:
     """Room where a run writes, and where Ray keeps its session and what it spills."""
-    folders = [storage.local_path(place) for place in places if storage.is_local(place)]
+    folders = [uris.local_path(place) for place in places if uris.is_local(place)]
     devices: dict[int, Path] = {}
     for folder in [Path(tempfile.gettempdir()), *folders]:
         there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())

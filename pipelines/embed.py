@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from pipelines._ray import largest_node_cpus, ray_session, tell_of_idle_gpus, wait_for_room
 from pipelines.report import Report, recipe_family
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import QuarantineExceededError, UserError
@@ -124,13 +124,13 @@ def embed(config: EmbedConfig) -> Report:
     for key in ("encoder", "output"):
         if not getattr(config, key):
             raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
-    output = storage.absolute(config.output)
+    output = uris.absolute(config.output)
     started = time.monotonic()
     check_output(output)
     with sole_writer(output, config.lease_s) as guard:
         sweep(output, config.lease_s)
         report = _run(config, output, started, guard)
-        storage.write_json(storage.join(output, "report.json"), report)
+        storage.write_json(uris.join(output, "report.json"), report)
     _check_quarantine(config, report)
     return report
 
@@ -158,7 +158,7 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
     from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
 
     reference = _absolute_reference(config.encoder)
-    source = open_source(config.source, cache=storage.join(output, "source"))
+    source = open_source(config.source, cache=uris.join(output, "source"))
     fingerprint = load_tokenizer_only(reference).fingerprint
     _check_dimensions(config, fingerprint.dim)
     work = Work(
@@ -189,7 +189,7 @@ def _run(config: EmbedConfig, output: str, started: float, guard: Guard) -> Repo
     from rayvec.encoding.publish import manifest, publish, settle_duplicates
 
     plan, work = plan_and_work(config, output)
-    storage.write_bytes(storage.join(output, "config.yaml"), config.to_yaml().encode())
+    storage.write_bytes(uris.join(output, "config.yaml"), config.to_yaml().encode())
     records, resumed, spent = _work_through(config, work, plan, guard)
     guard.check()
     settled = settle_duplicates(work.sink, plan.units, records)
@@ -243,7 +243,7 @@ def _draw_lengths(output: str, records: list[Record]) -> None:
     from rayvec.encoding.publish import totals
 
     sums = totals(records)
-    storage.write_bytes(storage.join(output, LENGTHS), histogram(sums["lengths"], sums["lengths_truncated"]))
+    storage.write_bytes(uris.join(output, LENGTHS), histogram(sums["lengths"], sums["lengths_truncated"]))
 
 
 def _check_limit(config: EmbedConfig, limit: QuarantineLimit, output: str) -> None:
@@ -309,7 +309,7 @@ def _pool(config: EmbedConfig) -> Pool:
 
 def _absolute_reference(reference: str) -> str:
     """A folder is named so that workers find it too; a name of another kind stays."""
-    return storage.absolute(reference) if storage.is_local(reference) and Path(reference).is_dir() else reference
+    return uris.absolute(reference) if uris.is_local(reference) and Path(reference).is_dir() else reference
 
 
 def _check_duplicates(config: EmbedConfig, records: list[Record]) -> None:
@@ -366,7 +366,7 @@ def _where(config: EmbedConfig, output: str) -> Report:
     """Where the result lies, and what comes next."""
     recipe = f"{recipe_family(config.encoder)}.index"
     return {
-        "lengths": storage.join(output, LENGTHS),
+        "lengths": uris.join(output, LENGTHS),
         "output": output,
         "next": f"python -m jobs.index --recipe {recipe} --set embeddings={config.output} --set output=DIR",
     }

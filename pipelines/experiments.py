@@ -20,7 +20,7 @@ from pipelines._tasks import TaskConfig
 from pipelines.report import Report
 from pipelines.table import TableConfig, measure_table
 from pipelines.train import TrainConfig, train
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.errors import UserError
 
@@ -121,7 +121,7 @@ def _trained(config: PoolingConfig, cache: str) -> dict[str, SystemConfig]:
     ways: tuple[tuple[str, Literal["causal", "bidirectional"]], ...] = (("Uni", "causal"), ("Bi", "bidirectional"))
     for name, attention in ways:
         run = config.simcse.replace(start=base, attention=attention)
-        folder = _train(run, storage.join(cache, f"simcse-{attention}"))
+        folder = _train(run, uris.join(cache, f"simcse-{attention}"))
         found[f"{name} + SimCSE"] = SystemConfig(name=name, encoder=folder)
     return found
 
@@ -148,7 +148,7 @@ def sweep_masking(config: MaskingConfig) -> Report:
         for probability in config.probabilities:
             name = f"{masking} {probability:.0%}"
             stage = config.mntp.stage.replace(probability=probability, masking=masking)
-            folder = _train(config.mntp.replace(stage=stage), storage.join(cache, f"mntp-{masking}-{probability:g}"))
+            folder = _train(config.mntp.replace(stage=stage), uris.join(cache, f"mntp-{masking}-{probability:g}"))
             losses[name] = _lines(folder)[-1]["loss"]
             systems.append(SystemConfig(name=name, encoder=folder))
     base = SystemConfig(name="untrained", encoder=config.mntp.start, attention="bidirectional")
@@ -203,11 +203,11 @@ def measure_efficiency(config: EfficiencyConfig) -> Report:
     started = time.monotonic()
     curves: dict[str, list[dict[str, Any]]] = {}
     for kind, stages, attention in KINDS:
-        start = storage.join(cache, f"start-{stages}-{attention}")
-        if storage.size(storage.join(start, "rayvec.json")) < 0:
+        start = uris.join(cache, f"start-{stages}-{attention}")
+        if storage.size(uris.join(start, "rayvec.json")) < 0:
             folder = open_encoder(config.encoder).after(stages).with_settings(attention=attention)
             TextEncoder.from_folder(folder, device="cpu").save(start)
-        trained = _train(config.supervised.replace(start=start), storage.join(cache, f"from-{stages}-{attention}"))
+        trained = _train(config.supervised.replace(start=start), uris.join(cache, f"from-{stages}-{attention}"))
         curves[kind] = [
             {"step": line["step"], **{name: value for name, value in line.items() if name.startswith("eval/")}}
             for line in _lines(trained)
@@ -254,7 +254,7 @@ def _train(config: TrainConfig, folder: str) -> str:
 
 
 def _lines(folder: str) -> list[dict[str, Any]]:
-    text = Path(storage.local_path(folder), "training", "metrics.jsonl").read_text(encoding="utf-8")
+    text = Path(uris.local_path(folder), "training", "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.errors import RayvecError, UserError
 
@@ -85,9 +85,9 @@ def _output(config: ExportConfig) -> Path:
             raise UserError(f"{key} is required; give it with --set {key}=…")
     if config.encoder.partition(":")[0] == "hash":
         raise UserError("a HashEncoder has no weights to export; give an encoder folder with --set encoder=DIR")
-    if not storage.is_local(config.output):
+    if not uris.is_local(config.output):
         raise UserError(f"output = {config.output}: give a local or mounted folder, and copy it from there")
-    output = storage.local_path(storage.absolute(config.output))
+    output = uris.local_path(uris.absolute(config.output))
     if output.exists() and any(output.iterdir()):
         there = output / manifest.FILE
         if not there.exists() or not storage.read_json(there).get("merged"):

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from pipelines._ray import ray_session
 from pipelines.report import Report, recipe_family
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.errors import MismatchError, UserError, VerificationError
 from rayvec.indexing import drafts, spec, versions
@@ -126,8 +126,8 @@ def index(config: IndexConfig) -> Report:
         embedded = {"embedded": _embedded(dataset)}
         manifest = draft.commit({**recipe, **embedded, **facts, **one_segment(facts, [source])})
     report = _report(config, manifest, seconds, reused=False)
-    storage.write_bytes(storage.join(config.output, "config.yaml"), config.to_yaml().encode())
-    storage.write_json(storage.join(config.output, "report.json"), report)
+    storage.write_bytes(uris.join(config.output, "config.yaml"), config.to_yaml().encode())
+    storage.write_json(uris.join(config.output, "report.json"), report)
     return report
 
 
@@ -261,7 +261,7 @@ def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None) ->
     for row in kept:
         if row.way:
             recalls.setdefault(row.way, {})[row.dimensions] = row.recall
-    draw_dimensions(explained, recalls, storage.join(config.output, "dimensions.png"))
+    draw_dimensions(explained, recalls, uris.join(config.output, "dimensions.png"))
     return [{"way": row.way, "dimensions": row.dimensions, "recall@10": round(row.recall, 4)} for row in kept]
 
 
@@ -288,7 +288,7 @@ def _live(output: str, recipe: JsonObject, source: Source) -> JsonObject | None:
     """The manifest of the live version, if it is whole and of this very recipe over these very embeddings."""
     from rayvec.indexing.segments import segments_of
 
-    if not storage.exists(storage.join(output, versions.CURRENT)):
+    if not storage.exists(uris.join(output, versions.CURRENT)):
         return None
     try:
         folder = versions.version_folder(output)

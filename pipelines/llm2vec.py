@@ -20,7 +20,7 @@ from pipelines.measure import MeasureConfig, measure
 from pipelines.report import Report
 from pipelines.serve import serve_config_of
 from pipelines.train import TrainConfig, train
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import UserError, VerificationError
@@ -77,9 +77,9 @@ def llm2vec(config: LineConfig) -> Report:
     if config.least is not None and config.measure is None:
         raise UserError("least needs something to measure on; give measure.data, or leave least out")
     started = time.monotonic()
-    home = storage.absolute(config.output)
-    line = Line(steps(config, home), record=storage.join(home, "line.json"))
-    storage.write_bytes(storage.join(home, "config.yaml"), config.to_yaml().encode())
+    home = uris.absolute(config.output)
+    line = Line(steps(config, home), record=uris.join(home, "line.json"))
+    storage.write_bytes(uris.join(home, "config.yaml"), config.to_yaml().encode())
     if line.pending:
         with ray_session():
             line.run()
@@ -102,7 +102,7 @@ def steps(config: LineConfig, home: str) -> list[Step]:
         first = next(iter(stages))
         stages[first] = stages[first].replace(start=config.start)
     trained = train_steps(stages, home)
-    encoder = storage.join(home, list(stages)[-1]) if stages else config.embed.encoder
+    encoder = uris.join(home, list(stages)[-1]) if stages else config.embed.encoder
     embedding = config.embed.replace(source=config.corpus, encoder=encoder)
     measured = [] if config.measure is None else [_measure_step(config, config.measure, home, encoder)]
     return [
@@ -119,31 +119,29 @@ def train_steps(stages: Mapping[str, TrainConfig], home: str) -> list[Step]:
     found: list[Step] = []
     start = ""
     for name, stage in stages.items():
-        output = storage.join(home, name)
+        output = uris.join(home, name)
         full = stage.replace(output=output, start=start or stage.start)
-        found.append(
-            Step(TITLES[name], storage.join(output, "report.json"), partial(_train, full), name, full.digest())
-        )
+        found.append(Step(TITLES[name], uris.join(output, "report.json"), partial(_train, full), name, full.digest()))
         start = output
     return found
 
 
 def embed_step(config: EmbedConfig, home: str, title: str = "embed the corpus") -> Step:
     """Embed what `config` names into the home's `embeddings`."""
-    full = config.replace(output=storage.join(home, "embeddings"))
-    return Step(title, storage.join(full.output, "report.json"), partial(_embed, full), "embed", full.digest())
+    full = config.replace(output=uris.join(home, "embeddings"))
+    return Step(title, uris.join(full.output, "report.json"), partial(_embed, full), "embed", full.digest())
 
 
 def index_step(config: IndexConfig, home: str) -> Step:
     """Index the home's embeddings."""
-    full = config.replace(embeddings=storage.join(home, "embeddings"), output=storage.join(home, "index"))
+    full = config.replace(embeddings=uris.join(home, "embeddings"), output=uris.join(home, "index"))
     title = "index: FAISS and BM25, recall proved"
-    return Step(title, storage.join(full.output, "report.json"), partial(_index, full), "index", full.digest())
+    return Step(title, uris.join(full.output, "report.json"), partial(_index, full), "index", full.digest())
 
 
 def live_file(config: LineConfig, home: str) -> str:
     """The file that says what is served."""
-    return storage.absolute(config.live) if config.live else storage.join(home, "serve.yaml")
+    return uris.absolute(config.live) if config.live else uris.join(home, "serve.yaml")
 
 
 def _with_data(stage: TrainConfig, config: LineConfig) -> TrainConfig:
@@ -171,10 +169,10 @@ def _index(config: IndexConfig) -> Report:
 
 
 def _measure_step(config: LineConfig, measuring: MeasureConfig, home: str, encoder: str) -> Step:
-    full = measuring.replace(encoder=encoder, output=storage.join(home, "scores.json"))
+    full = measuring.replace(encoder=encoder, output=uris.join(home, "scores.json"))
     run = partial(_measure, config, full, live_file(config, home))
     asked = f"{full.digest()} {config.least} {config.tolerance}"
-    return Step("measure: is it good enough to be served?", storage.join(home, "measured.json"), run, "measure", asked)
+    return Step("measure: is it good enough to be served?", uris.join(home, "measured.json"), run, "measure", asked)
 
 
 def _measure(config: LineConfig, measuring: MeasureConfig, live: str) -> Report:
@@ -217,7 +215,7 @@ def _served_encoder(live: str) -> str:
 
 def _swap_step(config: LineConfig, home: str, encoder: str) -> Step:
     """Point the service at the new index and the encoder that made it."""
-    full = config.serve.replace(index=storage.join(home, "index"), encoder=encoder)
+    full = config.serve.replace(index=uris.join(home, "index"), encoder=encoder)
     live = live_file(config, home)
     return Step(f"swap: {live} serves it", live, partial(_swap, full, live), "swap", f"{live} {full.digest()}")
 

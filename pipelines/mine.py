@@ -23,7 +23,7 @@ from pydantic import Field, PositiveInt
 
 from pipelines._ray import largest_node_cpus, ray_session, tell_of_idle_gpus
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.pair_files import PairColumns, read_pairs
 from rayvec.errors import UserError
 from rayvec.indexing.mining import Rules, Titles
@@ -96,9 +96,9 @@ def _output(config: MineConfig) -> Path:
     for key in ("index", "pairs", "output"):
         if not getattr(config, key):
             raise UserError(f"{key} is required; give it with --set {key}=…")
-    if not config.output.endswith(".jsonl") or not storage.is_local(config.output):
+    if not config.output.endswith(".jsonl") or not uris.is_local(config.output):
         raise UserError(f"output = {config.output}: give a local or mounted file with --set output=FILE.jsonl")
-    return Path(storage.absolute(config.output))
+    return Path(uris.absolute(config.output))
 
 
 def _open(config: MineConfig) -> tuple[Index, str, str | None]:
@@ -114,8 +114,8 @@ def _open(config: MineConfig) -> tuple[Index, str, str | None]:
             "index that"
         )
     reference = config.encoder or str(opened.manifest["encoder"])
-    if storage.is_local(reference) and Path(reference).is_dir():
-        reference = storage.absolute(reference)
+    if uris.is_local(reference) and Path(reference).is_dir():
+        reference = uris.absolute(reference)
     encoder = load_tokenizer_only(reference)
     opened.fingerprint.require(encoder.fingerprint, mine="the index", theirs="the encoder")
     given = config.instruction

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines._systems import SystemConfig, open_system
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.errors import UserError
 from rayvec.evaluation.mteb_model import MtebPrompts
@@ -115,11 +115,11 @@ def _measured(config: SuiteConfig, tasks: Mapping[str, Any]) -> tuple[dict[str, 
     cache = config.cache or f"{config.output.removesuffix('.json')}.cache"
     with ray_session() if config.workers else contextlib.nullcontext():
         pool = Pool(make, config.workers) if config.workers else None
-        vectors = KeptVectors(make(), config.system.name, storage.join(cache, "vectors"), pool)
+        vectors = KeptVectors(make(), config.system.name, uris.join(cache, "vectors"), pool)
         scores = {}
         for name, task in tasks.items():
             if name not in absent:
-                scores[name] = _one(config, name, task, vectors, storage.join(cache, "mteb"))
+                scores[name] = _one(config, name, task, vectors, uris.join(cache, "mteb"))
                 sys.stderr.write(f"{name}: {scores[name]['main_score']:.4f}\n")
         if pool is not None:
             pool.close()
@@ -132,7 +132,7 @@ def _one(config: SuiteConfig, name: str, task: Any, vectors: KeptVectors, folder
 
     fingerprint = vectors.encoder.fingerprint
     key = storage.sha256_bytes(f"{config.local.get(name, '')}|{config.prompts.digest()}".encode())[:12]
-    kept = storage.join(folder, f"{fingerprint.short}-{name}-{key}.json")
+    kept = uris.join(folder, f"{fingerprint.short}-{name}-{key}.json")
     # What lies in a local place may change without notice; the hub's data has a revision.
     if name not in config.local and storage.size(kept) >= 0:
         return storage.read_json(kept)

@@ -18,7 +18,7 @@ from pydantic import Field
 from pipelines._systems import SystemConfig, open_system, require_systems
 from pipelines._tasks import TaskConfig, metric_of
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.errors import UserError
 
@@ -110,7 +110,7 @@ def _measured(
     with _session(config):
         for system in config.systems:
             dense = by_name.get(system.dense)
-            with _vectors(dense or system, config, storage.join(cache, "vectors")) as vectors:
+            with _vectors(dense or system, config, uris.join(cache, "vectors")) as vectors:
                 for task, score in scorers.items():
                     if (found := score(Subject(system, vectors, dense))) is not None:
                         scores.setdefault(system.name, {})[task], more = found

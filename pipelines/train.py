@@ -22,7 +22,7 @@ from pydantic import Field, PositiveInt, model_validator
 from pipelines._ray import ray_session, wait_for_room
 from pipelines.evaluate import EVALUATOR, Evaluation
 from pipelines.report import Report
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import MismatchError, RayvecError, UserError
 from rayvec.training.stages import STAGES, MaskedSet, Texts, TrainingConfig
@@ -108,20 +108,20 @@ def _wherever_it_runs(config: TrainConfig) -> TrainConfig:
         source, also = _absolute(data.source), tuple(_absolute(one) for one in data.also)
         data = data.replace(source=source, also=also)
     else:
-        sets = [one if one.path == "pydocs" else one.replace(path=storage.absolute(one.path)) for one in data.sets]
+        sets = [one if one.path == "pydocs" else one.replace(path=uris.absolute(one.path)) for one in data.sets]
         data = data.replace(sets=tuple(sets))
     evaluation = [
         one.replace(source=_absolute(one.source))
         if isinstance(one, MaskedSet)
-        else (one.replace(data=storage.absolute(one.data)) if storage.exists(one.data) else one)
+        else (one.replace(data=uris.absolute(one.data)) if storage.exists(one.data) else one)
         for one in config.evaluation
     ]
     return config.replace(
-        output=storage.absolute(config.output),
+        output=uris.absolute(config.output),
         start=config.start and references.canonical(config.start),
         data=data,
         evaluation=tuple(evaluation),
-        resume_from=config.resume_from and storage.absolute(config.resume_from),
+        resume_from=config.resume_from and uris.absolute(config.resume_from),
     )
 
 
@@ -129,7 +129,7 @@ def _absolute(source: SourceConfig) -> SourceConfig:
     if not source.path:
         return source
     several = not isinstance(source.path, str)
-    return source.replace(path=tuple(map(storage.absolute, source.path)) if several else storage.absolute(source.where))
+    return source.replace(path=tuple(map(uris.absolute, source.path)) if several else uris.absolute(source.where))
 
 
 def _start_digest(config: TrainConfig) -> str:
@@ -157,7 +157,7 @@ def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
     from rayvec.training.job import HARMLESS
     from rayvec.training.run_folder import RunFolder
 
-    saved = storage.join(there.uri, "training", "config.yaml")
+    saved = uris.join(there.uri, "training", "config.yaml")
     if not storage.exists(saved):
         return None
     placement = {"output", "cpus_per_worker", "max_failures", "min_workers", "resume_from", "base", "wait_s"}
@@ -167,8 +167,8 @@ def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
         for values in (yaml.safe_load(storage.read_bytes(saved)), config.model_dump(mode="json"))
     )
     differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    known = storage.read_json(storage.join(there.uri, "training", "run.json"))
-    report = storage.join(there.uri, "report.json")
+    known = storage.read_json(uris.join(there.uri, "training", "run.json"))
+    report = uris.join(there.uri, "report.json")
     differs, run = differing or known["start"] != start, RunFolder(there.uri, known["run"] if there.remote else "")
     if differs and not storage.exists(report) and run.newest_checkpoint() is None:
         storage.delete(saved)
@@ -200,14 +200,14 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
     from rayvec.training.run_folder import RunFolder
 
     started = time.monotonic()
-    saved, known = (storage.join(output, "training", name) for name in ("config.yaml", "run.json"))
+    saved, known = (uris.join(output, "training", name) for name in ("config.yaml", "run.json"))
     fresh = not storage.exists(saved)
     run = uuid.uuid4().hex if fresh else storage.read_json(known)["run"]
     folder = RunFolder(output, run if RunFolder(output).remote else "")
     local = folder.local / "training"
     if fresh:
         shutil.rmtree(local / "data", ignore_errors=True)  # of a run that broke off before its settings were kept
-    elif storage.exists(storage.join(output, "training", "data", "store.json")):
+    elif storage.exists(uris.join(output, "training", "data", "store.json")):
         folder.pull("training/data", last="store.json")
     prepare(config, local)
     folder.push("training/data", last="store.json")
@@ -228,7 +228,7 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
     )
     outcome = _run_alone(job, config.device) if config.workers == 0 else _run_on_ray(job, config)
     metrics = read_metrics(folder.pull_file("training/metrics.jsonl"))
-    draw(metrics, local / "curves.png", f"{config.stage.kind} from {storage.name_of(config.start)}")
+    draw(metrics, local / "curves.png", f"{config.stage.kind} from {uris.name_of(config.start)}")
     folder.push("training/curves.png")
     if "error" in outcome:
         if outcome["error"] == "UserError" and folder.newest_checkpoint() is None:
@@ -240,7 +240,7 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
         **_left_out(local / "data"),
         **({"warning": warning} if (warning := collapse(config, metrics)) else {}),
     }
-    storage.write_json(storage.join(output, "report.json"), report)
+    storage.write_json(uris.join(output, "report.json"), report)
     folder.clear("training/data")
     return report
 
@@ -355,5 +355,5 @@ def _report(config: TrainConfig, folder: RunFolder, outcome: Outcome, metrics: l
         "engine": config.engine if config.workers else "plain",
         **outcome,
         "output": config.output if folder.remote else str(folder.local),
-        "curves": storage.join(folder.uri, "training", "curves.png"),
+        "curves": uris.join(folder.uri, "training", "curves.png"),
     }

@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.vector_types import to_columns
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import documents, drafts, pca, shards, spec
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.searcher import DOCUMENTS, LEXICAL, TRANSFORM
 from rayvec.indexing.segments import Segment
 from rayvec.indexing.vectors import Vectors, unit
 from rayvec.schema import PARENT_ID
-from rayvec.storage import Fingerprint, JsonObject
+from rayvec.storage import JsonObject
 
 TEXTS = (
     "os.path.join(a, *p): join two or more path components, inserting a separator as needed",
@@ -106,7 +107,7 @@ def write_embeddings(
         )
         digest = storage.sha256_bytes(buffer.getvalue())
         name = f"data/{number:05d}-{digest[:8]}.parquet"
-        storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+        storage.write_bytes(uris.join(folder, name), buffer.getvalue())
         entries.append({"unit": f"{number:05d}", "file": name, "rows": int(stop - start), "bytes": buffer.tell(), "sha256": digest})  # fmt: skip  # noqa: E501
     payload = [name for name in ("line", PARENT_ID) if name != drop and (name == "line" or parents is not None)]
     made_by = made_by or fingerprint(int(vectors.shape[1]), weights)

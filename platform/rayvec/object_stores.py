@@ -1,4 +1,4 @@
-"""Object stores: what pyarrow leaves out, conditional writes; and their refusals in words that name the cure.
+"""Object stores: what pyarrow leaves out, conditional writes.
 
 pyarrow 26 has no write that fails when an object is there. S3 and what speaks its protocol (MinIO, Ceph, R2) get theirs
 through boto3 (`If-None-Match: *`); Google's and Azure's through their fsspec packages' exclusive mode. Knows no local
@@ -14,38 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rayvec.errors import StorageError, UserError
+from rayvec.failures import of_store
 
 #: A store may answer "another write to this key is under way" instead of yes or no.
 _CONFLICTS = 8
-
-_NO_BUCKET = "there is no such bucket; create it, or name another one"
-_DENIED = "the store refuses access; check its credentials, and what they may do"
-_UNREACHABLE = "the store cannot be reached; check the network, and AWS_ENDPOINT_URL if it is set; then run again"
-_FULL = "the store has no space left; free some and run the same command again"
-#: What the stores' clients write, each with what is to be told; the first that is in the message counts.
-_CURES = {
-    "NO_SUCH_BUCKET": _NO_BUCKET,
-    "NoSuchBucket": _NO_BUCKET,
-    "' not found": _NO_BUCKET,
-    "ACCESS_DENIED": _DENIED,
-    "AccessDenied": _DENIED,
-    "INVALID_ACCESS_KEY_ID": _DENIED,
-    "InvalidAccessKeyId": _DENIED,
-    "SIGNATURE_DOES_NOT_MATCH": _DENIED,
-    "SignatureDoesNotMatch": _DENIED,
-    "Unable to locate credentials": _DENIED,
-    "HTTP response code 403": _DENIED,
-    "NETWORK_CONNECTION": _UNREACHABLE,
-    "Could not connect to the endpoint": _UNREACHABLE,
-    "Could not resolve host": _UNREACHABLE,
-    "timed out": _UNREACHABLE,
-    "InsufficientStorage": _FULL,
-    "XMinioStorageFull": _FULL,
-    "QuotaExceeded": _FULL,
-}
-_ELSE = "the store failed; run the same command again to go on"
-#: What pyarrow writes when a store, not a file's content, is at fault.
-_OF_STORES = ("AWS Error", "To create buckets", "google::cloud", "Azure", "curlCode")
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -61,18 +33,6 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             f"choose a folder, or one of {', '.join(f'{name}://' for name in _PUTS if name != 'memory')}"
         )
     return put(uri, data)
-
-
-def is_failure(error: BaseException) -> bool:
-    """Whether a store or its network is at fault, and not what a file holds."""
-    return any(sign in str(error) for sign in _OF_STORES)
-
-
-def failure(uri: str, error: BaseException) -> StorageError:
-    """The error to raise for what a store's client raised: one line with the URI and the cure."""
-    text = " ".join(str(error).split())
-    cure = next((cure for sign, cure in _CURES.items() if sign in text), _ELSE)
-    return StorageError(f"{uri}: {cure} ({text[:300]})")
 
 
 def s3_endpoint() -> str:
@@ -99,9 +59,9 @@ def _s3(uri: str, data: bytes) -> bool:
                 raise UserError(
                     f"{uri}: this store has no conditional writes; choose a folder or another store"
                 ) from None
-            raise failure(uri, error) from None
+            raise of_store(uri, error) from None
         except BotoCoreError as error:
-            raise failure(uri, error) from None
+            raise of_store(uri, error) from None
         return True
     raise StorageError(f"{uri}: other writes to it do not end; see that no other run writes there, and run again")
 
@@ -137,7 +97,7 @@ def _fsspec(uri: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except Exception as error:  # of whatever class that package has
-        raise failure(uri, error) from None
+        raise of_store(uri, error) from None
     return True
 
 

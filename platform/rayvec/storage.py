@@ -1,7 +1,6 @@
-"""Storage: files at a URI through pyarrow.fs, write-then-rename, put-if-absent, checksums, manifests, fingerprints.
+"""Storage: files at a URI through pyarrow.fs, write-then-rename, put-if-absent, checksums, manifests.
 
-A URI is a local path or anything `pyarrow.fs.FileSystem.from_uri` or fsspec opens (s3://, gs://, …). Knows bytes and
-JSON. Knows no document, no model, no Ray.
+Knows bytes and JSON. Knows no document, no model, no Ray.
 """
 
 from __future__ import annotations
@@ -14,56 +13,26 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rayvec import object_stores
-from rayvec.config import Config
-from rayvec.errors import MismatchError, StorageError, UserError, VerificationError
+from rayvec.errors import StorageError, UserError, VerificationError
+from rayvec.failures import of_store, storage_errors, without, without_links
+from rayvec.uris import is_local, local_path
 
 CHUNK = 8 << 20
 #: Object stores that pyarrow speaks to itself, and what it is told: of Google's it would wait a quarter of an hour.
 _NATIVE = {"s3": "", "gs": "?retry_limit_seconds=60", "gcs": "?retry_limit_seconds=60"}
 #: Of a request, with growing pauses: some seconds of trouble on the way are lived through.
 _S3_ATTEMPTS = 5
-#: No space, no quota, or no larger file allowed.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: The disk, or the network to it, failed.
-_DEVICE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV)
-#: What is mounted from a bucket or another machine may have no locks, and no hard links (of FAT the system says EPERM).
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-_TOO_MANY = (errno.EMFILE, errno.ENFILE)
-#: No machine has so many bytes of memory: a file that asks for more at once is damaged where it says how much follows.
-_NO_MEMORY = 1 << 40
-_REFUSED = {"reading": ("read", "check its permissions"), "writing": ("written", "choose another output")}
 JsonObject = dict[str, Any]
-
-
-def is_local(uri: str | Path) -> bool:
-    """Whether the URI is a path of this machine's file system."""
-    return "://" not in str(uri) or str(uri).startswith("file://")
-
-
-def local_path(uri: str | Path) -> Path:
-    """The path of a local URI."""
-    return Path(str(uri).removeprefix("file://")).expanduser()
-
-
-def join(uri: str | Path, *parts: str) -> str:
-    """Join parts to a URI with single slashes."""
-    return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def name_of(uri: str | Path) -> str:
-    """The last part of a URI."""
-    return str(uri).rstrip("/").rpartition("/")[2]
 
 
 def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -107,70 +76,8 @@ def _fsspec(uri: str, first_error: Exception) -> tuple[pafs.FileSystem, str]:
     except (ValueError, ImportError) as error:
         raise UserError(f"cannot open {uri}: {first_error}; {error}") from None
     except OSError as error:
-        raise object_stores.failure(uri, error) from None
+        raise of_store(uri, error) from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
-
-
-@contextlib.contextmanager
-def storage_errors(uri: str | Path, doing: Literal["reading", "writing"] = "writing") -> Iterator[None]:
-    """Turn the refusals of the operating system, or of an object store, into a StorageError that says what to do.
-
-    FileNotFoundError and FileExistsError stay what they are, for many callers an answer; so does what pyarrow says of a
-    damaged file, an OSError without a number.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except MemoryError as error:
-        if doing == "writing":  # what is written is made meanwhile, and may be what needs too much
-            raise
-        raise StorageError(f"there is too little memory to read {uri}; give the process more, and run again") from error
-    except OSError as error:
-        if error.errno in _FULL or _is_cut_short(error):
-            raise StorageError(f"no space left writing {uri}; free some and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            done, cure = _REFUSED[doing]
-            raise StorageError(f"{uri} may not be {done} ({error.strerror}); {cure}") from error
-        if error.errno in _DEVICE:
-            raise StorageError(f"{doing} {uri} failed ({error.strerror}); check the disk and run again") from error
-        if error.errno in _TOO_MANY:
-            raise StorageError(f"{doing} {uri} failed ({error.strerror}); raise `ulimit -n` and run again") from error
-        if not is_local(uri):
-            raise object_stores.failure(str(uri), error) from error
-        if error.errno == errno.ENOTDIR:
-            raise UserError(f"{uri} lies below a file, where there can be no folder; give another path") from error
-        if error.errno in (None, errno.EEXIST):
-            raise
-        raise StorageError(f"{doing} {uri} failed ({error.strerror}); see to its file system and run again") from error
-
-
-@contextlib.contextmanager
-def input_errors(uri: str | Path) -> Iterator[None]:
-    """`storage_errors` of a file that was listed: that it is not there any more is a failure too."""
-    try:
-        with storage_errors(uri, "reading"):
-            yield
-    except FileNotFoundError as error:
-        raise StorageError(f"{uri} has gone since it was listed; put it back and run again") from error
-
-
-def _is_cut_short(error: OSError) -> bool:
-    """Whether numpy could not write all of an array: it does not say why, and that there was no room is likeliest."""
-    return error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
-
-
-def is_storage_fault(error: BaseException) -> bool:
-    """Whether the machine, the disk, the store or the network failed, rather than that a file holds what is no data.
-
-    Of what a file holds, pyarrow raises OSErrors with neither a number nor a class of their own; all others are of the
-    operating system, or of an fsspec package (those of `requests`, httpx and aiohttp for a lost network, too).
-    """
-    if isinstance(error, MemoryError):
-        return not any(int(size) > _NO_MEMORY for size in re.findall(r"\d+", str(error)))
-    if not isinstance(error, OSError):
-        return False
-    return type(error) is not OSError or error.errno is not None or object_stores.is_failure(error)
 
 
 def exists(uri: str | Path) -> bool:
@@ -239,11 +146,6 @@ def delete_tree(uri: str | Path) -> None:
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError), storage_errors(uri):
         fs.delete_dir(path)
-
-
-def absolute(uri: str | Path) -> str:
-    """The same place, whatever folder a worker runs in: local paths become absolute, other URIs stay."""
-    return str(local_path(uri).absolute()) if is_local(uri) else str(uri)
 
 
 def delete(uri: str | Path) -> None:
@@ -324,8 +226,8 @@ def _link(source: Path, path: Path) -> None:
     try:
         os.link(source, path)
     except OSError as error:
-        if error.errno in _NO_LINKS:
-            raise _lacks(path, "hard links", error) from error
+        if lacking := without_links(path, error):
+            raise lacking from error
         raise
 
 
@@ -339,14 +241,7 @@ def lock(descriptor: int, place: str | Path) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise _lacks(place, "locks", error) from error
-
-
-def _lacks(place: str | Path, what: str, error: OSError) -> StorageError:
-    return StorageError(
-        f"the file system of {place} has no {what} ({error.strerror}), which keep two runs apart; choose a folder on "
-        "another one, or, where it is a mounted bucket, give the bucket's own URI"
-    )
+        raise without(place, "locks", error) from error
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -450,31 +345,3 @@ def committed_folder(final: Path) -> Iterator[Path]:
             sync_folder(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-class Fingerprint(Config):
-    """What an encoder is: everything that moves its vectors. Two encoders are the same when all fields are equal."""
-
-    weights: str
-    tokenizer: str
-    attention: str
-    pooling: str
-    prompts: str
-    max_length: int
-    normalize: bool
-    dim: int
-
-    @property
-    def short(self) -> str:
-        """Sixteen hex digits that stand for the whole."""
-        return self.digest()
-
-    def require(self, other: Fingerprint, *, mine: str, theirs: str) -> None:
-        """Raise MismatchError naming every differing field, unless `other` is the same encoder."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
-        differing = [f"{name} ({mine}: {a}, {theirs}: {b})" for name, a, b in pairs if a != b]
-        if differing:
-            raise MismatchError(
-                f"{mine} and {theirs} are not of the same encoder: they differ in {'; '.join(differing)}. "
-                "Use the encoder that made them, or make them again with this one"
-            )

@@ -15,7 +15,7 @@ import pytest
 from pipelines._ray import worker_environment
 from pipelines.embed import EmbedConfig, embed, verify
 from pipelines.index import IndexConfig, index
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.encoding.lease import sole_writer
 from rayvec.errors import ConcurrentWriterError, MismatchError, VerificationError
@@ -104,7 +104,7 @@ def test_it_verifies_and_a_damaged_part_is_found(done: Done) -> None:
     whole = storage.read_bytes(uri)
     storage.write_bytes(uri, whole[:600] + bytes([whole[600] ^ 1]) + whole[601:])
     try:
-        with pytest.raises(VerificationError, match=storage.name_of(uri)):
+        with pytest.raises(VerificationError, match=uris.name_of(uri)):
             verify(output)
     finally:
         storage.write_bytes(uri, whole)

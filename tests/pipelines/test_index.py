@@ -13,12 +13,12 @@ from pipelines.index import IndexConfig, index
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import build, reducing, shards, spec, versions
 from rayvec.indexing.corpus import Corpus
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.tasks import Clock
 from rayvec.indexing.vectors import unit
-from rayvec.storage import Fingerprint
 from tests.artifacts import fingerprint, random_vectors, texts_for, write_embeddings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -1,4 +1,4 @@
-"""Storage: whole files or none, put-if-absent, checksums, fingerprints."""
+"""Storage: whole files or none, put-if-absent, checksums."""
 
 from __future__ import annotations
 
@@ -7,26 +7,10 @@ import os
 import threading
 from pathlib import Path
 
-import httpx
-import pyarrow as pa
 import pytest
-from fsspec.exceptions import FSTimeoutError
-from huggingface_hub.errors import HfHubHTTPError
 
 from rayvec import storage
-from rayvec.errors import MismatchError, StorageError, UserError, VerificationError
-from rayvec.storage import Fingerprint
-
-PRINT = Fingerprint(
-    weights="w",
-    tokenizer="t",
-    attention="bidirectional",
-    pooling="mean",
-    prompts="p",
-    max_length=512,
-    normalize=True,
-    dim=8,
-)
+from rayvec.errors import StorageError, UserError, VerificationError
 
 
 def test_write_then_read(tmp_path: Path) -> None:
@@ -98,76 +82,12 @@ def test_an_unknown_scheme_is_the_users_mistake() -> None:
         storage.filesystem("nosuch://bucket/key")
 
 
-def test_equal_fingerprints_agree() -> None:
-    PRINT.require(PRINT.replace(), mine="encoder", theirs="index")
-
-
-def test_a_mismatch_names_the_field_and_both_values() -> None:
-    with pytest.raises(MismatchError, match=r"pooling \(encoder: mean, index: bos\)"):
-        PRINT.require(PRINT.replace(pooling="bos"), mine="encoder", theirs="index")
-
-
-TOO_MANY = httpx.Response(429, request=httpx.Request("GET", "https://huggingface.co"))
-
-
-def failed(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        failed(errno.EIO),
-        failed(errno.EMFILE),
-        failed(errno.EACCES),
-        failed(errno.ENOENT),
-        pa.ArrowMemoryError("malloc of size 64 failed"),
-        MemoryError(),
-        OSError("AWS Error NETWORK_CONNECTION during GetObject operation"),
-        HfHubHTTPError("429 Too Many Requests", response=TOO_MANY),
-        FSTimeoutError(),
-    ],
-    ids=repr,
-)
-def test_what_machine_and_network_raise_is_no_damage(error: Exception) -> None:
-    assert storage.is_storage_fault(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError("Corrupt snappy compressed data."),
-        pa.ArrowInvalid("not a Parquet file"),
-        pa.ArrowMemoryError("malloc of size 18014398509571840 failed"),  # a length of which a bit has turned
-    ],
-    ids=repr,
-)
-def test_what_pyarrow_says_of_a_damaged_file_is_damage(error: Exception) -> None:
-    assert not storage.is_storage_fault(error)
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (failed(errno.EMFILE), r"reading /f failed \(Too many open files\); raise `ulimit -n`"),
-        (failed(errno.EACCES), "/f may not be read"),
-        (failed(errno.ELOOP), r"reading /f failed \(Too many levels of symbolic links\)"),
-        (failed(errno.ENOENT), "/f has gone since it was listed; put it back"),
-        (pa.ArrowMemoryError("malloc of size 64 failed"), "there is too little memory to read /f"),
-    ],
-    ids=repr,
-)
-def test_an_input_that_cannot_be_read_is_told_in_one_line(error: Exception, told: str) -> None:
-    with pytest.raises(StorageError, match=f"^{told}"), storage.input_errors("/f"):
-        raise error
-
-
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
 def test_a_file_system_without_hard_links_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def link(*_: object) -> None:
-        raise failed(number)
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(StorageError, match=r"has no hard links \(.*; choose a folder on another one, or, .* own URI"):

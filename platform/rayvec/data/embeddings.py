@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayvec import schema, storage
+from rayvec import schema, storage, uris
 from rayvec.data import vector_types
 from rayvec.data.ids import Hashes, digest_ids, hash_ids, repeated_places
 from rayvec.errors import UserError, VerificationError
-from rayvec.storage import Fingerprint
+from rayvec.failures import is_storage_fault, storage_errors
+from rayvec.fingerprint import Fingerprint
 
 FORMAT = "rayvec.embeddings/1"
 CURRENT = "CURRENT"
@@ -32,7 +33,7 @@ Part = dict[str, Any]
 
 def manifest_uri(uri: str, version: int) -> str:
     """Where the manifest of a version lies."""
-    return storage.join(uri, "manifests", f"v{version}.json")
+    return uris.join(uri, "manifests", f"v{version}.json")
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class EmbeddingsDataset:
     @classmethod
     def open(cls, uri: str, version: int | None = None) -> EmbeddingsDataset:
         """Open the current version, or another. Raises UserError when nothing is published there."""
-        uri = storage.absolute(uri)
+        uri = uris.absolute(uri)
         try:
-            name = version or int(storage.read_bytes(storage.join(uri, CURRENT)).decode().strip().removeprefix("v"))
+            name = version or int(storage.read_bytes(uris.join(uri, CURRENT)).decode().strip().removeprefix("v"))
         except FileNotFoundError:
             raise UserError(f"{uri} holds no finished embeddings; make them with python -m jobs.embed") from None
         except ValueError:
@@ -98,7 +99,7 @@ class EmbeddingsDataset:
     @property
     def part_uris(self) -> list[str]:
         """The parts' files, in the order of the input."""
-        return [storage.join(self.uri, part["file"]) for part in self.parts]
+        return [uris.join(self.uri, part["file"]) for part in self.parts]
 
     def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """One table a part, in the order of the input; the checksum of every page read is verified."""
@@ -119,7 +120,7 @@ class EmbeddingsDataset:
         return {"output": self.uri, "version": self.version, "parts": len(self.parts), "rows": self.count, "faults": 0}
 
     def _part_faults(self, part: Part, full: bool) -> list[str]:
-        uri = storage.join(self.uri, part["file"])
+        uri = uris.join(self.uri, part["file"])
         try:
             storage.check_file(uri, bytes_=part["bytes"], sha256=part["sha256"])
             if part["quarantine_sha256"] is not None:
@@ -129,7 +130,7 @@ class EmbeddingsDataset:
             return [str(error)]
 
     def _check_quarantine(self, part: Part) -> None:
-        uri = storage.join(self.uri, "quarantine", f"{part['unit']}.jsonl")
+        uri = uris.join(self.uri, "quarantine", f"{part['unit']}.jsonl")
         if storage.size(uri) < 0 or storage.sha256_file(uri) != part["quarantine_sha256"]:
             raise VerificationError(f"{uri} is missing or damaged; restore it or build it again")
 
@@ -185,8 +186,8 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise VerificationError(f"{uri} is missing; restore it or build it again") from None
     except (OSError, KeyError, pa.ArrowException) as error:
-        if storage.is_storage_fault(error):
-            with storage.storage_errors(uri, "reading"):
+        if is_storage_fault(error):
+            with storage_errors(uri, "reading"):
                 raise
         detail = " ".join(str(error).split())
         raise VerificationError(f"{uri} cannot be read ({detail}); restore it or build it again") from None

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 import pyarrow.fs as pafs
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.units import Input
 from rayvec.errors import MismatchError, UserError
 
@@ -58,7 +58,7 @@ def list_files(path: str | Sequence[str], kind: str | None = None) -> Listing:
         return _joined([list_files(one, kind) for one in path])
     if not path or not isinstance(path, str):
         raise UserError("source.path is not set; give a file, a folder or a glob pattern with --set source.path=…")
-    uri = storage.absolute(path).rstrip("/") or "/"
+    uri = uris.absolute(path).rstrip("/") or "/"
     _, inner = storage.filesystem(uri)
     prefix = uri[: len(uri) - len(inner)] if uri.endswith(inner) else ""
     info = storage.info(uri)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.files import Listing, check_unchanged, kind_of, list_files, newest
 from rayvec.data.readers.base import Reader, Span
 from rayvec.data.readers.delimited import DelimitedReader
@@ -144,7 +144,7 @@ def _collected(config: SourceConfig, cache: str) -> SourceConfig:
     from rayvec.data import pydocs
 
     key = config.replace(path="", payload=()).digest()
-    uri = storage.join(storage.absolute(cache), f"pydocs-{key}.parquet")
+    uri = uris.join(uris.absolute(cache), f"pydocs-{key}.parquet")
     if not storage.exists(uri):
         workers = min(8, os.cpu_count() or 1)
         storage.write_parquet(uri, pydocs.collect(config.packages or None, config.min_characters, workers))

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from rayvec import storage
 from rayvec.data.files import compression_of
+from rayvec.failures import input_errors, is_storage_fault
 
 CHUNK = 1 << 20
 #: Compressed files are read in steps of this length from their start, so every reader meets damage at the same place;
@@ -70,7 +71,7 @@ def chunks(uri: str, start: int = 0, encoding: str | None = None) -> Iterator[by
     """
     fs, path = storage.filesystem(uri)
     codec = compression_of(uri)
-    with storage.input_errors(uri):
+    with input_errors(uri):
         if codec is None:
             with fs.open_input_file(path) as file:
                 first = file.read(max(CHUNK, _MARK_BYTES) if start == 0 else _MARK_BYTES)
@@ -130,7 +131,7 @@ def is_read_from_start(uri: str, encoding: str | None = None) -> bool:
     if compression_of(uri) or encoding:
         return True
     fs, path = storage.filesystem(uri)
-    with storage.input_errors(uri), fs.open_input_file(path) as file:
+    with input_errors(uri), fs.open_input_file(path) as file:
         return _marked(file.read(_MARK_BYTES)) is not None
 
 
@@ -138,7 +139,7 @@ def _read(stream: pa.NativeFile, offset: int) -> bytes:
     try:
         return stream.read(STEP)
     except OSError as error:
-        if storage.is_storage_fault(error):  # the file may be sound: it is not to be quarantined for a lost network
+        if is_storage_fault(error):  # the file may be sound: it is not to be quarantined for a lost network
             raise
         raise DamagedError(offset, str(error)) from None
 

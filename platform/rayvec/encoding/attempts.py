@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import RayvecError
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Attempts:
     @classmethod
     def begin(cls, output: str, unit: str, stage: str) -> Attempts:
         """Read what earlier attempts left, count this one and mark it. Raises RayvecError when it is hopeless."""
-        self = cls(storage.join(output, "attempts", f"{unit}.{stage}.json"))
+        self = cls(uris.join(output, "attempts", f"{unit}.{stage}.json"))
         # Not asked for first: the worker of a run that was killed may finish, and forget it, in between.
         with contextlib.suppress(FileNotFoundError):
             saved = storage.read_json(self.uri)

@@ -35,8 +35,8 @@ from rayvec.encoding.work import (
     texts_of,
 )
 from rayvec.errors import StorageError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.encoder import Tokenizing, Vectorizing
-from rayvec.storage import Fingerprint
 
 #: The one unit of such embeddings.
 UNIT = "00000"

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import ConcurrentWriterError, RayvecError, StorageError, UserError
 
 FILE = ".lock"
@@ -47,13 +47,13 @@ def sole_writer(output: str, lease_s: float = LEASE_S) -> Iterator[Guard]:
 
     lease_s: seconds after which the lease of a killed run no longer counts, on an object store.
     """
-    if not storage.is_local(output):
+    if not uris.is_local(output):
         with _leased(output, lease_s) as lease:
             yield lease
         return
     storage.make_folder(output)
     try:
-        descriptor = os.open(storage.local_path(output) / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(uris.local_path(output) / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StorageError(f"{output} may not be written ({error.strerror}); choose another output") from None
     try:
@@ -193,11 +193,11 @@ def _keep(lease: Lease, lease_s: float, ended: threading.Event) -> None:
 
 
 def _uri(output: str, number: int) -> str:
-    return storage.join(output, FOLDER, f"{number:06d}.json")
+    return uris.join(output, FOLDER, f"{number:06d}.json")
 
 
 def _numbers(output: str) -> list[int]:
-    names = storage.list_names(storage.join(output, FOLDER))
+    names = storage.list_names(uris.join(output, FOLDER))
     return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayvec import schema, storage
+from rayvec import schema, storage, uris
 from rayvec.data.embeddings import CURRENT, FORMAT, document_ids, document_rows, manifest_uri
 from rayvec.data.ids import repeated_places
 from rayvec.data.units import Unit
@@ -113,7 +113,7 @@ def publish(sink: Sink, content: Mapping[str, Any]) -> tuple[int, str]:
     A version with this content that is there already is not put again. Raises ConcurrentWriterError (exit status 4)
     when another run puts the same version first.
     """
-    names = storage.list_names(storage.join(sink.output, "manifests"))
+    names = storage.list_names(uris.join(sink.output, "manifests"))
     newest = max((int(name[1:-5]) for name in names if name.startswith("v") and name.endswith(".json")), default=0)
     version = newest
     if not newest or storage.read_json(manifest_uri(sink.output, newest)) != {**content, "version": newest}:
@@ -123,7 +123,7 @@ def publish(sink: Sink, content: Mapping[str, Any]) -> tuple[int, str]:
     if version > newest and not storage.put_if_absent(manifest_uri(sink.output, version), data):
         raise ConcurrentWriterError(f"another run has just published v{version} of {sink.output}; run again to compare")
     failpoint("after_manifest")
-    storage.write_bytes(storage.join(sink.output, CURRENT), f"v{version}\n".encode())
+    storage.write_bytes(uris.join(sink.output, CURRENT), f"v{version}\n".encode())
     return version, storage.sha256_bytes(data)
 
 

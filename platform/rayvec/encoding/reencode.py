@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayvec import schema, storage
+from rayvec import schema, uris
 from rayvec.data.embeddings import EmbeddingsDataset, Part, document_ids, document_rows, read_part, vectors
 from rayvec.data.units import Unit, UnitData
 from rayvec.encoding.direct import text_of
@@ -79,7 +79,7 @@ def _sample(dataset: EmbeddingsDataset) -> Iterator[tuple[Part, int]]:
 def _compare(
     dataset: EmbeddingsDataset, part: Part, number: int, encoder: Encoder, load_tokenizer: Callable[[str], Tokenizing]
 ) -> None:
-    table = read_part(storage.join(dataset.uri, part["file"]))
+    table = read_part(uris.join(dataset.uri, part["file"]))
     stored = table.filter(pa.array(document_rows(table) == number))
     id_ = document_ids(table)[number].as_py()
     settings = dataset.manifest["settings"]

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.units import Input, Unit
 from rayvec.errors import MismatchError, UserError, VerificationError
-from rayvec.storage import Fingerprint
+from rayvec.fingerprint import Fingerprint
 
 FORMAT = "rayvec.plan/1"
 FILE = "_plan.json"
@@ -69,7 +69,7 @@ class Plan:
 
 def agree(output: str, plan: Plan) -> Plan:
     """Write the plan, or find the same one there. Raises MismatchError (exit status 3) naming the differing field."""
-    uri = storage.join(output, FILE)
+    uri = uris.join(output, FILE)
     if storage.put_if_absent(uri, storage.to_json(plan.to_json())):
         return plan
     there = Plan.from_json(storage.read_json(uri))

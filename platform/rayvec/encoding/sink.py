@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayvec import schema, storage
+from rayvec import schema, storage, uris
 from rayvec.data.embeddings import document_ids, read_part
 from rayvec.data.ids import WORDS, Hashes, digest_ids, hash_ids
 from rayvec.encoding.lengths import counted
@@ -94,9 +94,9 @@ class Sink:
         sizes = {
             f"{folder}/{name}": bytes_
             for folder in ("data", "ids")
-            for name, bytes_ in storage.list_sizes(storage.join(self.output, folder)).items()
+            for name, bytes_ in storage.list_sizes(uris.join(self.output, folder)).items()
         }
-        names = storage.list_sizes(storage.join(self.output, "units"))
+        names = storage.list_sizes(uris.join(self.output, "units"))
         with ThreadPoolExecutor(16) as pool:
             found = pool.map(self.record, [unit for unit in units if f"{unit}.json" in names])
             records = [record for record in found if record is not None]
@@ -137,17 +137,17 @@ class Sink:
 
     def table(self, record: Record) -> pa.Table:
         """The part of a committed unit, its pages' checksums verified."""
-        return read_part(storage.join(self.output, record.file))
+        return read_part(uris.join(self.output, record.file))
 
     def columns(self, record: Record) -> list[str]:
         """The columns of a part."""
-        fs, path = storage.filesystem(storage.join(self.output, record.file))
+        fs, path = storage.filesystem(uris.join(self.output, record.file))
         with fs.open_input_file(path) as file:
             return list(pq.read_schema(file).names)
 
     def hashes(self, record: Record) -> tuple[Hashes, npt.NDArray[np.int64]]:
         """Hash of the id, and position in the input, of each document of a part. Raises StorageError when damaged."""
-        uri = storage.join(self.output, _ids_file(record.file))
+        uri = uris.join(self.output, _ids_file(record.file))
         words = np.frombuffer(storage.read_bytes(uri), WORDS).reshape(-1, 3)
         hashes = np.ascontiguousarray(words[:, :2])
         if digest_ids(hashes) != record.id_digest:
@@ -166,12 +166,12 @@ class Sink:
         data = part_bytes(table)
         sha256 = storage.sha256_bytes(data)
         file = f"data/{unit}-{sha256[:8]}.parquet"
-        storage.write_bytes(storage.join(self.output, file), data)
+        storage.write_bytes(uris.join(self.output, file), data)
         failpoint("after_part")
         self._check_written(file, data)
         hashes = hash_ids(document_ids(table))
         words = np.column_stack([hashes, positions.astype(WORDS)])
-        storage.write_bytes(storage.join(self.output, _ids_file(file)), words.tobytes())
+        storage.write_bytes(uris.join(self.output, _ids_file(file)), words.tobytes())
         return record_of(unit, file, table, data, lines, self._write_lines(unit, lines))
 
     def _write_lines(self, unit: str, lines: Sequence[Line]) -> str | None:
@@ -184,22 +184,22 @@ class Sink:
 
     def _check_written(self, file: str, data: bytes) -> None:
         """What storage gives back must be what was written: a full disk or a bad cable shows here, not in a search."""
-        uri = storage.join(self.output, file)
+        uri = uris.join(self.output, file)
         if storage.read_bytes(uri) != data:
             storage.delete(uri)
             raise StorageError(f"{uri} does not read back as it was written; check the disk and run again")
 
     def _yield_to(self, kept: Record, other: Record) -> Record:
         if other.file != kept.file:
-            storage.delete(storage.join(self.output, other.file))
-            storage.delete(storage.join(self.output, _ids_file(other.file)))
+            storage.delete(uris.join(self.output, other.file))
+            storage.delete(uris.join(self.output, _ids_file(other.file)))
         return kept
 
     def _record_uri(self, unit: str) -> str:
-        return storage.join(self.output, "units", f"{unit}.json")
+        return uris.join(self.output, "units", f"{unit}.json")
 
     def _quarantine_uri(self, unit: str) -> str:
-        return storage.join(self.output, "quarantine", f"{unit}.jsonl")
+        return uris.join(self.output, "quarantine", f"{unit}.jsonl")
 
 
 def record_of(

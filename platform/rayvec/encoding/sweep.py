@@ -6,7 +6,7 @@ import re
 import uuid
 from pathlib import Path
 
-from rayvec import storage
+from rayvec import uris
 
 #: As storage.write_bytes names them.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -18,9 +18,9 @@ def sweep(output: str, older_than_s: float) -> list[str]:
     Returns the names of those removed. Ages are told by the file system's own clock. An object store has none: there an
     upload that was broken off is not seen, and goes by the bucket's rule for incomplete uploads.
     """
-    if not storage.is_local(output):
+    if not uris.is_local(output):
         return []
-    folder = storage.local_path(output)
+    folder = uris.local_path(output)
     old = [(path, path.stat().st_mtime) for path in folder.rglob(".*.tmp") if TEMPORARY.fullmatch(path.name)]
     if not old:
         return []

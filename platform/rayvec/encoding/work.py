@@ -21,11 +21,11 @@ from rayvec.data.vector_types import shortened, to_columns
 from rayvec.encoding.attempts import Attempts, Outcome, Rows, survive
 from rayvec.encoding.sink import DUPLICATE, Line, Record, Sink
 from rayvec.encoding.spent import Spent
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.encoder import Encoder, Tokenizing, Vectorizing
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.windows import Windowing, Windows, join, select
 from rayvec.schema import Long, VectorType
-from rayvec.storage import Fingerprint
 
 POSITION = "position"
 NONFINITE = "nonfinite"

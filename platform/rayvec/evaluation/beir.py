@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.sources import Source, SourceConfig, open_source
 from rayvec.errors import UserError
 
@@ -92,7 +92,7 @@ def load_beir(folder: str, split: str = "test") -> Task:
         raise UserError(
             f"{folder}: no query of qrels/{split}.tsv is in {QUERY_NAMES[0]}; check that the ids are the same"
         )
-    name = PurePosixPath(storage.absolute(folder)).name
+    name = PurePosixPath(uris.absolute(folder)).name
     return Task(name, FileCorpus(corpus), judged, [texts[query] for query in judged], qrels, len(qrels) - len(judged))
 
 
@@ -100,7 +100,7 @@ def _open(folder: str, names: Sequence[str], wanted: Sequence[str], *, titles: b
     found = [name for name in wanted if name in names]
     if not found:
         raise UserError(f"{folder} has no {wanted[0]} (or {', '.join(wanted[1:])}); it needs BEIR's layout")
-    config = SourceConfig(path=storage.join(folder, found[0]))
+    config = SourceConfig(path=uris.join(folder, found[0]))
     source = open_source(config)
     if titles and source.layout.title is not None:
         # Documents of a title alone are documents too (CACM has many).
@@ -117,10 +117,10 @@ def _queries(source: Source) -> dict[str, str]:
 
 
 def _qrels_file(folder: str, split: str) -> str:
-    there = storage.list_names(storage.join(folder, "qrels"))
+    there = storage.list_names(uris.join(folder, "qrels"))
     for name in (f"{split}.tsv", f"{split}.tsv.gz"):
         if name in there:
-            return storage.join(folder, "qrels", name)
+            return uris.join(folder, "qrels", name)
     known = ", ".join(name.split(".")[0] for name in there) or "none"
     raise UserError(f"{folder} has no qrels/{split}.tsv; splits there: {known}; choose one with --set split=…")
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import UserError
 
 TEXT_COLUMNS = ("text", "sentence", "sentences", "content")
@@ -73,7 +73,7 @@ def read_split(folder: str) -> tuple[Labelled, Labelled]:
     names = storage.list_names(folder)
     if not names:
         raise UserError(f"{folder} does not exist or is empty; give a folder with train.csv and test.csv")
-    train, test = (read_labelled(storage.join(folder, _named(names, part, folder))) for part in ("train", "test"))
+    train, test = (read_labelled(uris.join(folder, _named(names, part, folder))) for part in ("train", "test"))
     if unknown := sorted(set(test.labels) - set(train.labels)):
         raise UserError(f"{folder}: the label {unknown[0]!r} of test is not in train; give texts of every class")
     return train, test

@@ -15,7 +15,7 @@ from rayvec.config import Config
 from rayvec.evaluation.mteb_library import mteb
 
 if TYPE_CHECKING:
-    from rayvec.storage import Fingerprint
+    from rayvec.fingerprint import Fingerprint
 
 Vectors = npt.NDArray[np.float32]
 #: Texts and the instruction before them, to vectors float32 [n, D].

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import UserError
 from rayvec.evaluation.beir import CORPUS_NAMES, load_beir
 from rayvec.evaluation.local_sets import (
@@ -173,7 +173,7 @@ def _corpus(place: str) -> list[dict[str, str]]:
         raise UserError(f"{place}/{name}: mteb's own tasks are read from corpus.jsonl or corpus.jsonl.gz; write that")
     return [
         {"id": str(record["_id"]), "title": record.get("title") or "", "text": record.get("text") or ""}
-        for record in read_records(storage.join(place, name))
+        for record in read_records(uris.join(place, name))
     ]
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayvec import storage
 from rayvec.errors import UserError
+from rayvec.failures import storage_errors
 from rayvec.indexing.ranking import Rows
 
 #: Ten hits in as many groups of this size are read in 0.6 ms (256 rows: 3 ms). Larger collections get larger groups, so
@@ -26,7 +26,7 @@ MOST_GROUPS = 16_384
 
 def write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, path: Path) -> int:
     """Write the documents in order, in row groups of equal size. Returns how many. Raises StorageError."""
-    with storage.storage_errors(path):
+    with storage_errors(path):
         return _write(batches, schema, count, path)
 
 

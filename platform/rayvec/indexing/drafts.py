@@ -17,6 +17,7 @@ from typing import Any
 
 from rayvec import storage
 from rayvec.errors import VerificationError
+from rayvec.failures import storage_errors
 from rayvec.faults import failpoint
 from rayvec.indexing.versions import (
     FORMAT,
@@ -53,7 +54,7 @@ class Draft:
         """
         for name in names:
             old, new = source / name, self.folder / name
-            with storage.storage_errors(new):
+            with storage_errors(new):
                 new.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     new.hardlink_to(old)
@@ -68,7 +69,7 @@ class Draft:
 
         Raises StorageError; what was live stays live.
         """
-        with storage.storage_errors(self.folder):
+        with storage_errors(self.folder):
             return self._commit(facts)
 
     def _commit(self, facts: Mapping[str, Any]) -> JsonObject:
@@ -120,7 +121,7 @@ def new_version(output: str | Path) -> Iterator[Draft]:
         given = [*list_versions(folder), *had_lived(folder)]  # one that was removed by hand was seen all the same
         name = f"v{max(map(number, given), default=0) + 1}"
         place = temporary(folder, name)
-        with storage.storage_errors(place):
+        with storage_errors(place):
             place.mkdir()
         try:
             yield Draft(folder, name, place)

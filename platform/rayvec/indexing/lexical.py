@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from rayvec import storage
 from rayvec.errors import UserError, VerificationError
+from rayvec.failures import storage_errors
 from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, Rows, check_k
 from rayvec.indexing.terms import STEMMER, Terms
 
@@ -139,7 +140,7 @@ class Lexical:
 
     def save(self, folder: Path) -> None:
         """Write the arrays, the vocabulary and the analyser's settings into a folder. Raises StorageError."""
-        with storage.storage_errors(folder):
+        with storage_errors(folder):
             self._bm25.save(folder, show_progress=False, allow_pickle=False)
             np.save(folder / LENGTHS, self.lengths_N, allow_pickle=False)
         settings = {"format": FORMAT, "stemmer": self.terms.stemmer, "average": self.average}

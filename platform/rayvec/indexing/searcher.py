@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from cachetools import LRUCache
 
 from rayvec.errors import UserError, VerificationError
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import pca, shards, trial, versions
 from rayvec.indexing.documents import Documents, SegmentDocuments
 from rayvec.indexing.filters import Filter, mask
@@ -35,7 +36,7 @@ from rayvec.indexing.selection import Selection
 from rayvec.indexing.shards import Effort, Shard
 from rayvec.indexing.vectors import Vectors, unit
 from rayvec.schema import ID, TEXT
-from rayvec.storage import Fingerprint, JsonObject
+from rayvec.storage import JsonObject
 
 __all__ = ["DOCUMENTS", "LEXICAL", "TRANSFORM", "Index", "Ranking", "projection_of"]
 

@@ -18,6 +18,7 @@ import numpy as np
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.failures import storage_errors
 from rayvec.indexing.ranking import Rows
 from rayvec.storage import JsonObject
 
@@ -114,7 +115,7 @@ def rows_of(manifest: Mapping[str, Any]) -> int:
 def save_rows(path: Path, rows: Rows) -> None:
     """Write row numbers, unless there are none. Raises StorageError."""
     if len(rows):
-        with storage.storage_errors(path):
+        with storage_errors(path):
             np.save(path, rows.astype(np.int64), allow_pickle=False)
 
 
@@ -126,7 +127,7 @@ def load_rows(path: Path, limit: int) -> Rows:
     if not path.exists():
         return np.empty(0, np.int64)
     try:
-        with storage.storage_errors(path, "reading"):
+        with storage_errors(path, "reading"):
             rows: Rows = np.load(path, allow_pickle=False)
     except ValueError:
         raise VerificationError(f"{path} holds no row numbers; roll back, or build the index again") from None

@@ -20,6 +20,7 @@ import numpy as np
 
 from rayvec import storage
 from rayvec.errors import VerificationError
+from rayvec.failures import storage_errors
 from rayvec.indexing import gpu, layers
 from rayvec.indexing.effort import Effort, Selector, keep_all_but, parameters, selected
 from rayvec.indexing.forms import KMEANS_ROUNDS, SAMPLES_A_CENTROID
@@ -121,7 +122,7 @@ def fill(trained: Any, batches: Iterable[Vectors], path: Path) -> int:
 
 def _write(index: Any, path: Path) -> None:
     """Through a stream of ours: FAISS's own tells no cause of what fails, and nothing of what fails as it is closed."""
-    with storage.storage_errors(path), path.open("wb") as stream:
+    with storage_errors(path), path.open("wb") as stream:
         faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write, storage.CHUNK))
 
 

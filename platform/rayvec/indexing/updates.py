@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import MismatchError, UserError
+from rayvec.failures import storage_errors
 from rayvec.faults import failpoint
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import build, segments, spec, versions
 from rayvec.indexing.corpus import Corpus, check_parts, columns_of
 from rayvec.indexing.documents import Documents, column_types
@@ -37,7 +38,7 @@ from rayvec.indexing.shards import Shard
 from rayvec.indexing.tasks import Clock
 from rayvec.indexing.upserts import Kept, Matches, ids_of, match
 from rayvec.schema import ID, TEXT, TITLE
-from rayvec.storage import Fingerprint, JsonObject
+from rayvec.storage import JsonObject
 
 #: A delta is compared vector by vector; beyond this size it is stored in 16 bits, which costs no recall that shows.
 FLAT_BYTES = 256 << 20
@@ -253,7 +254,7 @@ def _add_segment(draft: Draft, before: Before, delta: Delta, timed: Timed) -> Js
     start = known[-1].stop
     # Not the number of segments: an earlier one may have gone into a later, and its name with it.
     place = draft.folder / f"{DELTA}{1 + max((_number(segment) for segment in known), default=0):05d}"
-    with storage.storage_errors(place):
+    with storage_errors(place):
         place.mkdir()
     with timed("fill"):
         entries = _fill(corpus, place)

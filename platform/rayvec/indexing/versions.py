@@ -25,8 +25,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import ConcurrentWriterError, StorageError, UserError, VerificationError
+from rayvec.failures import storage_errors
 from rayvec.storage import JsonObject
 
 FORMAT = "rayvec.index/2"
@@ -46,11 +47,11 @@ NAME = re.compile(r"v[1-9][0-9]*")
 
 def local_folder(uri: str | Path) -> Path:
     """The folder of an index. Raises UserError for an object store, which cannot rename folders."""
-    if not storage.is_local(uri):
+    if not uris.is_local(uri):
         raise UserError(
             f"an index lies in a local or mounted folder, and {uri} is an object store: copy it, or mount it"
         )
-    return storage.local_path(uri).absolute()
+    return uris.local_path(uri).absolute()
 
 
 def list_versions(output: str | Path) -> list[str]:
@@ -245,7 +246,7 @@ def _remove(folder: Path, name: str) -> None:
 def _take_away(folder: Path, name: str) -> Path:
     """Renamed first, so that a reader finds the whole version or none of it. Files shared with others stay there."""
     trash = temporary(folder, name).with_suffix(f".{TRASH}")
-    with storage.storage_errors(folder / VERSIONS):
+    with storage_errors(folder / VERSIONS):
         (folder / VERSIONS / name).rename(trash)
     return trash
 
@@ -263,7 +264,7 @@ def writing(output: str | Path) -> Iterator[Path]:
     """
     folder = local_folder(output)
     storage.make_folder(folder / VERSIONS)
-    with storage.storage_errors(folder):
+    with storage_errors(folder):
         opened = (folder / ".lock").open("w")
     with opened as lock:
         try:
@@ -272,7 +273,7 @@ def writing(output: str | Path) -> Iterator[Path]:
             raise ConcurrentWriterError(
                 f"another process is writing {folder}; wait for it, or choose another"
             ) from None
-        with storage.storage_errors(folder):
+        with storage_errors(folder):
             _sweep(folder)
         try:
             yield folder
@@ -321,7 +322,7 @@ def live_name(folder: Path) -> list[str]:
 def _record(folder: Path, *names: str) -> None:
     if not names and (folder / HISTORY).exists():
         return
-    with storage.storage_errors(folder / HISTORY), (folder / HISTORY).open("a") as stream:
+    with storage_errors(folder / HISTORY), (folder / HISTORY).open("a") as stream:
         stream.writelines(f"{name}\n" for name in names)
         stream.flush()
         os.fsync(stream.fileno())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.modeling import references
 from rayvec.modeling.manifest import EncoderManifest
 
@@ -105,7 +105,7 @@ def shown(reference: str, base: str = "") -> str:
     """
     if reference == base and references.HUB_ID.fullmatch(base):
         return base
-    return storage.name_of(reference.removeprefix(references.EMBEDDED))
+    return uris.name_of(reference.removeprefix(references.EMBEDDED))
 
 
 def _encoder_heading(manifest: EncoderManifest) -> str:
@@ -116,7 +116,7 @@ def _encoder_heading(manifest: EncoderManifest) -> str:
     trained = f": {' → '.join(stages)}" if stages else " without any training"
     form = "One whole model" if manifest.merged else "LoRA adapters, merged into the base in order when they are loaded"
     return (
-        f"# Text encoder made of {storage.name_of(base)}\n\n"
+        f"# Text encoder made of {uris.name_of(base)}\n\n"
         f"{_code(base)} made a text encoder with rayvec{way}{trained}. A text becomes one vector of {manifest.dim} "
         f"numbers, and alike texts become near vectors. {form}."
     )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rayvec.errors import UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.windows import Windowing, Windows
-from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import TextEncoder

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkabl
 import numpy as np
 
 from rayvec.errors import UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.batching_plan import plan_batches
 from rayvec.modeling.folder import EncoderFolder, open_encoder, open_model, open_tokenizer, write_folder
 from rayvec.modeling.hash_encoder import HashEncoder
@@ -19,7 +20,6 @@ from rayvec.modeling.manifest import PoolingName
 from rayvec.modeling.prompts import Prompts
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.windows import Windowing, Windows
-from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Tokenizing(Protocol):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What makes the vectors; see storage.Fingerprint."""
+        """What makes the vectors; see Fingerprint."""
 
     @property
     def instructions(self) -> Mapping[str, str]:

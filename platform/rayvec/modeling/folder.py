@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rayvec.errors import MismatchError, UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling import adapters, manifest, references
 from rayvec.modeling.manifest import EncoderManifest
 from rayvec.modeling.prompts import Prompts, template_for
 from rayvec.modeling.text_tokenizer import TextTokenizer
-from rayvec.storage import Fingerprint
 
 DEFAULT_MAX_LENGTH = 512
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rayvec.errors import UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.tokens import TokenBatch, require_several
 from rayvec.modeling.windows import Whole, Windowing, Windows, cut
-from rayvec.storage import Fingerprint
 
 BEGIN = 0  # the id of the token before every text, so that an empty text has one too
 POSITIONS = 4  # positions that one word touches: two words rarely share all of them

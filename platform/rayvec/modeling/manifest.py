@@ -15,9 +15,9 @@ from pydantic import PositiveInt
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import MismatchError, VerificationError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.prompts import Prompts
 from rayvec.modeling.references import WEIGHTS
-from rayvec.storage import Fingerprint
 
 FILE = "rayvec.json"
 PoolingName = Literal["mean", "weighted_mean", "last_token", "bos"]
@@ -69,7 +69,7 @@ class EncoderManifest(Config):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """See storage.Fingerprint; every field that moves a vector is in it."""
+        """See Fingerprint; every field that moves a vector is in it."""
         return Fingerprint(
             weights=self.lineage,
             tokenizer=self.tokenizer,

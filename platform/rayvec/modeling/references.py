@@ -14,7 +14,7 @@ import tempfile
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from rayvec import assets, storage
+from rayvec import assets, storage, uris
 from rayvec.errors import UserError
 
 EMBEDDED = "embedded:"
@@ -34,8 +34,8 @@ def resolve(reference: str | Path, *, weights: bool = True) -> Path:
     name = ALIASES.get(text, text).removeprefix(EMBEDDED)
     if name in assets.NAMES or text.startswith(EMBEDDED):
         return assets.path(name)
-    if storage.is_local(text):
-        path = storage.local_path(text)
+    if uris.is_local(text):
+        path = uris.local_path(text)
         if path.is_dir():
             return path
         if not HUB_ID.fullmatch(text) or path.exists():
@@ -53,9 +53,9 @@ def canonical(reference: str | Path) -> str:
     name = ALIASES.get(text, text).removeprefix(EMBEDDED)
     if name in assets.NAMES:
         return EMBEDDED + name
-    if not storage.is_local(text) or not storage.local_path(text).is_dir():
+    if not uris.is_local(text) or not uris.local_path(text).is_dir():
         return text
-    path = storage.local_path(text).resolve()
+    path = uris.local_path(text).resolve()
     own = Path(assets.__file__).resolve().parent
     return EMBEDDED + path.name if path.parent == own and path.name in assets.NAMES else str(path)
 
@@ -77,13 +77,13 @@ def portable(reference: str | Path) -> str | None:
     ('meta-llama/Meta-Llama-3-8B', None)
     """
     text = canonical(reference)
-    return None if storage.is_local(text) and storage.local_path(text).is_absolute() else text
+    return None if uris.is_local(text) and uris.local_path(text).is_absolute() else text
 
 
 def holds(reference: str | Path, name: str) -> bool:
     """Whether there is such a file in what a reference names; a repository of the hub is asked for that file alone."""
     text = str(reference)
-    if HUB_ID.fullmatch(text) and not storage.local_path(text).exists():
+    if HUB_ID.fullmatch(text) and not uris.local_path(text).exists():
         import huggingface_hub
 
         try:

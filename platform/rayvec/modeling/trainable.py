@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rayvec.errors import UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling import adapters, export, references
 from rayvec.modeling.adapters import LoraSettings
 from rayvec.modeling.backbone import Backbone, choose_dtype
@@ -29,7 +30,6 @@ from rayvec.modeling.folder import EncoderFolder, adapter_names, open_encoder, w
 from rayvec.modeling.pooling import pool
 from rayvec.modeling.text_tokenizer import TextTokenizer
 from rayvec.modeling.tokens import TokenBatch
-from rayvec.storage import Fingerprint
 
 
 class TrainableEncoder:

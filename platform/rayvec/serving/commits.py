@@ -27,6 +27,7 @@ from rayvec.data.embeddings import read_part
 from rayvec.encoding.direct import embed, publish_part
 from rayvec.encoding.work import Work
 from rayvec.errors import RayvecError, VerificationError
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import drafts, segments, tasks, updates, versions
 from rayvec.indexing.drafts import Draft
 from rayvec.indexing.ranking import Rows
@@ -38,7 +39,7 @@ from rayvec.schema import ID, N_TOKENS, TRUNCATED
 from rayvec.serving.changes import Change, Written
 from rayvec.serving.problems import Problem, invalid
 from rayvec.serving.tables import Values, documents_of, fields_of, table_of
-from rayvec.storage import Fingerprint, JsonObject
+from rayvec.storage import JsonObject
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from pydantic import TypeAdapter
 
+from rayvec.fingerprint import Fingerprint
 from rayvec.indexing.filters import Filter
 from rayvec.indexing.part import Part
 from rayvec.indexing.ranking import Ranking, Rows
@@ -32,7 +33,6 @@ from rayvec.serving.open_versions import OpenVersions
 from rayvec.serving.problems import Problem, unavailable
 from rayvec.serving.refusals import Refusal
 from rayvec.serving.threads import Threads
-from rayvec.storage import Fingerprint
 
 _LOG = logging.getLogger(__name__)
 #: After a part did not answer, it is not asked for so long: a search need not wait for it each time.

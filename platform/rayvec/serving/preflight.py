@@ -11,8 +11,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from rayvec import storage
+from rayvec import uris
 from rayvec.errors import UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.serving import proxy
 from rayvec.serving.config import ServeConfig
 from rayvec.serving.observer import open_log
@@ -20,7 +21,6 @@ from rayvec.serving.rerank import load_reranker
 from rayvec.serving.security import Keys
 from rayvec.serving.tracing import Tracer
 from rayvec.serving.writer import settings_of
-from rayvec.storage import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def _check_writable(index: str) -> None:
 
 def absolute(reference: str) -> str:
     """A folder's whole path, since replicas may run in another folder; any other reference as it is."""
-    path = storage.local_path(reference)
-    return str(path.absolute()) if storage.is_local(reference) and path.is_dir() else reference
+    path = uris.local_path(reference)
+    return str(path.absolute()) if uris.is_local(reference) and path.is_dir() else reference
 
 
 def with_whole_paths(config: ServeConfig) -> ServeConfig:
     """The same with whole paths of the places that replicas read and write."""
-    files = {name: storage.absolute(path) for name in ("keys", "access_log") if (path := getattr(config, name))}
+    files = {name: uris.absolute(path) for name in ("keys", "access_log") if (path := getattr(config, name))}
     return config.replace(index=absolute(config.index), **files)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.tokens import TokenBatch, concatenate
 from rayvec.modeling.windows import Windows
 from rayvec.serving.batcher import Batched, Batcher
@@ -21,7 +22,6 @@ from rayvec.serving.config import Limits
 from rayvec.serving.problems import Problem, invalid
 from rayvec.serving.services import Encoded, EncoderFacts
 from rayvec.serving.threads import Threads
-from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import Encoder

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayvec.fingerprint import Fingerprint
 from rayvec.serving.api import make_api
 from rayvec.serving.config import ServeConfig, is_loopback
 from rayvec.serving.door import FrontDoor
@@ -20,7 +21,6 @@ from rayvec.serving.retriever import Retriever
 from rayvec.serving.security import Keys
 from rayvec.serving.services import EncoderService, RetrieverService
 from rayvec.serving.writer import Writer, WriterService
-from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayvec.errors import UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.serving.listing import Described, described
 from rayvec.serving.mapping import Cartographer
 from rayvec.serving.open_versions import OpenVersions
@@ -29,7 +30,6 @@ from rayvec.serving.rerank import load_reranker
 from rayvec.serving.search import Options, index_modes, scores_of, search_index, shown
 from rayvec.serving.services import Fetched, Found, IndexFacts, Reached
 from rayvec.serving.threads import Threads
-from rayvec.storage import Fingerprint
 
 if TYPE_CHECKING:
     from rayvec.indexing.maps import Map

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rayvec.errors import ConcurrentWriterError, MismatchError, RayvecError, StorageError, UserError
+from rayvec.fingerprint import Fingerprint
 from rayvec.modeling.tokens import TokenBatch
 from rayvec.modeling.windows import Windows, select
 from rayvec.serving.batcher import Batcher
 from rayvec.serving.problems import Problem, unavailable
-from rayvec.storage import Fingerprint, JsonObject
+from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
     from rayvec.serving.changes import Change, Written

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.errors import VerificationError
 from rayvec.training import checkpoints
 
@@ -33,25 +33,25 @@ class RunFolder:
     @property
     def remote(self) -> bool:
         """Whether machines work on copies."""
-        return not storage.is_local(self.uri)
+        return not uris.is_local(self.uri)
 
     @property
     def local(self) -> Path:
         """Where this machine works: the folder itself, or a place of its own in the user's cache."""
         if not self.remote:
-            return storage.local_path(self.uri)
+            return uris.local_path(self.uri)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         return cache / "rayvec" / "runs" / storage.sha256_bytes(self.uri.encode())[:16] / self.run
 
     @property
     def checkpoints(self) -> str:
         """Where checkpoints go."""
-        return storage.join(self.uri, "training", "checkpoints")
+        return uris.join(self.uri, "training", "checkpoints")
 
     def push(self, name: str, *, last: str = "") -> None:
         """Copy a file or folder of this machine to the URI; of a folder, the file `last` goes last."""
         if self.remote:
-            storage.copy_tree(self.local / name, storage.join(self.uri, name), last=last)
+            storage.copy_tree(self.local / name, uris.join(self.uri, name), last=last)
 
     def pull(self, name: str, *, last: str) -> Path:
         """A folder on this machine: copied from the URI unless it is there. `last` is the file that makes it whole."""
@@ -60,12 +60,12 @@ class RunFolder:
             return folder
         with _alone(folder):
             if not (folder / last).exists():
-                storage.copy_tree(storage.join(self.uri, name), folder, last=last)
+                storage.copy_tree(uris.join(self.uri, name), folder, last=last)
         return folder
 
     def pull_file(self, name: str) -> Path:
         """A file on this machine as it is at the URI, if it is there; rank 0 may have written it elsewhere."""
-        if self.remote and storage.exists(there := storage.join(self.uri, name)):
+        if self.remote and storage.exists(there := uris.join(self.uri, name)):
             storage.copy_tree(there, self.local / name)
         return self.local / name
 
@@ -75,12 +75,12 @@ class RunFolder:
         root: look below this path or URI instead of the run's own checkpoints.
         """
         root = self.checkpoints if root is None else root
-        if storage.is_local(root):
-            return checkpoints.newest(storage.local_path(root))
+        if uris.is_local(root):
+            return checkpoints.newest(uris.local_path(root))
         for name in _by_step(root):
             folder = self.local / "training" / "fetched" / storage.sha256_bytes(f"{root}/{name}".encode())[:16]
             with _alone(folder):
-                if _fetch_whole(storage.join(root, name), folder):
+                if _fetch_whole(uris.join(root, name), folder):
                     return folder
         return None
 
@@ -89,10 +89,10 @@ class RunFolder:
         shutil.rmtree(self.local / "training" / "fetched", ignore_errors=True)
         if self.remote:
             for name in _by_step(self.checkpoints)[keep:]:
-                storage.delete_tree(storage.join(self.checkpoints, name))
+                storage.delete_tree(uris.join(self.checkpoints, name))
             return
         whole: list[tuple[int, Path]] = []
-        for folder in [path for path in storage.local_path(self.checkpoints).glob("attempt-*/*") if path.is_dir()]:
+        for folder in [path for path in uris.local_path(self.checkpoints).glob("attempt-*/*") if path.is_dir()]:
             try:
                 whole.append((checkpoints.verify(folder).step, folder))
             except VerificationError:
@@ -104,7 +104,7 @@ class RunFolder:
         """Remove a folder on this machine and at the URI."""
         shutil.rmtree(self.local / name, ignore_errors=True)
         if self.remote:
-            storage.delete_tree(storage.join(self.uri, name))
+            storage.delete_tree(uris.join(self.uri, name))
 
 
 def _by_step(root: str) -> list[str]:
@@ -114,7 +114,7 @@ def _by_step(root: str) -> list[str]:
         folder, _, file = name.rpartition("/")
         if file == checkpoints.record_name(0):
             try:
-                step = int(storage.read_json(storage.join(root, name)).get("step", -1))
+                step = int(storage.read_json(uris.join(root, name)).get("step", -1))
             except (VerificationError, ValueError, TypeError):
                 continue
             found.append((step, folder))

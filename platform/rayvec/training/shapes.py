@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rayvec import assets, storage
+from rayvec import assets, uris
 from rayvec.modeling import references
 
 PUBLISHED = Path(assets.__file__).parent / "shapes"
@@ -38,9 +38,9 @@ def _file_of(reference: str) -> tuple[Path, str] | None:
     name = references.canonical(reference)
     if name.startswith(references.EMBEDDED):
         return references.resolve(name), "embedded"
-    if not storage.is_local(reference):
+    if not uris.is_local(reference):
         return None
-    folder = storage.local_path(reference)
+    folder = uris.local_path(reference)
     if folder.is_dir():
         return (folder, "its folder") if (folder / "config.json").is_file() else None
     if not references.HUB_ID.fullmatch(reference):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rayvec import storage
+from rayvec import uris
 from rayvec.errors import RayvecError, UserError, VerificationError
 from rayvec.losses.gather import rank, world_size
 from rayvec.modeling import manifest
@@ -301,7 +301,7 @@ def _open_log(job: Job, link: Link, history: str, step: int) -> MetricsLog:
         history,
         step,
         trackers=config.trackers,
-        run_name=storage.name_of(job.output),
+        run_name=uris.name_of(job.output),
         config=config.model_dump(mode="json"),
         say=link.say,
     )

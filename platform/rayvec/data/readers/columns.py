@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayvec import storage
 from rayvec.data.files import Listing
 from rayvec.data.readers.base import UNIT_BYTES, inspect
 from rayvec.data.records import MAX_ID_BYTES, Layout, content_id, named_columns, refuse_blank, resolve_layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import REASONS, Input, Rejected, UnitData
 from rayvec.errors import UserError
+from rayvec.failures import input_errors, is_storage_fault
 
 Faults = npt.NDArray[np.int8]
 
@@ -185,8 +185,8 @@ def cut(groups: Iterable[tuple[int, int]], unit_rows: int) -> Iterator[tuple[int
 
 def raise_storage_fault(uri: str, error: Exception) -> None:
     """Raise StorageError when store or machine failed: the file may be sound, and is not to be quarantined for it."""
-    if storage.is_storage_fault(error):
-        with storage.input_errors(uri):
+    if is_storage_fault(error):
+        with input_errors(uri):
             raise error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.data.files import Listing, stat
 from rayvec.data.readers.base import BadFileError, Span, inspect
 from rayvec.data.readers.columns import UNREADABLE, Taker, common_layout, cut, raise_storage_fault
@@ -26,32 +26,32 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 
 def is_saved(path: str) -> bool:
     """Whether a path is a folder that save_to_disk wrote."""
-    return any(storage.size(storage.join(path, name)) >= 0 for name in (STATE, SPLITS))
+    return any(storage.size(uris.join(path, name)) >= 0 for name in (STATE, SPLITS))
 
 
 def list_saved(path: str, split: str | None) -> Listing:
     """The files of a saved dataset in their order, or of one split of a saved DatasetDict. Raises UserError."""
-    base = storage.absolute(path).rstrip("/")
+    base = uris.absolute(path).rstrip("/")
     if not is_saved(base):
         raise UserError(f"{path} is no folder that save_to_disk wrote: it has no {STATE}; check source.path")
     folder = base
-    if storage.size(storage.join(base, SPLITS)) >= 0:
-        splits = storage.read_json(storage.join(base, SPLITS)).get("splits", [])
+    if storage.size(uris.join(base, SPLITS)) >= 0:
+        splits = storage.read_json(uris.join(base, SPLITS)).get("splits", [])
         chosen = split or (splits[0] if len(splits) == 1 else None)
         if chosen not in splits:
             raise UserError(
                 f"source.split is {split!r}, and {path} has the splits {', '.join(splits)}; "
                 "name one with --set source.split=…"
             )
-        folder = storage.join(base, str(chosen))
+        folder = uris.join(base, str(chosen))
     elif split is not None:
         raise UserError(f"{path} is one dataset and has no splits; leave out source.split = {split!r}")
-    state = storage.read_json(storage.join(folder, STATE))
+    state = storage.read_json(uris.join(folder, STATE))
     if state.get("_indices_data_files"):
         raise UserError(
             f"{path} was saved by an old version, with its rows chosen by a list; load it and save it again"
         )
-    files = tuple(stat(storage.join(folder, file["filename"])) for file in state["_data_files"])
+    files = tuple(stat(uris.join(folder, file["filename"])) for file in state["_data_files"])
     missing = [file.uri for file in files if file.bytes < 0]
     if missing:
         raise UserError(f"{missing[0]} is missing, and {STATE} names it; copy the whole folder again")
@@ -102,8 +102,8 @@ def _lost(unit: Unit, position: int, detail: str) -> list[Rejected]:
 @contextlib.contextmanager
 def _opened(uri: str) -> Iterator[pa.ipc.RecordBatchStreamReader]:
     try:
-        if storage.is_local(uri):
-            source = pa.memory_map(str(storage.local_path(uri)))
+        if uris.is_local(uri):
+            source = pa.memory_map(str(uris.local_path(uri)))
         else:
             fs, path = storage.filesystem(uri)
             source = fs.open_input_stream(path, compression=None)
