@@ -72,10 +72,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turn `a.b=value` assignments into a nested mapping; values are read as YAML.
+    """Turn `a.b=value` assignments into a nested mapping.
 
-    >>> parse_overrides(["source.path=data/*.jsonl", "train.steps=20"])
-    {'source': {'path': 'data/*.jsonl'}, 'train': {'steps': 20}}
+    >>> parse_overrides(["source.path=data/*.jsonl", "train.steps=20", "systems=[dense, lexical]"])
+    {'source': {'path': 'data/*.jsonl'}, 'train': {'steps': 20}, 'systems': ['dense', 'lexical']}
     """
     result: dict[str, Any] = {}
     for assignment in assignments:
@@ -83,22 +83,40 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         parts = key.strip().split(".")
         if not separator or not all(parts):
             raise UserError(f"--set {assignment!r} is not an assignment; write --set key=value or --set a.b=value")
-        try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            value = text  # a path or a sentence that happens to hold YAML's own signs
-        layer: dict[str, Any] = {parts[-1]: value}
+        layer: dict[str, Any] = {parts[-1]: _value(text)}
         for part in reversed(parts[:-1]):
             layer = {part: layer}
         result = _merge(result, layer)
     return result
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid over each other, the last one winning.
+def _value(text: str) -> Any:
+    """What a text on a command line stands for.
 
-    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
-    {'a': {'b': 3, 'c': 2}}
+    Numbers, true, false and null are themselves; what begins as a list, a mapping or quoted text is read as YAML. All
+    else is the text, to the letter: a prefix ends with a space, a sentence holds ` #` or `: `, and is no YAML for that.
+    """
+    begin = text.lstrip()[:1]
+    try:
+        if begin and begin in "[{\"'":
+            return yaml.safe_load(text)
+        return json.loads(text.lower() if text.lower() in _WORDS else text, parse_constant=_no_number)
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+_WORDS = ("true", "false", "null")
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(name)
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over each other, the last one winning. An empty one takes away what was there.
+
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}), merged({"a": {"b": 1}}, {"a": {}})
+    ({'a': {'b': 3, 'c': 2}}, {'a': {}})
     """
     result: dict[str, Any] = {}
     for layer in layers:
@@ -110,7 +128,7 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) and value else value
     return merged
 
 

@@ -35,9 +35,36 @@ def test_an_override_without_equals_sign_names_the_form() -> None:
         parse_overrides(["a"])
 
 
-@pytest.mark.parametrize("text", ["data/*.jsonl", "s3://bucket/key", "a: b: c", "[unclosed", ""])
+TEXTS = ["data/*.jsonl", "s3://bucket/key", "a: b", "query: ", " C# and #1", "12:30", "2026-01-31", "010", "&x", "NaN"]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "[unclosed", ""])
 def test_any_text_can_be_a_value(text: str) -> None:
     assert parse_overrides([f"path={text}"])["path"] == text
+
+
+VALUES = {
+    "3": 3,
+    "1e-4": 1e-4,
+    "-2.5": -2.5,
+    "null": None,
+    "True": True,
+    "[1, a b]": [1, "a b"],
+    "{a: 1}": {"a": 1},
+    "'3'": "3",
+}
+
+
+@pytest.mark.parametrize(("text", "value"), VALUES.items())
+def test_what_is_no_text_is_read_as_what_it_is(text: str, value: object) -> None:
+    assert parse_overrides([f"key={text}"])["key"] == value
+
+
+def test_a_mapping_can_be_emptied() -> None:
+    class Prompts(Config):
+        instructions: dict[str, str] = Field(default={"query": "Search"})
+
+    assert Prompts().updated(parse_overrides(["instructions={}"])).instructions == {}
 
 
 def test_an_unknown_key_lists_the_known_ones() -> None:
