@@ -26,9 +26,6 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
-    # Ray's C++ part writes to our standard error; among it an error about every actor of Ray Data, which is none (Ray
-    # issue 57733). What fails reaches us as an exception.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TOKENIZERS_PARALLELISM": "false",
     # A busy machine of two cores can take longer than Ray's 30 seconds to start, and than the 5 after which Serve kills
     # a proxy that is not ready.
@@ -36,6 +33,13 @@ ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     # A proxy that has died is noticed after three looks, which Serve takes 10 s apart.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+}
+#: Of a Ray on this machine alone.
+ALONE = {
+    # Nobody takes the machine away: a group of training workers is without one of its processes.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Training waits at each checkpoint, and at its end, until it is asked what it did, by default every 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 
 
@@ -66,6 +70,8 @@ def ray_session(**options: Any) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     # Paths of Unix sockets may not pass 107 bytes, so the session's folder is short and its own.
     with tempfile.TemporaryDirectory(prefix="rv", ignore_cleanup_errors=True) as folder:
         local: dict[str, Any] = {

@@ -92,7 +92,6 @@ def output(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     status, out, err = run(*settings(corpus, output))
     assert status == 0, err
     assert "embed: done" in out
-    assert "core_worker" not in err, "what Ray's C++ part has to say is not for the user"
     return output
 
 
