@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -83,3 +86,14 @@ def assert_gradient_is_the_slope(module: torch.nn.Module, batch: Any, parameter:
     assert parameter.grad is not None
     slope = (loss_of(1e-3) - loss_of(-1e-3)).detach() / 2e-3
     assert float(parameter.grad.view(-1)[0]) == pytest.approx(float(slope), rel=0.02)
+
+
+def kill_with_children(process: subprocess.Popen[Any]) -> None:
+    """End a process and all that it started, as a power cut would, without a chance to finish anything."""
+    job = psutil.Process(process.pid)
+    everything = [job, *job.children(recursive=True)]
+    for one in everything:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(everything, timeout=30)

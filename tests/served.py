@@ -23,6 +23,7 @@ import psutil
 
 from pipelines._ray import worker_environment
 from tests.artifacts import texts_for
+from tests.runs import kill_with_children
 from tests.services import COUNT
 
 READY_SECONDS = 200
@@ -53,12 +54,7 @@ class Service:
 
     def kill_everything(self) -> None:
         """End every process of the service as a power cut would, without a chance to finish anything."""
-        job = psutil.Process(self.process.pid)
-        everything = [job, *job.children(recursive=True)]
-        for one in everything:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(everything, timeout=30)
+        kill_with_children(self.process)
 
     def wait_for(self, text: str) -> None:
         while text not in (line := self.news.get(timeout=READY_SECONDS)):

@@ -114,7 +114,11 @@ def test_the_job_api_refuses_who_has_no_token(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=10).status_code == 401
 
 
-@pytest.mark.parametrize("way", [OVERRIDE, INSTALLED, UV], ids=["override", "installed", "uv"])
+@pytest.mark.parametrize(
+    "way",
+    [OVERRIDE, pytest.param(INSTALLED, marks=pytest.mark.nightly), pytest.param(UV, marks=pytest.mark.nightly)],
+    ids=["override", "installed", "uv"],
+)
 def test_embed_then_index(cluster: Cluster, tmp_path: Path, way: Way) -> None:
     # Isolated: a checkout on the path would pass for an installation.
     if (

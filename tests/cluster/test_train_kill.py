@@ -15,7 +15,7 @@ import torch
 
 from pipelines.train import TrainConfig, train
 from rayvec.training.curves import read_metrics
-from tests.runs import adapter, config, write_inputs
+from tests.runs import adapter, config, kill_with_children, write_inputs
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -40,7 +40,7 @@ def _kill_one_worker(run: TrainConfig, killed: list[int], after: int = 6) -> Non
                 return
 
 
-COMMON = {"workers": 2, "steps": 50, "checkpoint_every": 4, "batch_size": 16}
+COMMON = {"workers": 2, "steps": 30, "checkpoint_every": 4, "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,7 @@ def test_a_killed_driver_changes_nothing(inputs: Path, left_alone: bytes, tmp_pa
     deadline = time.monotonic() + 600
     while len(read_metrics(metrics)) < 6 and time.monotonic() < deadline:
         time.sleep(0.05)
-    started = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.wait()
-    psutil.wait_procs(started, timeout=60)  # its Ray ends with it
+    kill_with_children(driver)
     assert not (Path(run.output) / "rayvec.json").exists(), "the run was over before the kill; raise steps"
     report = train(run)
     assert report["resumed_from_step"] > 0

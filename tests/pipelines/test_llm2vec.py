@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -22,7 +21,7 @@ from rayvec.data.source_config import SourceConfig
 from rayvec.errors import UserError, VerificationError
 from rayvec.training.stages import Texts
 from tests.runs import config as train_config
-from tests.runs import write_inputs
+from tests.runs import kill_with_children, write_inputs
 
 torch.set_num_threads(1)
 
@@ -116,10 +115,7 @@ def test_killed_in_the_middle_it_goes_on_and_runs_nothing_twice(
     while not (record.exists() and "simcse" in record.read_text()) and time.monotonic() < deadline:
         assert driver.poll() is None, "the line ended by itself"
         time.sleep(0.05)
-    started = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.wait()
-    psutil.wait_procs(started, timeout=60)  # its Ray ends with it
+    kill_with_children(driver)
     before = json.loads(record.read_text())
     assert {"mntp", "simcse"} <= before.keys() and "swap" not in before, "the line was over before the kill"
     weights = {
