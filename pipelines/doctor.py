@@ -57,6 +57,8 @@ LEAST_SHARED = 2e9
 LEAST_FILES = 4096
 #: Object stores refuse signatures that are a quarter of an hour off; leases and logs go wrong before.
 CLOCK_S = 60.0
+#: Other distributions of the same module, one of which does in its place.
+_INSTEAD = {"faiss-cpu": ("faiss-gpu",)}
 
 
 @dataclass(frozen=True)
@@ -184,19 +186,21 @@ def versions() -> Iterator[Finding]:
     for requirement in map(Requirement, wanted):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            found = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(
-                "error", f"{requirement.name} is not installed", f"pip install -c constraints.txt '{requirement}'"
-            )
-            continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            yield Finding(
-                "error",
-                f"{requirement.name} {found} is outside {requirement.specifier}",
-                f"pip install -c constraints.txt '{requirement}'",
-            )
+        names = [requirement.name, *_INSTEAD.get(requirement.name, ())]
+        name, found = next(((name, version) for name in names if (version := _installed(name))), (requirement.name, ""))
+        cure = f"pip install -c constraints.txt '{str(requirement).replace(requirement.name, name, 1)}'"
+        if not found:
+            yield Finding("error", f"{name} is not installed", cure)
+        elif not requirement.specifier.contains(found, prereleases=True):
+            yield Finding("error", f"{name} {found} is outside {requirement.specifier}", cure)
+
+
+def _installed(name: str) -> str:
+    """The version of a distribution; empty where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def authentication(address: str = "") -> Iterator[Finding]:

@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# The two secrets that the manifests name. Nothing of them is written to a file of this repository.
+# The two secrets that the manifests name; run again, it replaces both, and pods that are made then have the new ones. It needs
+# kubectl, and a python that has rayvec (`make setup`, `source .venv/bin/activate`). Nothing is written to a file of this
+# repository.
 set -euo pipefail
 
-# Ray's token: whoever has it may run anything on the cluster.
-kubectl --namespace rayvec create secret generic rayvec-ray-token \
-  --from-literal=auth_token="$(python3 -c 'import secrets; print(secrets.token_hex(32))')"
+put() {
+  kubectl --namespace rayvec create secret generic "$@" --dry-run=client -o yaml | kubectl apply -f -
+}
 
 # API keys of the search service: hashes only. The keys themselves are printed, once.
-keys=$(mktemp)
-trap 'rm -f "$keys"' EXIT
-python3 -m rayvec.serving.security "$keys" alice
-python3 -m rayvec.serving.security "$keys" prometheus
-kubectl --namespace rayvec create secret generic rayvec-api-keys --from-file=keys.txt="$keys"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python -m rayvec.serving.security "$folder/keys.txt" alice
+python -m rayvec.serving.security "$folder/keys.txt" prometheus
+# Ray's token: whoever has it may run anything on the cluster.
+(umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$folder/auth_token")
+
+put rayvec-api-keys --from-file="$folder/keys.txt"
+put rayvec-ray-token --from-file="$folder/auth_token"

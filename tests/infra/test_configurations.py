@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from rayvec.serving.config import ServeConfig, is_loopback
-from tests.infra.test_docker import tool
+from tests.infra.test_docker import LAUNCHER, tool
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCHER = sorted((ROOT / "infra" / "launcher").glob("*.yaml"))
 
 
 def test_yamllint_finds_nothing() -> None:
@@ -40,6 +39,21 @@ def test_launched_machines_ask_for_a_token_and_keep_the_job_api_to_themselves(fi
     assert "RAY_AUTH_MODE=token" in head and "RAY_AUTH_MODE=token" in worker
     assert "--dashboard-host=127.0.0.1" in head
     assert "~/.ray/auth_token" in config["file_mounts"]
+
+
+@pytest.mark.parametrize("file", LAUNCHER, ids=lambda file: file.stem)
+def test_launched_workers_may_use_a_bucket(file: Path) -> None:
+    """Ray gives the head alone a role of its own."""
+    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name, kind in config["available_node_types"].items():
+        if name != config["head_node_type"]:
+            assert kind["node_config"].keys() & {"IamInstanceProfile", "serviceAccounts"}, name
+
+
+def test_machines_of_aws_name_their_image() -> None:
+    """Ray's own default has a driver of CUDA 11."""
+    config = yaml.safe_load((ROOT / "infra" / "launcher" / "aws.yaml").read_text(encoding="utf-8"))
+    assert all("ImageId" in kind["node_config"] for kind in config["available_node_types"].values())
 
 
 def test_the_serve_file_is_one_that_serve_and_rayvec_take() -> None:

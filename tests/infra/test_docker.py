@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import rayvec
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "infra" / "docker").glob("Dockerfile.*"))
+LAUNCHER = sorted((ROOT / "infra" / "launcher").glob("*.yaml"))
 
 
 def tool(name: str) -> str:
@@ -50,7 +52,7 @@ def test_scripts_pass_shellcheck() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_what_runs_is_not_root_and_has_no_build_tools(file: Path) -> None:
-    build, run = stages(file)
+    *_, build, run = stages(file)
     users = [line for line in run if line.startswith("USER ")]
     assert users == ["USER 1000"]
     after = run[run.index("USER 1000") :]
@@ -66,8 +68,29 @@ def test_versions_are_pinned_and_ours(file: Path) -> None:
     (torch,) = re.findall(r"(?m)^TORCH  := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert f" torch=={torch}" in text
     assert f'org.opencontainers.image.version="{rayvec.__version__}"' in text
-    for base in re.findall(r"(?m)^ARG (?:BUILD_)?BASE=(\S+)$", text):
+    for base in re.findall(r"(?m)^ARG (?:BASE|CUDA)=(\S+)$", text):
         assert re.fullmatch(r"[\w/.-]+:\d+\.\d+\.\d+[\w.-]*", base), f"{base}: name a patch version"
+
+
+def test_all_images_run_one_python() -> None:
+    """Ray's nodes refuse a head of another Python, to the patch version."""
+    pythons = set()
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        pythons |= set(re.findall(r"(?m)^ARG BASE=(\S+)$", text))
+        assert stages(file)[-1][0] == "FROM ${BASE}"
+        assert not re.search(r"install\b.*\bpython3", text.replace("\\\n", " ")), f"{file.name}: another Python"
+    assert len(pythons) == 1 and pythons.pop().startswith("python:")
+
+
+def test_the_launchers_image_has_what_rays_launcher_needs() -> None:
+    """It copies files into the container by rsync, starts workers from the head by ssh, and mounts below HOME."""
+    images = {yaml.safe_load(file.read_text(encoding="utf-8"))["docker"]["image"] for file in LAUNCHER}
+    assert {image.rpartition("-")[2] for image in images} == {"cuda"}
+    build, run = stages(ROOT / "infra" / "docker" / "Dockerfile.cuda")[-2:]
+    assert any(line.startswith("RUN") and "openssh-client" in line and "rsync" in line for line in run)
+    assert any("HOME=/home/rayvec" in line for line in run if line.startswith("ENV"))
+    assert 'ARG EXTRAS="s3,gcs"' in build
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

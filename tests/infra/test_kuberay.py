@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,7 +166,7 @@ def test_groups_begin_within_their_bounds(value: dict[str, Any]) -> None:
 
 def test_every_secret_and_claim_that_is_named_is_made() -> None:
     text = (FOLDER / "secrets.example.sh").read_text(encoding="utf-8")
-    made = set(re.findall(r"create secret generic (\S+)", text))
+    made = set(re.findall(r"(?m)^put (\S+)", text))
     asked = {spec["authOptions"]["secretName"] for spec in CLUSTERS.values()}
     claims = set()
     for pod in PODS.values():
@@ -174,6 +177,31 @@ def test_every_secret_and_claim_that_is_named_is_made() -> None:
     assert claims == {
         value["metadata"]["name"] for value in OBJECTS.values() if value["kind"] == "PersistentVolumeClaim"
     }
+
+
+def test_the_secrets_can_be_made_again(tmp_path: Path) -> None:
+    """kubectl, stood in for: `create` refuses what is there, unless it only prints it."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\ncase "$*" in *--dry-run=client*) echo "$6";; "apply -f -") cat >> "$MADE";; *) exit 1;; esac\n'
+    )
+    kubectl.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "MADE": str(tmp_path / "made"), "PYTHONPATH": str(ROOT / "platform")}
+    command = ["bash", str(FOLDER / "secrets.example.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "made").read_text().split() == ["rayvec-api-keys", "rayvec-ray-token"]
+    assert done.stdout.count("rv-") == 2
+
+
+def test_a_drain_leaves_a_pod_that_answers() -> None:
+    """Pods of a RayCluster have no controller that says how many there should be, as `maxUnavailable` needs."""
+    (budget,) = [value for value in OBJECTS.values() if value["kind"] == "PodDisruptionBudget"]
+    (group,) = CLUSTERS["service-RayService-rayvec-service"]["workerGroupSpecs"]
+    assert "maxUnavailable" not in budget["spec"]
+    assert budget["spec"]["minAvailable"] < group["replicas"]
+    assert budget["spec"]["selector"]["matchLabels"]["ray.io/node-type"] == "worker"
 
 
 def test_no_secret_lies_in_a_manifest() -> None:
@@ -226,3 +254,4 @@ def test_the_jobs_command_resolves() -> None:
     result = CliRunner().invoke(command, [*arguments, "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "output: /data/llama3" in result.output
+    assert "pairs: /data/pairs.jsonl" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib.metadata
 import json
 import sys
 import threading
@@ -101,6 +102,22 @@ def test_libraries_out_of_bounds_are_errors(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = ["click>=99", "no-such-library>=1", "pyyaml>=5", "mteb>=9999; extra == 'eval'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda _: wanted)
     assert [finding.what.split()[0] for finding in doctor.versions()] == ["click", "no-such-library"]
+
+
+@pytest.mark.parametrize(("version", "found"), [("1.15.1", []), ("1.7.2", ["faiss-gpu 1.7.2 is outside <2,>=1.15"])])
+def test_faiss_for_gpus_does_in_place_of_that_for_cpus(
+    version: str, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(name: str) -> str:
+        if name == "faiss-gpu":
+            return version
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["faiss-cpu>=1.15,<2"])
+    monkeypatch.setattr("importlib.metadata.version", installed)
+    findings = list(doctor.versions())
+    assert [finding.what for finding in findings] == found
+    assert all("'faiss-gpu<2,>=1.15'" in finding.cure for finding in findings)
 
 
 @pytest.mark.parametrize(("status", "level"), [(200, "warning"), (401, "note")])

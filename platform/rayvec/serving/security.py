@@ -1,7 +1,7 @@
 """Who may ask: API keys, hashed where they lie and compared in constant time; and a guard around the whole interface.
 
     python -m rayvec.serving.security keys.txt alice                          makes a key, shows it once, keeps its hash
-    python -m rayvec.serving.security keys.txt loader --scope write --rate 600
+    python -m rayvec.serving.security keys.txt loader --scope read --scope write --rate 600
 
 A line of the file is `id:sha256:scopes`, or `id:sha256:scopes:rate` with a rate in requests a minute. Several keys are
 valid at once, also under one id, so that one can be replaced without a break; a changed file counts within half a
@@ -253,7 +253,14 @@ def _host_name(host: str) -> str:
 @click.command(help="Make an API key: it is shown once, and its hash is added to KEYS_FILE.")
 @click.argument("keys_file", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("name")
-@click.option("--scope", "scopes", type=click.Choice(get_args(Access)), multiple=True, default=("read",))
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(get_args(Access)),
+    multiple=True,
+    default=("read",),
+    help="read (the default) or write, which alone may not read; given twice, both",
+)
 @click.option("--rate", type=click.IntRange(1, 9_999_999), help="requests a minute; without it there is no limit")
 def command(keys_file: Path, name: str, scopes: tuple[Access, ...], rate: int | None) -> None:
     """Make an API key."""
