@@ -266,9 +266,13 @@ class TextEncoder(TokenizerOnly):
         return self.encode_tokens(self.tokenize(texts, instruction))
 
     def encode_tokens(self, batch: TokenBatch) -> np.ndarray:
-        """Vectors float32 [n, dim] in the order of the rows; sorted by length and packed inside."""
+        """Vectors float32 [n, dim] in the order of the rows; sorted by length and packed inside.
+
+        Of equal rows one is computed: corpora repeat titles and boilerplate, and many ask the same at once.
+        """
         import torch
 
+        batch, place_N = batch.distinct()
         result = np.empty((len(batch), self.dim), np.float32)
         plans = list(plan_batches(batch.lengths, self.token_budget, padded=not self.backbone.packed))
         with torch.inference_mode():
@@ -276,7 +280,7 @@ class TextEncoder(TokenizerOnly):
             vectors = [self._vectors(batch.select(rows)) for rows in plans]
             for rows, vectors_BD in zip(plans, vectors, strict=True):
                 result[rows] = vectors_BD.cpu().numpy()
-        return result
+        return result if len(result) == len(place_N) else result[place_N]
 
     def encode_windows(self, batch: TokenBatch, windows: Windows) -> np.ndarray:
         """Vectors float32 [W, dim] of the windows, each pooled from its tokens of a row of the batch: late chunking."""

@@ -86,6 +86,22 @@ class TokenBatch:
             truncated=self.truncated[chosen],
         )
 
+    def distinct(self) -> tuple[TokenBatch, np.ndarray]:
+        """The rows that differ in tokens or span, each once, and where each row of this batch is among them, int64 [n].
+
+        >>> few, place = TokenBatch.from_rows([[1, 7], [1, 9], [1, 7]]).distinct()
+        >>> len(few), place.tolist()
+        (2, [0, 1, 0])
+        """
+        known: dict[tuple[bytes, int, int], int] = {}
+        keys = zip(map(self.row, range(len(self))), self.pool_start.tolist(), self.pool_end.tolist(), strict=True)
+        place_N = np.fromiter(
+            (known.setdefault((row.tobytes(), start, end), len(known)) for row, start, end in keys), np.int64, len(self)
+        )
+        if len(known) == len(self):
+            return self, place_N
+        return self.select(np.unique(place_N, return_index=True)[1]), place_N
+
     def to_arrow(self) -> pa.Table:
         """A table of `schema.TOKENS`, one row a text."""
         lists = pa.ListArray.from_arrays(

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rayvec.errors import RayvecError, UserError, VerificationError
 from rayvec.modeling.encoder import Encoder, TextEncoder, Tokenizing, load_encoder, load_tokenizer_only
 from rayvec.modeling.prompts import Prompts
+from rayvec.modeling.tokens import TokenBatch
 from tests.models import SENTENCES, family_config, save_model, tiny_llama, tiny_tokenizer
 
 TEXTS = [*SENTENCES, "", "a", "今天天气很好" * 200]
@@ -84,6 +86,24 @@ def test_the_mean_is_of_the_texts_own_tokens(encoder: TextEncoder) -> None:
         states = model(torch.from_numpy(tokens.input_ids.astype(np.int64))[None]).last_hidden_state[0]
     mean = states[int(tokens.pool_start[0]) :].mean(0)
     assert float(encoder.encode(SENTENCES[:1], "Find it")[0] @ (mean / mean.norm()).numpy()) > 0.999999
+
+
+def test_equal_texts_are_computed_once_and_have_equal_vectors(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+
+    def vectors(batch: TokenBatch) -> torch.Tensor:
+        computed.extend(batch.row(row).tolist() for row in range(len(batch)))
+        return compute(batch)
+
+    compute = encoder._vectors
+    monkeypatch.setattr(encoder, "_vectors", vectors)
+    texts = [SENTENCES[place] for place in (0, 1, 0, 2, 2, 0)]
+    found = encoder.encode(texts)
+    assert len(computed) == 3
+    assert all(np.array_equal(found[0], found[place]) for place in (2, 5)) and np.array_equal(found[3], found[4])
+    np.testing.assert_allclose(found[[0, 1, 3]], encoder.encode(SENTENCES[:3]), atol=1e-6)
 
 
 def test_an_instruction_changes_the_vector(encoder: TextEncoder) -> None:
