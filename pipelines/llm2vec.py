@@ -18,7 +18,6 @@ from pipelines.embed import EmbedConfig, embed
 from pipelines.index import IndexConfig, index
 from pipelines.measure import MeasureConfig, measure
 from pipelines.report import Report
-from pipelines.serve import serve_config_of
 from pipelines.train import TrainConfig, train
 from rayvec import storage, uris
 from rayvec.config import Config
@@ -207,7 +206,7 @@ def _served_encoder(live: str) -> str:
 
     if not storage.exists(live):
         return ""
-    served = serve_config_of(live)
+    served = ServeConfig.from_yaml(live)
     if served.encoder:
         return served.encoder
     return str(versions.read_manifest(versions.version_folder(served.index, served.index_version))["encoder"])

@@ -17,9 +17,9 @@ from pipelines.embed import EmbedConfig
 from pipelines.llm2vec import LineConfig, _measure, llm2vec, steps
 from pipelines.measure import MeasureConfig
 from pipelines.recipes import get_recipe, recipes
-from pipelines.serve import serve_config_of
 from rayvec.data.source_config import SourceConfig
 from rayvec.errors import UserError, VerificationError
+from rayvec.serving.config import ServeConfig
 from rayvec.training.stages import Texts
 from tests.runs import config as train_config
 from tests.runs import write_inputs
@@ -131,7 +131,7 @@ def test_killed_in_the_middle_it_goes_on_and_runs_nothing_twice(
     after = json.loads(record.read_text())
     assert list(after) == ["mntp", "simcse", "supervised", "embed", "index", "swap"]
     assert {name: after[name] for name in before} == before
-    served = serve_config_of(str(tmp_path / "out" / "serve.yaml"))
+    served = ServeConfig.from_yaml(str(tmp_path / "out" / "serve.yaml"))
     assert served.encoder == str(tmp_path / "out" / "supervised")
     llm2vec(config)
     assert "all 6 stages are done already" in capsys.readouterr().out
@@ -174,10 +174,10 @@ def test_a_worse_encoder_is_not_swapped_in_and_a_swap_keeps_the_way_back(ray_clu
         )
 
     run("first", 256)
-    assert serve_config_of(str(live)).index == str(tmp_path / "first" / "index")
+    assert ServeConfig.from_yaml(str(live)).index == str(tmp_path / "first" / "index")
     with pytest.raises(VerificationError, match="not swapped in; train further, or raise tolerance"):
         run("worse", 8)
-    assert serve_config_of(str(live)).encoder == "hash:256"
+    assert ServeConfig.from_yaml(str(live)).encoder == "hash:256"
     run("worse", 8, tolerance=1.0)
-    assert serve_config_of(str(live)).encoder == "hash:8"
-    assert serve_config_of(str(tmp_path / "live.previous.yaml")).encoder == "hash:256"
+    assert ServeConfig.from_yaml(str(live)).encoder == "hash:8"
+    assert ServeConfig.from_yaml(str(tmp_path / "live.previous.yaml")).encoder == "hash:256"
