@@ -51,7 +51,8 @@ class MeasureConfig(Config):
     split: str = "test"
     #: The report, as JSON; table (.md), chart (.png) and the values of each query (.queries.jsonl) go beside it.
     output: str = ""
-    #: dense: queries without an instruction; instruction: with the encoder's for queries, or the one given here;
+    #: dense: queries without an instruction; instruction: with the encoder's for queries, or the one given here (beside
+    #: dense, left out where there is none);
     #: hybrid: lexical and dense fused, the dense side with the instruction where there is one, as in serving.
     systems: tuple[System, ...] = Field(("dense", "instruction", "lexical", "hybrid"), min_length=1)
     instruction: str | None = None
@@ -215,9 +216,17 @@ class _Dense:
 
 
 def _query_forms(config: MeasureConfig, encoder: Encoder) -> dict[str, str | None]:
-    """What stands before the queries, by system: nothing, and the instruction if there is one."""
+    """What stands before the queries, by system: nothing, and the instruction if there is one.
+
+    Raises UserError where there is none, and nothing beside it shows that its system is the same as dense.
+    """
     instruction = config.instruction or encoder.instructions.get("query")
     if instruction is None:
+        if "instruction" in config.systems and "dense" not in config.systems:
+            raise UserError(
+                f"systems: {config.encoder} has no instruction for queries; give one with --set instruction=…, or "
+                "measure dense"
+            )
         return {"dense": None}
     wanted = {"dense": None, "instruction": instruction}
     if "hybrid" in config.systems or {"dense", "instruction"} <= set(config.systems):
