@@ -122,13 +122,18 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
     """Which held-out document does this summary line belong to? Only the rest of each docstring is searched."""
     import pyarrow as pa
 
-    from rayvec.data.pairs import docstring_pairs
-    from rayvec.data.sources import open_source
+    from pipelines._corpus import tables
+    from rayvec.data.pairs import docstring_pairs, is_held_out
     from rayvec.evaluation.beir import ListedCorpus, Task
 
-    source = open_source(documents, cache=config.cache or f"{_stem(config.output)}.cache")
-    table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
-    pairs = docstring_pairs(table, held_out=True)
+    parts = (
+        table.select(["id", "text"]) for table in tables(documents, config.cache or f"{_stem(config.output)}.cache")
+    )
+    # The held-out twentieth alone is kept: of a large corpus, all would not fit into memory.
+    held_out = [
+        part.filter(pa.array([is_held_out(id_) for id_ in part["id"].to_pylist()], pa.bool_())) for part in parts
+    ]
+    pairs = docstring_pairs(pa.concat_tables(held_out), held_out=True)
     if not pairs:
         raise UserError(f"{name} has no held-out documents with a summary and a rest; give more documents")
     if config.max_queries is not None and len(pairs) > config.max_queries:
