@@ -1,6 +1,7 @@
-"""A corpus read unit by unit, and so many of its documents: memory holds one unit and what is picked.
+"""A corpus read unit by unit, so many of its documents, and whether its files are still the same.
 
-Which ones are picked follows from their order and number alone, not from how the corpus is cut into files or units.
+Memory holds one unit and what is picked. Which documents are picked follows from their order and number alone, not from
+how the corpus is cut into files or units.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from rayvec.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from rayvec.data.files import Listing
     from rayvec.data.source_config import SourceConfig
+    from rayvec.training.stages import Data, PairSet
 
 T = TypeVar("T")
 #: Records that are read at once.
@@ -27,6 +32,46 @@ def tables(config: SourceConfig, cache: str) -> Iterator[pa.Table]:
     source = open_source(config, cache=cache)
     for unit in source.units(UNIT_ROWS):
         yield source.read(unit).table
+
+
+def listed(source: SourceConfig) -> str:
+    """A digest of the source's files as they are now: names, sizes, times. "" where there are none, as of pydocs."""
+    return _digest([source])
+
+
+def listed_data(data: Data) -> str:
+    """A digest of the files that a stage trains on, as they are now; "" where some are not there, as of pydocs."""
+    return _digest(_parts(data))
+
+
+def require_data(data: Data) -> None:
+    """Raise UserError where a stage's files are not there."""
+    _listings(_parts(data))
+
+
+def _parts(data: Data) -> Sequence[SourceConfig | PairSet]:
+    return (data.source, *data.also) if data.kind == "texts" else data.sets
+
+
+def _digest(parts: Sequence[SourceConfig | PairSet]) -> str:
+    try:
+        return "+".join(listing.digest() for listing in _listings(parts))
+    except UserError:  # who reads them says what is missing
+        return ""
+
+
+def _listings(parts: Sequence[SourceConfig | PairSet]) -> list[Listing]:
+    from rayvec.data.pair_files import PYDOCS, list_pairs
+    from rayvec.data.source_config import SourceConfig
+    from rayvec.data.sources import list_source
+
+    found = []
+    for part in parts:
+        if isinstance(part, SourceConfig):
+            found += [] if part.kind == "pydocs" else [list_source(part)]
+        elif part.path != PYDOCS:
+            found.append(list_pairs(part.path))
+    return found
 
 
 def spread(values: Sequence[T], limit: int) -> list[T]:

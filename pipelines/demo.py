@@ -100,7 +100,7 @@ def _steps(config: DemoConfig, home: Path) -> list[Step]:
         Step("collect the docs of this Python environment", str(corpus), partial(_collect, config, corpus)),
         *train_steps(stages, str(home)),
         embed_step(config.embed.replace(source=library), str(home), title),
-        index_step(config.index, str(home)),
+        index_step(config.index.replace(output=str(home / "index")), str(home)),
         Step("measure every stage on held-out documents", str(home / "table.txt"), partial(_measure, config, home)),
         Step("ask", str(home / "answers.txt"), partial(_ask, config, home)),
     ]
