@@ -42,7 +42,7 @@ def job(
 
     @click.command(name=verb, help=purpose, epilog=epilog, context_settings={"max_content_width": 120})
     @click.option("--recipe", metavar="NAME", help="Start from this recipe (listed below).")
-    @click.option("--config", "file", metavar="FILE", help="Lay a YAML file over it: a saved configuration, or a part.")
+    @click.option("--config", "file", metavar="FILE", help="Lay a YAML file or URI over it: all of the keys, or some.")
     @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set one value, as in --set a.b=3.")
     @click.option("--dry-run", is_flag=True, help="Print the whole resolved configuration and exit.")
     def command(

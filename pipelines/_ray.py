@@ -149,6 +149,12 @@ def holds(nodes: Iterable[Mapping[str, float]], bundles: Iterable[Mapping[str, f
     return True
 
 
+def room_for(bundle: Mapping[str, float]) -> int:
+    """How many of these the cluster that is joined could hold at once, were nothing else at work on it."""
+    shares = (min(int(node.get(name, 0.0) / value) for name, value in bundle.items() if value) for node in _nodes())
+    return sum(shares)
+
+
 def _nodes() -> list[Mapping[str, float]]:
     """What each living node of the cluster that is joined has."""
     import ray

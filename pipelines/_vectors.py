@@ -1,7 +1,8 @@
 """Vectors of texts, kept: made once for each encoder, instruction and list of texts, here or by workers over Ray.
 
-What is kept lies under the encoder's fingerprint, so a changed encoder never meets another's vectors. With every list
-goes what it cost to make: the tokens computed and the seconds spent.
+What is kept lies under the encoder's fingerprint and the arithmetic it was made in, so a changed encoder never meets
+another's vectors, nor one of int8 those of float32. With every list goes what it cost to make: the tokens computed and
+the seconds spent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines._ray import room_for
 from rayvec import storage, uris
+from rayvec.errors import UserError
 
 if TYPE_CHECKING:
     from rayvec.modeling.encoder import Encoder
@@ -70,8 +73,11 @@ class KeptVectors:
         #: Of the different lists that were asked for, each once, whether made now or kept from before.
         self.cost = Cost()
         self._counted: set[str] = set()
-        self._folder = uris.join(folder, encoder.fingerprint.short) if folder else ""
         self._pool = pool
+        self._folder = ""
+        if folder:
+            how = arithmetic(encoder) if pool is None else pool.arithmetic()
+            self._folder = uris.join(folder, "-".join(filter(None, [encoder.fingerprint.short, how])))
 
     def __call__(self, texts: Sequence[str], instruction: str | None = None) -> Vectors:
         """Vectors float32 [n, D] of the texts, each read after the instruction."""
@@ -117,6 +123,11 @@ class KeptVectors:
         return vectors, cost
 
 
+def arithmetic(encoder: Encoder) -> str:
+    """In which numbers an encoder computes, and on what: "int8-cpu"; "" of one that computes the same everywhere."""
+    return str(getattr(encoder, "arithmetic", ""))
+
+
 def _name(texts: Sequence[str], instruction: str | None) -> str:
     """A name that other texts, or another instruction, do not have."""
     lengths = ",".join(str(len(text)) for text in texts)
@@ -125,13 +136,21 @@ def _name(texts: Sequence[str], instruction: str | None) -> str:
 
 
 class Pool:
-    """Ray actors that each hold the encoder; chunks go to whichever is free, results come in order."""
+    """Ray actors that each hold the encoder; chunks go to whichever is free, results come in order.
+
+    Raises UserError for more of them than the cluster has room for: they would be waited for for ever.
+    """
 
     def __init__(self, make: Callable[[], Encoder], workers: int) -> None:
         import ray
         from ray.util.actor_pool import ActorPool
 
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        if workers > (room := room_for({"CPU": 1.0, "GPU": float(gpus)})):
+            each = "a CPU and a GPU" if gpus else "a CPU"
+            raise UserError(
+                f"workers = {workers} need {each} each, and the cluster has room for {room}; set workers={room}"
+            )
         remote = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
         self._actors: list[Any] = [remote.remote(make) for _ in range(workers)]
         self._pool = ActorPool(self._actors)
@@ -140,6 +159,12 @@ class Pool:
         """What the encoder makes of each chunk."""
         work = [(list(chunk), instruction) for chunk in chunks]
         yield from self._pool.map(lambda actor, item: actor.encode.remote(*item), work)
+
+    def arithmetic(self) -> str:
+        """In which numbers the workers compute, and on what: on GPUs perhaps, where the driver has none."""
+        import ray
+
+        return str(ray.get(self._actors[0].arithmetic.remote()))
 
     def close(self) -> None:
         """Give the workers back."""
@@ -152,6 +177,9 @@ class Pool:
 class _Worker:
     def __init__(self, make: Callable[[], Encoder]) -> None:
         self.encoder: Any = make()
+
+    def arithmetic(self) -> str:
+        return arithmetic(self.encoder)
 
     def encode(self, texts: list[str], instruction: str | None) -> Encoded:
         return encode_chunk(self.encoder, texts, instruction)

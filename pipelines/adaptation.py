@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
+from pipelines._corpus import Spread, spread, tables
 from pipelines._systems import SystemConfig, open_system
 from pipelines.report import Report
 from rayvec import storage, uris
@@ -56,6 +57,10 @@ class AdaptationConfig(Config):
     #: The report, as JSON; table (.md), page (.neighbours.md) and chart (.png) go beside it.
     output: str = ""
     cache: str = ""
+
+
+#: Id, title and text.
+Record = tuple[str, str, str]
 
 
 class Corpus(NamedTuple):
@@ -112,24 +117,20 @@ def report_adaptation(config: AdaptationConfig) -> Report:
 
 def load_corpus(config: AdaptationConfig, cache: str) -> Corpus:
     """The documents and the questions made of them. Raises UserError where there are too few."""
-    import pyarrow as pa
-
-    from rayvec.data.sources import open_source
-
-    source = open_source(config.source, cache=cache)
-    table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
-    titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(table)
-    records = list(
-        zip(table["id"].to_pylist(), (title or "" for title in titles), table["text"].to_pylist(), strict=True)
-    )
+    records = _records(config, cache)
     how = config.questions
-    if how == "auto":
-        how = "titles" if 2 * sum(bool(title.strip()) for _, title, _ in records) >= len(records) > 0 else "spans"
     if how == "log":
         return _from_log(config, records)
-    kept = _spread(records, config.max_documents)
+    kept: Spread[Record] = Spread(config.max_documents)
+    count = titled = 0
+    for record in records:
+        kept.add(record)
+        count += 1
+        titled += bool(record[1].strip())
+    if how == "auto":
+        how = "titles" if 2 * titled >= count > 0 else "spans"
     ids, texts, questions, answers = [], [], [], []
-    for id_, title, text in kept:
+    for id_, title, text in kept.picked():
         made = _by_title(title, text) if how == "titles" else _by_span(text, f"{config.seed}:{id_}")
         question, rest = made or ("", text)
         ids.append(id_)
@@ -140,6 +141,13 @@ def load_corpus(config: AdaptationConfig, cache: str) -> Corpus:
     return _limited(Corpus(ids, texts, questions, answers, _SAID[how]), config.max_queries)
 
 
+def _records(config: AdaptationConfig, cache: str) -> Iterator[Record]:
+    for table in tables(config.source, cache):
+        titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(table)
+        for id_, title, text in zip(table["id"].to_pylist(), titles, table["text"].to_pylist(), strict=True):
+            yield id_, title or "", text
+
+
 _SAID = {
     "titles": "a title asks for its body",
     "spans": "a span taken out of a text asks for the rest",
@@ -147,18 +155,24 @@ _SAID = {
 }
 
 
-def _from_log(config: AdaptationConfig, records: Sequence[tuple[str, str, str]]) -> Corpus:
+def _from_log(config: AdaptationConfig, records: Iterable[Record]) -> Corpus:
     from rayvec.evaluation.local_sets import read_records
 
     if not config.log:
         raise UserError("log is required for questions=log; give jsonl of query and positive with --set log=FILE")
     asked = [(str(r.get("query") or ""), str(r.get("positive") or "")) for r in read_records(config.log)]
-    known = {id_ for id_, _, _ in records}
-    usable = [(query, answer) for query, answer in asked if query.strip() and answer in known]
-    wanted = {answer for _, answer in usable}
-    others = [record for record in records if record[0] not in wanted]
-    room = max(0, config.max_documents - len(wanted))
-    kept = [record for record in records if record[0] in wanted] + _spread(others, room)
+    asked = [(query, answer) for query, answer in asked if query.strip()]
+    answering = {answer for _, answer in asked}
+    wanted: list[Record] = []
+    others: Spread[Record] = Spread(config.max_documents)
+    for record in records:
+        if record[0] in answering:
+            wanted.append(record)
+        else:
+            others.add(record)
+    known = {id_ for id_, _, _ in wanted}
+    usable = [(query, answer) for query, answer in asked if answer in known]
+    kept = wanted + others.picked(max(0, config.max_documents - len(known)))
     texts = [f"{title}\n{text}" if title else text for _, title, text in kept]
     questions, answers = [query for query, _ in usable], [answer for _, answer in usable]
     return _limited(Corpus([id_ for id_, _, _ in kept], texts, questions, answers, _SAID["log"]), config.max_queries)
@@ -191,14 +205,8 @@ def _limited(corpus: Corpus, limit: int) -> Corpus:
             f"the corpus gives {len(corpus.questions)} questions ({corpus.how}); at least 10 are needed: give more or "
             "longer texts, or another way with --set questions=…"
         )
-    chosen = _spread(list(zip(corpus.questions, corpus.answers, strict=True)), limit)
+    chosen = spread(list(zip(corpus.questions, corpus.answers, strict=True)), limit)
     return corpus._replace(questions=[q for q, _ in chosen], answers=[a for _, a in chosen])
-
-
-def _spread(values: Sequence[Any], limit: int) -> list[Any]:
-    if len(values) <= limit:
-        return list(values)
-    return [values[i * len(values) // limit] for i in range(limit)]
 
 
 def _searched(system: SystemConfig, corpus: Corpus, folder: str) -> tuple[np.ndarray, PerQuery, dict[str, float]]:
@@ -250,7 +258,7 @@ def neighbours_page(corpus: Corpus, ranks: dict[str, np.ndarray], values: dict[s
     gain = values["after"][MAIN_METRIC] - values["before"][MAIN_METRIC]
     order = np.argsort(-gain, kind="stable")
     third = max(1, examples // 3)
-    chosen = [*order[:third], *order[::-1][:third], *_spread(range(len(gain)), third)]
+    chosen = [*order[:third], *order[::-1][:third], *spread(range(len(gain)), third)]
     chosen = list(dict.fromkeys(int(place) for place in chosen))[:examples]
     parts = [
         "# Nearest neighbours",

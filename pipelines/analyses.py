@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from pipelines._corpus import Spread, tables
 from pipelines._systems import SystemConfig, open_system
 from pipelines.report import Report
 from rayvec import storage
@@ -178,9 +179,9 @@ def _text_encoder(system: SystemConfig, default: str) -> TextEncoder:
 
 
 def _texts(source: SourceConfig, limit: int, cache: str) -> list[str]:
-    """So many texts, at equal distances."""
-    from rayvec.data.sources import open_source
-
-    opened = open_source(source, cache=cache)
-    texts = [text for unit in opened.units(1 << 16) for text in opened.read(unit).table["text"].to_pylist()]
-    return [texts[i * len(texts) // limit] for i in range(limit)] if len(texts) > limit else texts
+    """So many texts, spread over the source."""
+    chosen: Spread[str] = Spread(limit)
+    for table in tables(source, cache):
+        for text in table["text"].to_pylist():
+            chosen.add(text)
+    return chosen.picked()

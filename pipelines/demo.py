@@ -24,9 +24,10 @@ from pipelines.measure import MeasureConfig, measure
 from pipelines.report import Report
 from pipelines.serve import serve
 from pipelines.train import TrainConfig
-from rayvec import storage
+from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
+from rayvec.errors import UserError
 from rayvec.serving.config import ServeConfig
 from rayvec.training.stages import Pairs, PairSet, Texts
 
@@ -64,7 +65,9 @@ class DemoConfig(Config):
 def demo(config: DemoConfig) -> Report:
     """Text to encoder to vectors to index to served search, on the Python docs of this environment."""
     started = time.monotonic()
-    home = Path(config.output).absolute()
+    if not uris.is_local(config.output):
+        raise UserError(f"output = {config.output}: give a local or mounted folder with --set output=DIR")
+    home = uris.local_path(config.output).absolute()
     home.mkdir(parents=True, exist_ok=True)
     line = Line(_steps(config, home))
     if line.pending:
@@ -97,7 +100,7 @@ def _steps(config: DemoConfig, home: Path) -> list[Step]:
         Step("collect the docs of this Python environment", str(corpus), partial(_collect, config, corpus)),
         *train_steps(stages, str(home)),
         embed_step(config.embed.replace(source=library), str(home), title),
-        index_step(config.index, str(home)),
+        index_step(config.index.replace(output=str(home / "index")), str(home)),
         Step("measure every stage on held-out documents", str(home / "table.txt"), partial(_measure, config, home)),
         Step("ask", str(home / "answers.txt"), partial(_ask, config, home)),
     ]

@@ -1,7 +1,7 @@
 """The paper's experiments that train: every pooling of every kind of encoder, masking by share, score by step.
 
 Each drives the jobs that exist: stages by `pipelines.train`, tables by `pipelines.table`. What a run trained is kept
-in its cache and not trained again.
+in its cache and not trained again; tables are checked, with their tasks' data, before anything is trained.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from pydantic import Field
 from pipelines._systems import SystemConfig
 from pipelines._tasks import TaskConfig
 from pipelines.report import Report
-from pipelines.table import TableConfig, measure_table
+from pipelines.table import TableConfig, check_table, measure_table
 from pipelines.train import TrainConfig, train
 from rayvec import storage, uris
 from rayvec.config import Config
@@ -83,19 +84,19 @@ def measure_poolings(config: PoolingConfig) -> Report:
     started = time.monotonic()
     systems, order = [], []
     kinds = {kind: SystemConfig(name=kind, stages=stages, attention=attention) for kind, stages, attention in KINDS}
-    kinds |= _trained(config, cache)
+    runs = {} if config.simcse is None else _from_base(config, config.simcse, cache)
+    kinds |= {kind: SystemConfig(name=kind, encoder=run.output) for kind, run in runs.items()}
     for kind, system in kinds.items():
         for name, pooling in POOLINGS.items():
             systems.append(system.replace(name=f"{kind}, {name}", pooling=pooling))
         order += [(f"{kind}, mean", f"{kind}, EOS"), (f"{kind}, mean", f"{kind}, weighted mean")]
     steps = ("Uni", "Bi + MNTP", "Bi + MNTP + SimCSE")
     order += [(f"{b}, mean", f"{a}, mean") for a, b in pairwise(steps)]
-    table = measure_table(
-        TableConfig(
-            encoder=config.encoder, systems=tuple(systems), tasks=config.tasks, root=config.root, order=tuple(order),
-            title="Pooling", output=f"{stem}.table.json", cache=cache,
-        )
+    asked = TableConfig(
+        encoder=config.encoder, systems=tuple(systems), tasks=config.tasks, root=config.root, order=tuple(order),
+        title="Pooling", output=f"{stem}.table.json", cache=cache,
     )  # fmt: skip
+    table = _after_training(asked, runs.values())
     report = {
         "encoder": config.encoder,
         "tasks": [task.name for task in config.tasks],
@@ -110,20 +111,27 @@ def measure_poolings(config: PoolingConfig) -> Report:
     return report
 
 
-def _trained(config: PoolingConfig, cache: str) -> dict[str, SystemConfig]:
-    """SimCSE straight from the base, read either way."""
-    if config.simcse is None:
-        return {}
+def _from_base(config: PoolingConfig, simcse: TrainConfig, cache: str) -> dict[str, TrainConfig]:
+    """SimCSE straight from the base, read either way. Raises UserError for an encoder without the stages to compare."""
     from rayvec.modeling.folder import open_encoder
 
-    base = str(open_encoder(config.encoder).weights)
-    found = {}
+    encoder = open_encoder(config.encoder)
+    encoder.after(max(stages for _, stages, _ in KINDS))
     ways: tuple[tuple[str, Literal["causal", "bidirectional"]], ...] = (("Uni", "causal"), ("Bi", "bidirectional"))
-    for name, attention in ways:
-        run = config.simcse.replace(start=base, attention=attention)
-        folder = _train(run, uris.join(cache, f"simcse-{attention}"))
-        found[f"{name} + SimCSE"] = SystemConfig(name=name, encoder=folder)
-    return found
+    return {
+        f"{name} + SimCSE": simcse.replace(
+            start=str(encoder.weights), attention=attention, output=uris.join(cache, f"simcse-{attention}")
+        )
+        for name, attention in ways
+    }
+
+
+def _after_training(asked: TableConfig, runs: Iterable[TrainConfig]) -> Report:
+    """The table of what is trained first, unless it is there; what it would refuse is refused before."""
+    check_table(asked)
+    for run in runs:
+        train(run)
+    return measure_table(asked)
 
 
 def render_poolings(report: Report) -> str:
@@ -142,30 +150,29 @@ def render_poolings(report: Report) -> str:
 def sweep_masking(config: MaskingConfig) -> Report:
     """Train MNTP at each share of masked tokens and each way of masking, and measure each. Raises UserError."""
     stem, cache = _places(config.output, config.cache)
+    _require_local(cache)
     started = time.monotonic()
-    systems, losses = [], {}
+    runs = []
     for masking in config.maskings:
         for probability in config.probabilities:
-            name = f"{masking} {probability:.0%}"
             stage = config.mntp.stage.replace(probability=probability, masking=masking)
-            folder = _train(config.mntp.replace(stage=stage), uris.join(cache, f"mntp-{masking}-{probability:g}"))
-            losses[name] = _lines(folder)[-1]["loss"]
-            systems.append(SystemConfig(name=name, encoder=folder))
+            folder = uris.join(cache, f"mntp-{masking}-{probability:g}")
+            runs.append((f"{masking} {probability:g}", config.mntp.replace(stage=stage, output=folder)))
     base = SystemConfig(name="untrained", encoder=config.mntp.start, attention="bidirectional")
-    table = measure_table(
-        TableConfig(
-            systems=(base, *systems), tasks=config.tasks, root=config.root, title="Masking",
-            order=tuple((system.name, base.name) for system in systems), output=f"{stem}.table.json", cache=cache,
-        )
+    systems = [SystemConfig(name=name, encoder=run.output) for name, run in runs]
+    asked = TableConfig(
+        systems=(base, *systems), tasks=config.tasks, root=config.root, title="Masking",
+        order=tuple((system.name, base.name) for system in systems), output=f"{stem}.table.json", cache=cache,
     )  # fmt: skip
+    table = _after_training(asked, (run for _, run in runs))
     report: Report = {
         "tasks": [task.name for task in config.tasks],
         "untrained": _average(table, base.name),
         "maskings": {
-            masking: {f"{p:g}": _average(table, f"{masking} {p:.0%}") for p in config.probabilities}
+            masking: {f"{p:g}": _average(table, f"{masking} {p:g}") for p in config.probabilities}
             for masking in config.maskings
         },
-        "losses": losses,
+        "losses": {name: _lines(run.output)[-1]["loss"] for name, run in runs},
         "seconds": round(time.monotonic() - started, 2),
         "output": config.output,
     }
@@ -187,7 +194,7 @@ def render_masking(report: Report) -> str:
 
     maskings = report["maskings"]
     shares = list(next(iter(maskings.values())))
-    rows = [[f"{float(p):.0%}", *(str(Estimate(**maskings[m][p])) for m in maskings)] for p in shares]
+    rows = [[f"{100 * float(p):g}%", *(str(Estimate(**maskings[m][p])) for m in maskings)] for p in shares]
     head = f"average of {', '.join(report['tasks'])}; untrained {Estimate(**report['untrained'])}"
     return f"{head}\n\n{markdown(['masked', *maskings], rows)}"
 
@@ -198,16 +205,20 @@ def measure_efficiency(config: EfficiencyConfig) -> Report:
     from rayvec.modeling.folder import open_encoder
 
     stem, cache = _places(config.output, config.cache)
+    _require_local(cache)
     if not config.supervised.evaluation:
         raise UserError("supervised.evaluation is required: what is measured while it trains; give a set")
     started = time.monotonic()
+    encoder = open_encoder(config.encoder)
+    starts = {kind: encoder.after(stages).with_settings(attention=attention) for kind, stages, attention in KINDS}
     curves: dict[str, list[dict[str, Any]]] = {}
     for kind, stages, attention in KINDS:
-        start = uris.join(cache, f"start-{stages}-{attention}")
+        # What is kept is of one encoder: the cache may be asked about another next.
+        name = f"{stages}-{attention}-{encoder.fingerprint.short}"
+        start, trained = uris.join(cache, f"start-{name}"), uris.join(cache, f"from-{name}")
         if storage.size(uris.join(start, "rayvec.json")) < 0:
-            folder = open_encoder(config.encoder).after(stages).with_settings(attention=attention)
-            TextEncoder.from_folder(folder, device="cpu").save(start)
-        trained = _train(config.supervised.replace(start=start), uris.join(cache, f"from-{stages}-{attention}"))
+            TextEncoder.from_folder(starts[kind], device="cpu").save(start)
+        train(config.supervised.replace(start=start, output=trained))
         curves[kind] = [
             {"step": line["step"], **{name: value for name, value in line.items() if name.startswith("eval/")}}
             for line in _lines(trained)
@@ -247,10 +258,11 @@ def _places(output: str, cache: str) -> tuple[str, str]:
     return stem, cache or f"{stem}.cache"
 
 
-def _train(config: TrainConfig, folder: str) -> str:
-    """Train into a folder; one that is there already, of the same configuration, is taken as it is."""
-    train(config.replace(output=folder))
-    return folder
+def _require_local(cache: str) -> None:
+    if not uris.is_local(cache):
+        raise UserError(
+            f"cache = {cache} (beside the output by default): give a local or mounted folder with --set cache=DIR"
+        )
 
 
 def _lines(folder: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The whole line as one job: MNTP, SimCSE, supervised, embed, index, measure, swap. Interrupted, it goes on there.
 
 Each stage is a pipeline of its own, which resumes by itself; the line fills in where each finds what the one before
-left, and keeps in `line.json` what each was asked. Knows the order; knows nothing of how a stage is done.
+left, and keeps in `line.json` what each was asked, and about which files. What can be refused is refused before
+anything is trained. Knows the order; knows nothing of how a stage is done.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from functools import partial
 
 from pydantic import Field
 
+from pipelines._corpus import listed, listed_data, require_data
 from pipelines._ray import ray_session
 from pipelines._steps import Line, Step, say, told
 from pipelines.embed import EmbedConfig, embed
 from pipelines.index import IndexConfig, index
-from pipelines.measure import MeasureConfig, measure
+from pipelines.measure import MeasureConfig, load_task, measure
 from pipelines.report import Report
-from pipelines.serve import serve_config_of
 from pipelines.train import TrainConfig, train
 from rayvec import storage, uris
 from rayvec.config import Config
@@ -38,7 +39,7 @@ METRIC = "ndcg@10"
 class LineConfig(Config):
     """The stages' own configurations; a stage that is null is left out."""
 
-    #: A folder or URI for all that is made. The index lies in a local or mounted folder.
+    #: A folder or URI for all that is made, but for the index where that is a URI: see index.output.
     output: str = ""
     #: What is embedded; and what mntp and simcse read, where they name no texts of their own.
     corpus: SourceConfig = SourceConfig()
@@ -52,6 +53,7 @@ class LineConfig(Config):
     supervised: TrainConfig | None = None
     #: With the encoder of the last stage that was trained; with its own encoder when none was.
     embed: EmbedConfig = EmbedConfig()
+    #: `output`: the local or mounted folder of the index; `index` in the line's output when empty.
     index: IndexConfig = IndexConfig()
     #: On which judged data the encoder must prove itself before it is swapped in; null swaps unmeasured.
     measure: MeasureConfig | None = None
@@ -81,6 +83,7 @@ def llm2vec(config: LineConfig) -> Report:
     line = Line(steps(config, home), record=uris.join(home, "line.json"))
     storage.write_bytes(uris.join(home, "config.yaml"), config.to_yaml().encode())
     if line.pending:
+        _check(config, line, home)
         with ray_session():
             line.run()
     else:
@@ -96,11 +99,7 @@ def llm2vec(config: LineConfig) -> Report:
 
 def steps(config: LineConfig, home: str) -> list[Step]:
     """The line's stages, each with its inputs filled in."""
-    given = {name: getattr(config, name) for name in TITLES}
-    stages = {name: _with_data(stage, config) for name, stage in given.items() if stage is not None}
-    if stages and config.start:
-        first = next(iter(stages))
-        stages[first] = stages[first].replace(start=config.start)
+    stages = _stages(config)
     trained = train_steps(stages, home)
     encoder = uris.join(home, list(stages)[-1]) if stages else config.embed.encoder
     embedding = config.embed.replace(source=config.corpus, encoder=encoder)
@@ -114,6 +113,50 @@ def steps(config: LineConfig, home: str) -> list[Step]:
     ]
 
 
+def _stages(config: LineConfig) -> dict[str, TrainConfig]:
+    """What is trained, by name, the first from the line's start."""
+    given = {name: getattr(config, name) for name in TITLES}
+    stages = {name: _with_data(stage, config) for name, stage in given.items() if stage is not None}
+    if stages and config.start:
+        first = next(iter(stages))
+        stages[first] = stages[first].replace(start=config.start)
+    return stages
+
+
+def _check(config: LineConfig, line: Line, home: str) -> None:
+    """Raise UserError for what a step that is not done would refuse: hours after the first has begun, perhaps."""
+    pending = {step.name for step in line.pending}
+    place = index_place(config.index, home)
+    if not uris.is_local(place):
+        raise UserError(f"the index would go to {place}: give a local or mounted folder with --set index.output=DIR")
+    for name, stage in _stages(config).items():
+        # One that has begun has prepared its examples, and needs no more.
+        if name in pending and not storage.exists(uris.join(home, name, "training", "config.yaml")):
+            require_data(stage.data)
+    if "embed" in pending:
+        require_data(Texts(source=config.corpus))
+    if config.measure is not None and "measure" in pending:
+        load_task(config.measure.replace(output=_scores(home)))
+        _served_encoder(live_file(config, home))
+        _require_instruction(config, config.measure)
+
+
+def _require_instruction(config: LineConfig, measuring: MeasureConfig) -> None:
+    """Raise UserError where the encoder is to be judged after an instruction that it will not have."""
+    if measuring.systems[0] != "instruction" or measuring.instruction:
+        return
+    from rayvec.modeling.encoder import load_tokenizer_only
+
+    stages = list(_stages(config).values())
+    given = [stage.readings.get("prompts", {}).get("instructions", {}).get("query") for stage in stages]
+    start = stages[0].start if stages else config.embed.encoder
+    if not any(given) and not load_tokenizer_only(start).instructions.get("query"):
+        raise UserError(
+            "measure.systems begins with instruction, and the encoder will have none for queries; give one with --set "
+            "measure.instruction=…, or put dense first"
+        )
+
+
 def train_steps(stages: Mapping[str, TrainConfig], home: str) -> list[Step]:
     """A step a stage, in the order given; each but the first starts from what the one before left."""
     found: list[Step] = []
@@ -121,7 +164,8 @@ def train_steps(stages: Mapping[str, TrainConfig], home: str) -> list[Step]:
     for name, stage in stages.items():
         output = uris.join(home, name)
         full = stage.replace(output=output, start=start or stage.start)
-        found.append(Step(TITLES[name], uris.join(output, "report.json"), partial(_train, full), name, full.digest()))
+        asked = f"{full.digest()} {listed_data(full.data)}"
+        found.append(Step(TITLES[name], uris.join(output, "report.json"), partial(_train, full), name, asked))
         start = output
     return found
 
@@ -129,14 +173,20 @@ def train_steps(stages: Mapping[str, TrainConfig], home: str) -> list[Step]:
 def embed_step(config: EmbedConfig, home: str, title: str = "embed the corpus") -> Step:
     """Embed what `config` names into the home's `embeddings`."""
     full = config.replace(output=uris.join(home, "embeddings"))
-    return Step(title, uris.join(full.output, "report.json"), partial(_embed, full), "embed", full.digest())
+    asked = f"{full.digest()} {listed(full.source)}"
+    return Step(title, uris.join(full.output, "report.json"), partial(_embed, full), "embed", asked)
 
 
 def index_step(config: IndexConfig, home: str) -> Step:
-    """Index the home's embeddings."""
-    full = config.replace(embeddings=uris.join(home, "embeddings"), output=uris.join(home, "index"))
+    """Index the home's embeddings, where the configuration says or in the home."""
+    full = config.replace(embeddings=uris.join(home, "embeddings"), output=index_place(config, home))
     title = "index: FAISS and BM25, recall proved"
     return Step(title, uris.join(full.output, "report.json"), partial(_index, full), "index", full.digest())
+
+
+def index_place(config: IndexConfig, home: str) -> str:
+    """The folder of the index."""
+    return uris.absolute(config.output) if config.output else uris.join(home, "index")
 
 
 def live_file(config: LineConfig, home: str) -> str:
@@ -169,10 +219,14 @@ def _index(config: IndexConfig) -> Report:
 
 
 def _measure_step(config: LineConfig, measuring: MeasureConfig, home: str, encoder: str) -> Step:
-    full = measuring.replace(encoder=encoder, output=uris.join(home, "scores.json"))
+    full = measuring.replace(encoder=encoder, output=_scores(home))
     run = partial(_measure, config, full, live_file(config, home))
     asked = f"{full.digest()} {config.least} {config.tolerance}"
     return Step("measure: is it good enough to be served?", uris.join(home, "measured.json"), run, "measure", asked)
+
+
+def _scores(home: str) -> str:
+    return uris.join(home, "scores.json")
 
 
 def _measure(config: LineConfig, measuring: MeasureConfig, live: str) -> Report:
@@ -207,7 +261,7 @@ def _served_encoder(live: str) -> str:
 
     if not storage.exists(live):
         return ""
-    served = serve_config_of(live)
+    served = ServeConfig.from_yaml(live)
     if served.encoder:
         return served.encoder
     return str(versions.read_manifest(versions.version_folder(served.index, served.index_version))["encoder"])
@@ -215,7 +269,7 @@ def _served_encoder(live: str) -> str:
 
 def _swap_step(config: LineConfig, home: str, encoder: str) -> Step:
     """Point the service at the new index and the encoder that made it."""
-    full = config.serve.replace(index=uris.join(home, "index"), encoder=encoder)
+    full = config.serve.replace(index=index_place(config.index, home), encoder=encoder)
     live = live_file(config, home)
     return Step(f"swap: {live} serves it", live, partial(_swap, full, live), "swap", f"{live} {full.digest()}")
 

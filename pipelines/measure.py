@@ -51,7 +51,8 @@ class MeasureConfig(Config):
     split: str = "test"
     #: The report, as JSON; table (.md), chart (.png) and the values of each query (.queries.jsonl) go beside it.
     output: str = ""
-    #: dense: queries without an instruction; instruction: with the encoder's for queries, or the one given here;
+    #: dense: queries without an instruction; instruction: with the encoder's for queries, or the one given here (beside
+    #: dense, left out where there is none);
     #: hybrid: lexical and dense fused, the dense side with the instruction where there is one, as in serving.
     systems: tuple[System, ...] = Field(("dense", "instruction", "lexical", "hybrid"), min_length=1)
     instruction: str | None = None
@@ -121,13 +122,18 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
     """Which held-out document does this summary line belong to? Only the rest of each docstring is searched."""
     import pyarrow as pa
 
-    from rayvec.data.pairs import docstring_pairs
-    from rayvec.data.sources import open_source
+    from pipelines._corpus import tables
+    from rayvec.data.pairs import docstring_pairs, is_held_out
     from rayvec.evaluation.beir import ListedCorpus, Task
 
-    source = open_source(documents, cache=config.cache or f"{_stem(config.output)}.cache")
-    table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
-    pairs = docstring_pairs(table, held_out=True)
+    parts = (
+        table.select(["id", "text"]) for table in tables(documents, config.cache or f"{_stem(config.output)}.cache")
+    )
+    # The held-out twentieth alone is kept: of a large corpus, all would not fit into memory.
+    held_out = [
+        part.filter(pa.array([is_held_out(id_) for id_ in part["id"].to_pylist()], pa.bool_())) for part in parts
+    ]
+    pairs = docstring_pairs(pa.concat_tables(held_out), held_out=True)
     if not pairs:
         raise UserError(f"{name} has no held-out documents with a summary and a rest; give more documents")
     if config.max_queries is not None and len(pairs) > config.max_queries:
@@ -215,9 +221,17 @@ class _Dense:
 
 
 def _query_forms(config: MeasureConfig, encoder: Encoder) -> dict[str, str | None]:
-    """What stands before the queries, by system: nothing, and the instruction if there is one."""
+    """What stands before the queries, by system: nothing, and the instruction if there is one.
+
+    Raises UserError where there is none, and nothing beside it shows that its system is the same as dense.
+    """
     instruction = config.instruction or encoder.instructions.get("query")
     if instruction is None:
+        if "instruction" in config.systems and "dense" not in config.systems:
+            raise UserError(
+                f"systems: {config.encoder} has no instruction for queries; give one with --set instruction=…, or "
+                "measure dense"
+            )
         return {"dense": None}
     wanted = {"dense": None, "instruction": instruction}
     if "hybrid" in config.systems or {"dense", "instruction"} <= set(config.systems):

@@ -12,12 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from pipelines._ray import ray_session, tell_of_idle_gpus
 from pipelines.report import Report
-from rayvec import storage
-from rayvec.errors import UserError
 from rayvec.serving.config import ServeConfig
 
 #: Set before Ray is imported.
@@ -58,15 +54,6 @@ def serve(config: ServeConfig) -> Report:
             pass
         _say("serve: finishing the requests under way")
     return {"index": config.index, "served_seconds": round(time.monotonic() - begin)}
-
-
-def serve_config_of(uri: str) -> ServeConfig:
-    """The configuration in a file, at a path or URI, that `jobs.serve --config` takes. Raises UserError."""
-    try:
-        values = yaml.safe_load(storage.read_bytes(uri))
-    except yaml.YAMLError as error:
-        raise UserError(f"{uri} is not valid YAML: {' '.join(str(error).split())}") from None
-    return ServeConfig.parse(values or {})
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from pipelines._systems import SystemConfig, open_system
 from pipelines.report import Report
@@ -41,7 +42,7 @@ class SuiteConfig(Config):
     absent: Literal["refuse", "leave_out"] = "refuse"
     prompts: MtebPrompts = MtebPrompts()
     #: Ray actors that encode; 0 encodes in this process.
-    workers: int = 0
+    workers: int = Field(0, ge=0)
     #: The report, as JSON; the table (.md) goes beside it.
     output: str = ""
     #: Where vectors and results are kept; beside the output by default.

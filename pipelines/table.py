@@ -60,12 +60,7 @@ def measure_table(config: TableConfig) -> Report:
 
     Raises UserError when data, encoders or settings do not fit.
     """
-    if not config.output.endswith(".json"):
-        raise UserError("output is required; give a file with --set output=FILE.json")
-    if not config.systems or not config.tasks:
-        raise UserError("systems and tasks are required; start from a recipe (tiny.ablation), or give them by --config")
-    require_systems(config.systems)
-    _require_order(config)
+    _require(config)
     started = time.monotonic()
     scores, details, costs, encoders = _measured(config)
     report = {
@@ -85,6 +80,28 @@ def measure_table(config: TableConfig) -> Report:
     return report
 
 
+def check_table(config: TableConfig) -> None:
+    """Raise UserError for what `measure_table` would refuse of settings and data, its encoders yet to be trained."""
+    from pipelines._scorers import prepare
+
+    _require(config)
+    for task in config.tasks:
+        prepare(task, config.root, _cache(config))
+
+
+def _require(config: TableConfig) -> None:
+    if not config.output.endswith(".json"):
+        raise UserError("output is required; give a file with --set output=FILE.json")
+    if not config.systems or not config.tasks:
+        raise UserError("systems and tasks are required; start from a recipe (tiny.ablation), or give them by --config")
+    require_systems(config.systems)
+    _require_order(config)
+
+
+def _cache(config: TableConfig) -> str:
+    return config.cache or f"{config.output.removesuffix('.json')}.cache"
+
+
 def _require_order(config: TableConfig) -> None:
     names = [system.name for system in config.systems]
     if unknown := [name for pair in config.order for name in pair if name not in names]:
@@ -99,8 +116,7 @@ def _measured(
 ) -> tuple[dict[str, Scores], dict[str, Any], dict[str, Cost], dict[str, str]]:
     from pipelines._scorers import Subject, prepare
 
-    stem = config.output.removesuffix(".json")
-    cache = config.cache or f"{stem}.cache"
+    cache = _cache(config)
     scorers = {task.name: prepare(task, config.root, cache) for task in config.tasks}
     by_name = {system.name: system for system in config.systems}
     scores: dict[str, Scores] = {}

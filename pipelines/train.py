@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, PositiveInt, model_validator
 
+from pipelines._corpus import listed_data
 from pipelines._ray import ray_session, wait_for_room
 from pipelines.evaluate import EVALUATOR, Evaluation
 from pipelines.report import Report
@@ -74,8 +75,8 @@ class TrainConfig(TrainingConfig):
 def train(config: TrainConfig) -> Report:
     """Train one stage; restartable at any point, to the bit.
 
-    Raises UserError, MismatchError (the output holds another run), QuarantineExceededError (too many of the records are
-    no documents), ConcurrentWriterError, or DivergedError.
+    Raises UserError, MismatchError (the output holds another run, or one on files that have changed since),
+    QuarantineExceededError (too many of the records are no documents), ConcurrentWriterError, or DivergedError.
     """
     from rayvec.encoding.lease import sole_writer
     from rayvec.training.run_folder import RunFolder
@@ -93,10 +94,10 @@ def train(config: TrainConfig) -> Report:
     with contextlib.ExitStack() as stack:
         for place in dict.fromkeys((str(there.local), there.uri)):
             stack.enter_context(sole_writer(place))
-        inputs = _start_digest(config)
-        if (report := _done(config, there, inputs)) is not None:
+        inputs, data = _start_digest(config), listed_data(config.data)
+        if (report := _done(config, there, inputs, data)) is not None:
             return report
-        return _train(config, there.uri, inputs, settings)
+        return _train(config, there.uri, inputs, data, settings)
 
 
 def _wherever_it_runs(config: TrainConfig) -> TrainConfig:
@@ -150,7 +151,7 @@ def zero_settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
+def _done(config: TrainConfig, there: RunFolder, start: str, data: str) -> Report | None:
     """The report of a finished run of the same configuration. Raises MismatchError when it is another one's, unless
     that has made no step that would be lost: settings that memory was too small for do not stand in the way of others.
     """
@@ -169,7 +170,10 @@ def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
     differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     known = storage.read_json(uris.join(there.uri, "training", "run.json"))
     report = uris.join(there.uri, "report.json")
-    differs, run = differing or known["start"] != start, RunFolder(there.uri, known["run"] if there.remote else "")
+    # What is gone since cannot be compared, and is not needed by a run that has prepared its examples.
+    changed = data not in ("", known["data"])
+    differs = differing or known["start"] != start or changed
+    run = RunFolder(there.uri, known["run"] if there.remote else "")
     if differs and not storage.exists(report) and run.newest_checkpoint() is None:
         storage.delete(saved)
         return None
@@ -183,7 +187,15 @@ def _done(config: TrainConfig, there: RunFolder, start: str) -> Report | None:
             f"{there.uri} holds a run from other weights than {config.start} has now; choose another output, or remove "
             "the folder"
         )
-    return {**storage.read_json(report), "note": "was done already"} if storage.exists(report) else None
+    if not storage.exists(report):
+        if changed:
+            LOG.warning("the data has changed; the run in %s goes on with the examples that it has prepared", there.uri)
+        return None
+    if changed:
+        raise MismatchError(
+            f"{there.uri} holds a run on data that has changed since; choose another output, or remove the folder"
+        )
+    return {**storage.read_json(report), "note": "was done already"}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -194,7 +206,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: one for part in parts for key, one in part.items()}
 
 
-def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any]) -> Report:
+def _train(config: TrainConfig, output: str, start: str, data: str, settings: dict[str, Any]) -> Report:
     from rayvec.training.curves import draw, read_metrics
     from rayvec.training.job import Job
     from rayvec.training.run_folder import RunFolder
@@ -202,7 +214,8 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
     started = time.monotonic()
     saved, known = (uris.join(output, "training", name) for name in ("config.yaml", "run.json"))
     fresh = not storage.exists(saved)
-    run = uuid.uuid4().hex if fresh else storage.read_json(known)["run"]
+    begun = {"run": uuid.uuid4().hex, "start": start, "data": data} if fresh else storage.read_json(known)
+    run = begun["run"]
     folder = RunFolder(output, run if RunFolder(output).remote else "")
     local = folder.local / "training"
     if fresh:
@@ -212,7 +225,7 @@ def _train(config: TrainConfig, output: str, start: str, settings: dict[str, Any
     prepare(config, local)
     folder.push("training/data", last="store.json")
     # Not before: settings with which there are no examples must not stand in the way of better ones.
-    storage.write_json(known, {"run": run, "start": start})
+    storage.write_json(known, begun)
     storage.write_bytes(saved, config.to_yaml().encode())
     prepared = time.monotonic() - started
     job = Job(

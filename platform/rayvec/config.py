@@ -14,6 +14,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rayvec import storage
 from rayvec.errors import UserError
 
 
@@ -32,7 +33,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Read a whole configuration from a YAML file."""
+        """Read a whole configuration from a YAML file, at a path or URI."""
         return cls.parse(read_yaml(path))
 
     def replace(self, **changes: Any) -> Self:
@@ -54,11 +55,14 @@ class Config(BaseModel):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises UserError when the file is missing, is not YAML or is not a mapping."""
+    """Read a YAML mapping at a path or URI.
+
+    Raises UserError when the file is missing, is not YAML or is not a mapping, and StorageError.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(storage.read_bytes(path).decode())
     except FileNotFoundError:
-        raise UserError(f"configuration file {path} does not exist; give the path of a YAML file") from None
+        raise UserError(f"configuration file {path} does not exist; give the path or URI of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"configuration file {path} cannot be read ({error}); give the path of a YAML file") from None
     except yaml.YAMLError as error:

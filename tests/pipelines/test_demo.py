@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.demo import METRICS, _steps, _write_table
+import pytest
+
+from pipelines.demo import METRICS, _steps, _write_table, demo
 from pipelines.recipes.tiny import demo as recipe
 from rayvec import storage
+from rayvec.errors import UserError
 
 
 def test_each_stage_starts_where_the_one_before_ended(tmp_path: Path) -> None:
     by_folder = {step.name: step.run.args[0] for step in _steps(recipe(), tmp_path) if "train" in step.title}  # type: ignore[attr-defined]
     assert by_folder["simcse"].start == by_folder["mntp"].output
     assert by_folder["supervised"].start == by_folder["simcse"].output
+
+
+def test_an_object_store_is_no_place_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="output = s3://bucket/demo: give a local or mounted folder"):
+        demo(recipe().replace(output="s3://bucket/demo"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_never_sees_what_is_measured(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines._tasks import RetrievalTask
 from pipelines.experiments import (
     EfficiencyConfig,
     MaskingConfig,
@@ -124,9 +125,60 @@ def test_masking_by_share_and_way(folder: Path, tmp_path: Path) -> None:
     assert len(set(report["losses"].values())) == 4
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
     assert "| 80%    |" in render_masking(report)
+    assert set(report["losses"]) == {"bert 0.2", "bert 0.8", "all 0.2", "all 0.8"}
 
 
-def test_score_by_supervised_step_from_each_start(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": []}, "systems and tasks are required"),
+        ({"tasks": [TASK | {"data": "bier"}]}, "bier"),
+        ({"root": "nowhere"}, "nowhere/beir"),
+        ({"tasks": [TASK, TASK]}, "'beir' stands twice"),
+        ({"probabilities": [0.2, 0.2]}, "'all 0.2' stands twice"),
+        ({"output": "s3://bucket/m.json"}, "cache = s3://bucket/m.cache .*give a local or mounted folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("pipelines.experiments.train", refuse)
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "mntp": short(tiny.mntp(), folder, start=str(folder / "llama")),
+        "tasks": [TASK],
+        "root": str(folder),
+        "output": str(tmp_path / "m.json"),
+    }
+    with pytest.raises(UserError, match=message):
+        sweep_masking(MaskingConfig.parse(values | options))
+    if "probabilities" not in options and "output" not in options:
+        common = {"encoder": str(folder / "simcse"), "simcse": short(tiny.simcse(), folder)}
+        with pytest.raises(UserError, match=message):
+            measure_poolings(PoolingConfig.parse({k: v for k, v in values.items() if k != "mntp"} | common | options))
+    assert not list(tmp_path.rglob("rayvec.json")) and not (tmp_path / "s3:").exists()
+
+
+def test_shares_that_round_alike_are_systems_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.experiments.train", refuse)
+    run = short(tiny.mntp(), folder, start=str(folder / "llama"))
+    config = MaskingConfig(
+        probabilities=(0.12, 0.125), mntp=run, tasks=(RetrievalTask(name="beir", data="beir"),), root=str(folder),
+        output=str(tmp_path / "m.json"),
+    )  # fmt: skip
+    with pytest.raises(AssertionError, match="trained"):
+        sweep_masking(config)
+
+
+def refuse(config: TrainConfig) -> None:
+    raise AssertionError(f"trained {config.output}")
+
+
+def test_score_by_supervised_step_from_each_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured = RetrievalSet(name="beir", data=str(folder / "beir"))
     run = short(tiny.supervised(), folder, evaluation=(measured,), evaluate_every=1)
     config = EfficiencyConfig(encoder=str(folder / "simcse"), supervised=run, output=str(tmp_path / "e.json"))
@@ -139,5 +191,14 @@ def test_score_by_supervised_step_from_each_start(folder: Path, tmp_path: Path) 
     assert first["Uni"] != first["Bi"]
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
     assert "| Bi + MNTP + SimCSE " in render_efficiency(report)
+    # The same output, asked about another encoder: none of the first one's starts is taken for its.
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("e.cache/start-*/rayvec.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.experiments.train", refuse)
+        with pytest.raises(AssertionError, match="trained"):
+            measure_efficiency(config.replace(encoder="tiny"))
+    assert len(list(tmp_path.glob("e.cache/start-*/rayvec.json"))) == len(found) + 1 == 5
+    with pytest.raises(UserError, match=r"cache = s3://bucket/e\.cache .*give a local or mounted folder"):
+        measure_efficiency(config.replace(output="s3://bucket/e.json"))
     with pytest.raises(UserError, match=r"supervised\.evaluation is required"):
         measure_efficiency(config.replace(supervised=run.replace(evaluation=())))

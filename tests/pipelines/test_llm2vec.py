@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,14 +14,19 @@ from typing import Any
 import pytest
 import torch
 
+from jobs._cli import resolve
 from pipelines.embed import EmbedConfig
-from pipelines.llm2vec import LineConfig, _measure, llm2vec, steps
+from pipelines.index import IndexConfig
+from pipelines.llm2vec import LineConfig, _measure, _require_instruction, llm2vec, steps
 from pipelines.measure import MeasureConfig
 from pipelines.recipes import get_recipe, recipes
-from pipelines.serve import serve_config_of
+from pipelines.train import train
 from rayvec.data.source_config import SourceConfig
-from rayvec.errors import UserError, VerificationError
-from rayvec.training.stages import Texts
+from rayvec.errors import MismatchError, UserError, VerificationError
+from rayvec.indexing import versions
+from rayvec.serving.config import ServeConfig
+from rayvec.training.stages import Pairs, PairSet, Texts
+from tests.buckets import s3_server
 from tests.runs import config as train_config
 from tests.runs import kill_with_children, write_inputs
 
@@ -101,6 +108,85 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path, changes: d
         llm2vec(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"output": "memory://bucket/line"}, r"would go to memory://bucket/line/index: .* --set index\.output=DIR"),
+        ({"corpus": {"path": "nowhere.jsonl"}}, r"nowhere\.jsonl does not exist"),
+        ({"pairs": "nopairs.jsonl"}, r"no pairs at nopairs\.jsonl"),
+        ({"measure": MeasureConfig()}, "data is required"),
+        ({"measure": MeasureConfig(data="nowhere")}, "nowhere"),
+        ({"measure": MeasureConfig(data="beir", systems=("instruction", "dense"))}, r"--set measure\.instruction="),
+        ({"measure": MeasureConfig(data="beir"), "live": "live.yaml"}, "unknown key 'indx'"),
+    ],
+)
+def test_what_the_last_stages_would_refuse_is_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    beir(tmp_path / "beir")
+    (tmp_path / "live.yaml").write_text("indx: typo")
+
+    def refuse(config: Any) -> None:
+        raise AssertionError(f"trained {config.output}")
+
+    monkeypatch.setattr("pipelines.llm2vec.train", refuse)
+    config = line(write_inputs(tmp_path / "in"), tmp_path / "out")
+    assert config.supervised is not None
+    config = config.replace(supervised=config.supervised.replace(data=Pairs(sets=(PairSet(name="p", path="pydocs"),))))
+    with pytest.raises(UserError, match=told):
+        llm2vec(config.replace(**changes))
+
+
+def test_an_instruction_that_a_stage_stores_or_is_given_can_be_measured(tmp_path: Path) -> None:
+    measuring = MeasureConfig(systems=("instruction",))
+    config = line(write_inputs(tmp_path / "in"), tmp_path / "out", measure=measuring)
+    _require_instruction(config, measuring)  # "find it", of its pairs
+    bare = config.replace(supervised=None)
+    with pytest.raises(UserError, match="the encoder will have none"):
+        _require_instruction(bare, measuring)
+    _require_instruction(bare, measuring.replace(instruction="Find"))
+
+
+def test_the_index_lies_where_it_is_told_to(tmp_path: Path) -> None:
+    corpus, index = SourceConfig(path="/data"), IndexConfig(output=str(tmp_path / "index"))
+    config = LineConfig(output="memory://bucket/line", corpus=corpus, index=index)
+    found = {step.name: step for step in steps(config, config.output)}
+    assert found["index"].run.args[0].embeddings == "memory://bucket/line/embeddings"  # type: ignore[attr-defined]
+    assert found["index"].done == f"{tmp_path}/index/report.json"
+    assert found["swap"].run.args[0].index == f"{tmp_path}/index"  # type: ignore[attr-defined]
+    assert found["swap"].done == "memory://bucket/line/serve.yaml"
+
+
+@pytest.mark.cluster
+def test_a_second_run_notices_a_corpus_that_has_changed(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = write_inputs(tmp_path / "in")
+    config = line(inputs, tmp_path / "out", simcse=None, supervised=None)
+    llm2vec(config)
+    corpus = inputs / "docs.jsonl"
+    before, times = corpus.read_text(), (corpus.stat().st_atime_ns, corpus.stat().st_mtime_ns)
+    corpus.write_text(before + json.dumps({"id": "new", "text": "A document that came later."}) + "\n")
+    capsys.readouterr()
+    with pytest.raises(MismatchError, match=r"mntp holds a run on data that has changed since"):
+        llm2vec(config)
+    # Trained as before, embedded and indexed anew, where the message says that this is to be removed.
+    again = config.replace(mntp=None, embed=EmbedConfig(encoder=str(tmp_path / "out" / "mntp"), unit_rows=16))
+    with pytest.raises(MismatchError, match="embeddings"):
+        llm2vec(again)
+    shutil.rmtree(tmp_path / "out" / "embeddings")
+    llm2vec(again)
+    assert json.loads((tmp_path / "out" / "line.json").read_text())["index"]["report"]["documents"] == 61
+    assert "stages are done already" not in capsys.readouterr().out
+    llm2vec(again)
+    assert "all 3 stages are done already" in capsys.readouterr().out
+    # The old file again: nothing is trained twice.
+    corpus.write_text(before)
+    os.utime(corpus, ns=times)
+    assert train(steps(config, config.output)[0].run.args[0])["note"] == "was done already"  # type: ignore[attr-defined]
+
+
 @pytest.mark.cluster
 def test_killed_in_the_middle_it_goes_on_and_runs_nothing_twice(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,7 +213,7 @@ def test_killed_in_the_middle_it_goes_on_and_runs_nothing_twice(
     after = json.loads(record.read_text())
     assert list(after) == ["mntp", "simcse", "supervised", "embed", "index", "swap"]
     assert {name: after[name] for name in before} == before
-    served = serve_config_of(str(tmp_path / "out" / "serve.yaml"))
+    served = ServeConfig.from_yaml(str(tmp_path / "out" / "serve.yaml"))
     assert served.encoder == str(tmp_path / "out" / "supervised")
     llm2vec(config)
     assert "all 6 stages are done already" in capsys.readouterr().out
@@ -170,10 +256,33 @@ def test_a_worse_encoder_is_not_swapped_in_and_a_swap_keeps_the_way_back(ray_clu
         )
 
     run("first", 256)
-    assert serve_config_of(str(live)).index == str(tmp_path / "first" / "index")
+    assert ServeConfig.from_yaml(str(live)).index == str(tmp_path / "first" / "index")
     with pytest.raises(VerificationError, match="not swapped in; train further, or raise tolerance"):
         run("worse", 8)
-    assert serve_config_of(str(live)).encoder == "hash:256"
+    assert ServeConfig.from_yaml(str(live)).encoder == "hash:256"
     run("worse", 8, tolerance=1.0)
-    assert serve_config_of(str(live)).encoder == "hash:8"
-    assert serve_config_of(str(tmp_path / "live.previous.yaml")).encoder == "hash:256"
+    assert ServeConfig.from_yaml(str(live)).encoder == "hash:8"
+    assert ServeConfig.from_yaml(str(tmp_path / "live.previous.yaml")).encoder == "hash:256"
+
+
+@pytest.mark.cluster
+def test_a_line_in_a_bucket_has_its_index_in_a_folder_and_can_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = beir(tmp_path / "beir")
+    values = [
+        f"corpus.path={data}/corpus.jsonl",
+        f"index.output={tmp_path}/index",
+        f"measure={{data: {data}, systems: [dense]}}",
+        "least=0.1",
+    ]
+    with s3_server(monkeypatch) as bucket:
+        overrides = [part for value in [*values, f"output={bucket}/line"] for part in ("--set", value)]
+        command = [sys.executable, "-m", "jobs.llm2vec", "--recipe", "hash.line", *overrides]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert run.returncode == 0, run.stderr
+        told = run.stdout.partition("python -m jobs.serve --config ")[2].split()[0]
+        assert told == f"{bucket}/line/serve.yaml"
+        served = resolve(ServeConfig, None, told, ())
+        assert (served.encoder, served.index) == ("hash", f"{tmp_path}/index")
+        assert versions.current(served.index) == "v1"

@@ -90,6 +90,7 @@ def test_the_weight_of_nothing_leaves_the_lexical_ranking(folder: Path, tmp_path
     [
         ({"data": ""}, "data is required; .* a suite: pydocs"),
         ({"output": ""}, "give a file with --set output=FILE.json"),
+        ({"systems": ("instruction", "lexical")}, "hash has no instruction for queries; give one with --set instruct"),
         ({"dimensions": (100_000,)}, "the encoder's vectors have 64; ask for fewer"),
     ],
 )

@@ -99,6 +99,7 @@ def test_the_job_prints_our_row_beside_the_paper_s(
     ("options", "message"),
     [
         ({}, "suite is required"),
+        ({"workers": -1}, "workers = -1"),
         ({"tasks": ["SciFact"]}, "local.Banking77Classification: that task is not measured"),
         ({"suite": "mteb-paper-16"}, "suite = 'mteb-paper-16'"),
         ({"system": {"name": "x", "kind": "lexical"}}, "MTEB's tasks need vectors"),

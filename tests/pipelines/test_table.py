@@ -186,6 +186,24 @@ def test_kept_vectors_are_those_of_the_text_and_the_instruction(root: Path, tmp_
     assert len(list(tmp_path.rglob("*.npy"))) == 3
 
 
+def test_vectors_of_other_numbers_are_others(root: Path, tmp_path: Path) -> None:
+    few = config(root, tmp_path)
+    few = few.replace(systems=few.systems[2:3], tasks=few.tasks[1:2], order=(), cache=str(tmp_path / "cache"))
+    exact, rounded = (measure_table(few.replace(dtype=dtype)) for dtype in ("float32", "int8"))
+    assert exact["fingerprints"] == rounded["fingerprints"]
+    assert exact["systems"] != rounded["systems"]
+    assert exact["costs"]["both ways"]["seconds"] != rounded["costs"]["both ways"]["seconds"]
+    kept = {path.parent.name.partition("-")[2] for path in (tmp_path / "cache").rglob("*.npy")}
+    assert kept == {"float32-cpu", "int8-cpu"}
+
+
+def test_workers_without_room_are_refused_not_waited_for(root: Path, tmp_path: Path, ray_cluster: None) -> None:
+    few = config(root, tmp_path, workers=99)
+    few = few.replace(systems=few.systems[4:5], tasks=few.tasks[1:2], order=())
+    with pytest.raises(UserError, match=r"workers = 99 need a CPU each, .* room for (\d+); set workers=\1"):
+        measure_table(few)
+
+
 def test_workers_give_the_same_table(root: Path, report: Report, tmp_path: Path, ray_cluster: None) -> None:
     few = config(root, tmp_path, workers=2)
     few = few.replace(systems=few.systems[2:3], tasks=few.tasks[1:2], order=())

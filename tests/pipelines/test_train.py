@@ -266,6 +266,28 @@ def test_steps_that_were_made_are_not_lost_to_other_settings(
     assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
+def test_data_that_changed_is_noticed_but_for_examples_that_are_prepared(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    docs = tmp_path / "docs.jsonl"
+    docs.write_bytes((inputs / "docs.jsonl").read_bytes())
+    run = config(inputs, tmp_path / "run", data=Texts(source=SourceConfig(path=str(docs))))
+    train(run.replace(output=str(tmp_path / "whole")))
+    forward, calls = MntpModule.forward, iter(range(99))
+    with monkeypatch.context() as patch:
+        patch.setattr(MntpModule, "forward", lambda *given: forward(*given) if next(calls) < 3 else _fail())
+        with pytest.raises(RayvecError, match="out of memory"):
+            train(run)
+    docs.write_text(docs.read_text() + '{"id": "new", "text": "A document that came later."}\n')
+    assert train(run)["resumed_from_step"] == 2
+    assert "goes on with the examples that it has prepared" in caplog.text
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
+    with pytest.raises(MismatchError, match="run holds a run on data that has changed since"):
+        train(run)
+    docs.unlink()  # what is gone cannot be compared
+    assert train(run)["note"] == "was done already"
+
+
 def test_another_run_is_refused_by_the_setting_that_differs(inputs: Path, tmp_path: Path) -> None:
     run = config(inputs, tmp_path / "run")
     train(run)

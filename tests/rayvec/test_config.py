@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
+from rayvec import storage
 from rayvec.config import Config, parse_overrides, read_yaml
 from rayvec.errors import UserError
 
@@ -101,6 +102,13 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str, mess
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_file_in_a_store_is_read_by_its_uri() -> None:
+    storage.write_bytes("memory://line/serve.yaml", Outer(name="größer").to_yaml().encode())
+    assert Outer.from_yaml("memory://line/serve.yaml") == Outer(name="größer")
+    with pytest.raises(UserError, match=r"memory://line/none\.yaml does not exist"):
+        read_yaml("memory://line/none.yaml")
 
 
 def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.data.files import kind_of, list_files
+from rayvec.data.files import Listing, kind_of, list_files
 from rayvec.data.pairs import docstring_pairs
 from rayvec.data.readers.columns import UNREADABLE, raise_storage_fault
 from rayvec.data.readers.delimited import rows
@@ -86,7 +86,7 @@ def read_pairs(
             for pair in docstring_pairs(source.read(unit).table, held_out=False):
                 yield PairLine(pair.id, pair.query, pair.positive, pair.id)
         return
-    for uri in _files(path):
+    for uri in (file.uri for file in list_pairs(path).files):
         try:
             for number, record in READERS[str(kind_of(uri))](uri):
                 yield from _pairs_of(record, columns, f"{uri}:{number}", refuse)
@@ -110,16 +110,18 @@ def _pairs_of(
         return ()
 
 
-def _files(path: str) -> list[str]:
+def list_pairs(path: str) -> Listing:
+    """The files of a path that is not "pydocs", as they are now. Raises UserError where there are none."""
     try:
-        found = [file.uri for file in list_files(path).files]
+        found = list_files(path)
     except UserError:
-        found = []
+        found = Listing("", ())
+    alone = len(found.files) == 1
     # In a folder: beside the pairs that jobs.mine made lie its report and a sample of them.
-    known = [uri for uri in found if kind_of(uri) in READERS and (len(found) == 1 or not uri.endswith(".json"))]
+    known = [file for file in found.files if kind_of(file.uri) in READERS and (alone or not file.uri.endswith(".json"))]
     if not known:
         raise UserError(f"no pairs at {path}; give a jsonl, csv or Parquet file, a folder of them or a glob")
-    return known
+    return Listing(found.base, tuple(known))
 
 
 def _pairs(record: Record, columns: PairColumns, place: str) -> list[PairLine]:
@@ -187,7 +189,7 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
 def _holds_documents(path: str, columns: PairColumns) -> bool:
     if not path.endswith(".parquet"):
         return False
-    with _opened(_files(path)[0]) as file:
+    with _opened(list_pairs(path).files[0].uri) as file:
         names = file.schema_arrow.names
     return columns.of(dict.fromkeys(names, True))["query"] is None and bool({*names} & {*TEXT_NAMES})
 

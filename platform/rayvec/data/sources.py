@@ -22,7 +22,7 @@ from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Input, Rejected, Unit, UnitData, unit_name
 from rayvec.errors import UserError
 
-__all__ = ["Input", "Rejected", "Source", "SourceConfig", "Unit", "UnitData", "open_source"]
+__all__ = ["Input", "Rejected", "Source", "SourceConfig", "Unit", "UnitData", "list_source", "open_source"]
 
 READERS: dict[str, Reader] = {
     "parquet": ParquetReader(),
@@ -108,18 +108,27 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     if config.kind == "pydocs":
         assert cache is not None, "pydocs need a folder to be collected in"
         config = _collected(config, cache)
-    one = config.path if isinstance(config.path, str) else ""
-    if config.kind == "hf" or (config.kind == "auto" and one and is_saved(one)):
+    if _is_dataset(config):
         config = config.replace(kind="hf")
-        listing = list_saved(config.where, config.split)
-    else:
-        listing = list_files(config.path, None if config.kind == "auto" else config.kind)
+    listing = list_source(config)
     if config.kind == "auto":
         config = config.replace(kind=_common_kind(config.where, listing))
     if config.lines and config.kind != "text":
         raise UserError(f"source.lines is for plain text, and {config.where} is {config.kind}; leave it out")
     reader = READERS["lines" if config.lines else config.kind]
     return Source(config, listing, reader.layout(config, listing))
+
+
+def list_source(config: SourceConfig) -> Listing:
+    """The files of a source that is not pydocs, as they are now. Raises UserError where there are none."""
+    if _is_dataset(config):
+        return list_saved(config.where, config.split)
+    return list_files(config.path, None if config.kind == "auto" else config.kind)
+
+
+def _is_dataset(config: SourceConfig) -> bool:
+    one = config.path if isinstance(config.path, str) else ""
+    return config.kind == "hf" or (config.kind == "auto" and bool(one) and is_saved(one))
 
 
 def _common_kind(path: str, listing: Listing) -> str:

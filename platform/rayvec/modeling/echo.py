@@ -58,6 +58,11 @@ class EchoEncoder:
         return own.replace(pooling=f"echo/{own.pooling}/{self._words[0]}/{self._words[1]}")
 
     @property
+    def arithmetic(self) -> str:
+        """In which numbers the encoder computes, and on what."""
+        return self.encoder.arithmetic
+
+    @property
     def instructions(self) -> Mapping[str, str]:
         """The encoder's instructions by name."""
         return self.encoder.instructions

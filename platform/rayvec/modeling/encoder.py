@@ -240,6 +240,18 @@ class TextEncoder(TokenizerOnly):
             block_weights(backbone)
         return cls(folder, backbone.eval(), token_budget)
 
+    @property
+    def arithmetic(self) -> str:
+        """In which numbers it computes, and on what: "float32-cpu". Of one fingerprint, vectors differ by it."""
+        numbers = "int8" if self._is_rounded else str(self.backbone.dtype).removeprefix("torch.")
+        return f"{numbers}-{self.backbone.device.type}"
+
+    @property
+    def _is_rounded(self) -> bool:
+        from rayvec.modeling.int8 import Int8Linear
+
+        return any(isinstance(module, Int8Linear) for module in self.backbone.modules())
+
     def save(self, path: str | Path, merged: bool = False) -> None:
         """Write an encoder folder: adapters and a reference to their base, or (merged) one model that needs neither.
 
@@ -247,9 +259,8 @@ class TextEncoder(TokenizerOnly):
         """
         if merged or self.folder.manifest.merged:
             from rayvec.modeling.export import export
-            from rayvec.modeling.int8 import Int8Linear
 
-            if any(isinstance(module, Int8Linear) for module in self.backbone.modules()):
+            if self._is_rounded:
                 raise UserError("dtype=int8: the weights to save were rounded at load; load it with dtype=float32")
             export(self, Path(path))
             return
