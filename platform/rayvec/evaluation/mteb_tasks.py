@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from rayvec import storage, uris
 from rayvec.errors import UserError
-from rayvec.evaluation.beir import CORPUS_NAMES, load_beir
+from rayvec.evaluation.beir import load_beir, read_titled
 from rayvec.evaluation.local_sets import (
     read_candidates,
     read_labelled,
     read_labelled_pairs,
-    read_records,
     read_split,
 )
 from rayvec.evaluation.mteb_library import mteb
@@ -163,18 +161,7 @@ def _retrieval(task: Any, place: str, split: str) -> dict[str, Any]:
     del task
     found = load_beir(place, split)
     queries = [{"id": id_, "text": text} for id_, text in zip(found.query_ids, found.queries, strict=True)]
-    return {split: _search_data(_corpus(place), queries, {query: found.qrels[query] for query in found.query_ids})}
-
-
-def _corpus(place: str) -> list[dict[str, str]]:
-    """Title and text apart, as mteb joins them itself."""
-    name = next(name for name in CORPUS_NAMES if name in storage.list_names(place))
-    if "jsonl" not in name or name.endswith(".zst"):
-        raise UserError(f"{place}/{name}: mteb's own tasks are read from corpus.jsonl or corpus.jsonl.gz; write that")
-    return [
-        {"id": str(record["_id"]), "title": record.get("title") or "", "text": record.get("text") or ""}
-        for record in read_records(uris.join(place, name))
-    ]
+    return {split: _search_data(read_titled(place), queries, {query: found.qrels[query] for query in found.query_ids})}
 
 
 def _reranking(task: Any, place: str, split: str) -> dict[str, Any]:
