@@ -128,12 +128,13 @@ def _measured(config: SuiteConfig, tasks: Mapping[str, Any]) -> tuple[dict[str, 
 
 def _one(config: SuiteConfig, name: str, task: Any, vectors: KeptVectors, folder: str) -> dict[str, Any]:
     from rayvec.evaluation.mteb_model import MtebModel
-    from rayvec.evaluation.mteb_tasks import run
+    from rayvec.evaluation.mteb_tasks import data_of, run
 
     fingerprint = vectors.encoder.fingerprint
-    key = storage.sha256_bytes(f"{config.local.get(name, '')}|{config.prompts.digest()}".encode())[:12]
+    data = data_of(task)
+    key = storage.sha256_bytes("|".join([config.local.get(name, ""), config.prompts.digest(), *data]).encode())[:12]
     kept = uris.join(folder, f"{fingerprint.short}-{name}-{key}.json")
-    # What lies in a local place may change without notice; the hub's data has a revision.
+    # What lies in a local place may change without notice; the hub's data has a revision, which is in the key.
     if name not in config.local and storage.size(kept) >= 0:
         return storage.read_json(kept)
     model = MtebModel(vectors, name=config.system.name, fingerprint=fingerprint, prompts=config.prompts)
@@ -142,6 +143,8 @@ def _one(config: SuiteConfig, name: str, task: Any, vectors: KeptVectors, folder
     found = {
         "kind": task.metadata.type,
         "metric": task.metadata.main_score,
+        "split": task.eval_splits[0],
+        "subset": ", ".join(task.hf_subsets),
         "main_score": scores["main_score"],
         "instructions": read,
         "scores": scores,

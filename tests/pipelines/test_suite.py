@@ -78,6 +78,25 @@ def test_a_suite_names_the_cure_for_data_that_is_not_there(local: dict[str, str]
     assert len(report["absent"]) == 12
 
 
+def test_what_is_kept_is_of_the_same_split_of_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayvec.evaluation import mteb_tasks
+
+    real, scored = mteb_tasks.get_task, list[str]()
+
+    def run(_: Any, task: Any) -> dict[str, float]:
+        scored.append(task.eval_splits[0])
+        return {"main_score": 0.5}
+
+    monkeypatch.setattr(mteb_tasks, "load", lambda _: None)
+    monkeypatch.setattr(mteb_tasks, "run", run)
+    wanted = config({}, tmp_path, tasks=["MTOPIntentClassification"])
+    for split in ("validation", "test", "test"):
+        monkeypatch.setattr(mteb_tasks, "get_task", lambda *args, to=split: real(*args).filter_eval_splits([to]))
+        row = measure_suite(wanted)["tasks"]["MTOPIntentClassification"]
+        assert (row["split"], row["subset"]) == (split, "en")
+    assert scored == ["validation", "test"]
+
+
 @pytest.mark.parametrize(
     ("suite", "row", "others"),
     [
