@@ -67,7 +67,7 @@ def measure_suite(config: SuiteConfig) -> Report:
         "absent": absent,
         "local": {name: path for name, path in config.local.items() if name in tasks},
         "by_kind": _by_kind(scores),
-        "average": float(np.mean([row["main_score"] for row in scores.values()])) if scores else None,
+        "average": _average(scores),
         "cost": cost,
         "seconds": round(time.monotonic() - started, 2),
         "output": config.output,
@@ -158,6 +158,14 @@ def _by_kind(scores: Mapping[str, Any]) -> dict[str, float]:
     return {kind: float(np.mean(values)) for kind, values in kinds.items() if values}
 
 
+def _average(scores: Mapping[str, Any]) -> float | None:
+    return float(np.mean([row["main_score"] for row in scores.values()])) if scores else None
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
 def render(report: Report) -> str:
     """The report as people read it: each task, and our row beside the paper's. Values times 100, as in its tables."""
     from rayvec.evaluation.report import markdown
@@ -178,17 +186,21 @@ def _beside_the_paper(report: Report) -> str:
     have = sum(name in report["tasks"] for name in wanted)
     note = "" if have == len(wanted) else f" ({have} of {len(wanted)} tasks: not to be compared)"
     name = report["system"]["name"]
-    return (_table_15 if report["suite"] == "mteb-paper-15" else _table_56)(report, f"{name}{note}")
+    # Tasks that were named besides the suite are in the report's own average, and not in the row beside the paper's.
+    scores = {task: row for task, row in report["tasks"].items() if task in wanted}
+    if report["suite"] == "mteb-paper-15":
+        return _table_15(scores, f"{name}{note}", report["pooling"])
+    return _table_56(scores, f"{name}{note}")
 
 
-def _table_15(report: Report, name: str) -> str:
+def _table_15(scores: Mapping[str, Any], name: str, pooling: str) -> str:
     """The average under our pooling; the paper has all three for each kind of encoder."""
     from rayvec.evaluation.report import markdown
 
     places = {"last_token": 0, "mean": 1, "weighted_mean": 2}
     # What an encoder says of itself is mean in every recipe of ours.
-    ours = places.get(report["pooling"], 1)
-    rows = [[name, *(f"{100 * report['average']:.2f}" if place == ours else "" for place in range(3))]]
+    ours = places.get(pooling, 1)
+    rows = [[name, *(_cell(_average(scores)) if place == ours else "" for place in range(3))]]
     rows += [
         [f"{model} {kind}", *(f"{value:.2f}" for value in values)]
         for model, kinds in PAPER_POOLING.items()
@@ -197,10 +209,10 @@ def _table_15(report: Report, name: str) -> str:
     return markdown(["average of 15 sets", *POOLINGS], rows)
 
 
-def _table_56(report: Report, name: str) -> str:
+def _table_56(scores: Mapping[str, Any], name: str) -> str:
     from rayvec.evaluation.report import markdown
 
-    kinds = [f"{100 * report['by_kind'][kind]:.2f}" if kind in report["by_kind"] else "" for kind in KINDS]
-    rows = [[name, *kinds, f"{100 * report['average']:.2f}"]]
+    by_kind = _by_kind(scores)
+    rows = [[name, *(_cell(by_kind.get(kind)) for kind in KINDS), _cell(_average(scores))]]
     rows += [[row, *(f"{value:.2f}" for value in values)] for row, values in PAPER_TABLE.items()]
     return markdown(["average of 56 sets", *COLUMNS], rows)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.measure import command
-from pipelines.suite import SuiteConfig, measure_suite
+from pipelines.suite import SuiteConfig, measure_suite, render
 from rayvec.errors import UserError
 
 pytest.importorskip("mteb")
@@ -112,6 +112,18 @@ def test_the_job_prints_our_row_beside_the_paper_s(
     assert found.exit_code == 0, found.output
     assert row in found.output
     assert all(text in found.output for text in others)
+
+
+@pytest.mark.parametrize("suite", ["mteb-paper-15", "mteb-paper-56"])
+def test_the_row_beside_the_paper_s_is_of_the_suite_alone(suite: str) -> None:
+    row = {"kind": "STS", "metric": "cosine_spearman"}
+    scores = {"STS17": {**row, "main_score": 0.5}, "STSBenchmark.v2": {**row, "main_score": 0.9}}
+    report = {"suite": suite, "system": {"name": "ours"}, "pooling": "mean", "tasks": scores, "absent": {}}
+    found = render({**report, "by_kind": {"STS": 0.7}, "average": 0.7})
+    (ours,) = (line for line in found.splitlines() if line.startswith("| ours "))
+    assert "50.00" in ours and "70.00" not in ours
+    none = render({**report, "tasks": {"STSBenchmark.v2": scores["STSBenchmark.v2"]}, "average": 0.9})
+    assert "| ours (0 of" in none
 
 
 @pytest.mark.parametrize(
