@@ -119,9 +119,10 @@ def load_corpus(config: AdaptationConfig, cache: str) -> Corpus:
     source = open_source(config.source, cache=cache)
     table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
     titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(table)
-    records = list(
-        zip(table["id"].to_pylist(), (title or "" for title in titles), table["text"].to_pylist(), strict=True)
-    )
+    first: dict[str, tuple[str, str, str]] = {}
+    for id_, title, text in zip(table["id"].to_pylist(), titles, table["text"].to_pylist(), strict=True):
+        first.setdefault(id_, (id_, title or "", text))  # of an id that is repeated, as `jobs.embed` keeps it
+    records = list(first.values())
     how = config.questions
     if how == "auto":
         how = "titles" if 2 * sum(bool(title.strip()) for _, title, _ in records) >= len(records) > 0 else "spans"
@@ -211,9 +212,10 @@ def _searched(system: SystemConfig, corpus: Corpus, folder: str) -> tuple[np.nda
     vectors: KeptVectors = KeptVectors(open_system(system, "tiny"), system.name, folder)
     search = ExactSearch(vectors(corpus.questions, system.instruction), DEPTH)
     search.add(vectors(corpus.texts))
-    names = [f"q{place}" for place in range(len(corpus.questions))]
-    qrels = {name: {answer: 1} for name, answer in zip(names, corpus.answers, strict=True)}
-    return search.rows_QK, evaluate(search.rows_QK, corpus.ids, names, qrels), vectors.cost.to_json()
+    # Names by which no question is a document.
+    names, documents = [f"q{place}" for place in range(len(corpus.questions))], [f"d{id_}" for id_ in corpus.ids]
+    qrels = {name: {f"d{answer}": 1} for name, answer in zip(names, corpus.answers, strict=True)}
+    return search.rows_QK, evaluate(search.rows_QK, documents, names, qrels), vectors.cost.to_json()
 
 
 def verdict(difference: float, p: float) -> str:

@@ -121,13 +121,16 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
     """Which held-out document does this summary line belong to? Only the rest of each docstring is searched."""
     import pyarrow as pa
 
-    from rayvec.data.pairs import docstring_pairs
+    from rayvec.data.pairs import Pair, docstring_pairs
     from rayvec.data.sources import open_source
     from rayvec.evaluation.beir import ListedCorpus, Task
 
     source = open_source(documents, cache=config.cache or f"{_stem(config.output)}.cache")
     table = pa.concat_tables(source.read(unit).table for unit in source.units(1 << 16))
-    pairs = docstring_pairs(table, held_out=True)
+    first: dict[str, Pair] = {}
+    for pair in docstring_pairs(table, held_out=True):
+        first.setdefault(pair.id, pair)  # of an id that is repeated, as `jobs.embed` keeps it
+    pairs = list(first.values())
     if not pairs:
         raise UserError(f"{name} has no held-out documents with a summary and a rest; give more documents")
     if config.max_queries is not None and len(pairs) > config.max_queries:
@@ -155,19 +158,25 @@ def _encoder(config: MeasureConfig) -> Encoder | None:
 
 def _rank(config: MeasureConfig, task: Task, encoder: Encoder | None) -> tuple[dict[str, Ranking], list[str]]:
     """The ranking of each system, and the ids that their rows stand for."""
-    dense = _Dense.over(config, task, encoder) if encoder is not None else None
+    from rayvec.evaluation.retrieval import own_places
+
+    depth = config.k + 1  # a query may find itself
+    dense = _Dense.over(config, task, encoder, depth) if encoder is not None else None
     ids: list[str] = []
     texts = _texts(config, task, dense, ids)
     rankings: dict[str, Ranking] = {}
     if "lexical" in config.systems or "hybrid" in config.systems:
         from rayvec.indexing.lexical import Lexical
 
-        rankings["lexical"] = Lexical.build(texts, k1=config.k1, b=config.b).search(task.queries, config.k)
+        rankings["lexical"] = Lexical.build(texts, k1=config.k1, b=config.b).search(task.queries, depth)
     else:
         for _ in texts:
             pass
     if dense is not None:
         rankings |= dense.rankings()
+    for name, found in rankings.items():
+        own_QK = own_places(found.rows, ids, task.query_ids, task.qrels)
+        rankings[name] = found.without(own_QK).top(config.k)
     return _fused(config, rankings), ids
 
 
@@ -189,15 +198,15 @@ class _Dense:
     searches: dict[str, tuple[ExactSearch, int | None]] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder) -> _Dense:
+    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder, depth: int) -> _Dense:
         from rayvec.evaluation.exact import ExactSearch, shortened
 
         dense = cls(encoder)
         for name, instruction in _query_forms(config, encoder).items():
             queries_QD = encoder.encode(list(task.queries), instruction)
-            dense.searches[name] = (ExactSearch(queries_QD, config.k), None)
+            dense.searches[name] = (ExactSearch(queries_QD, depth), None)
             for dim in config.dimensions:
-                dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), config.k), dim)
+                dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), depth), dim)
         return dense
 
     def add(self, texts: list[str], batch: int) -> None:

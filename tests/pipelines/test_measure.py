@@ -66,6 +66,33 @@ def test_the_same_run_gives_the_same_numbers(folder: Path, tmp_path: Path) -> No
     assert first["comparisons"] == again["comparisons"]
 
 
+def test_queries_that_are_documents_do_not_find_themselves(tmp_path: Path) -> None:
+    """As in ArguAna: each query is a document too, the best there is for itself, and judged is another."""
+    (tmp_path / "qrels").mkdir()
+    texts = {f"{side}{i}": f"{topic} {side}" for i, topic in enumerate(TOPICS) for side in ("pro", "contra")}
+    lines = "".join(json.dumps({"_id": id_, "text": text}) + "\n" for id_, text in texts.items())
+    (tmp_path / "corpus.jsonl").write_text(lines)
+    (tmp_path / "queries.jsonl").write_text(lines)
+    (tmp_path / "qrels/test.tsv").write_text("".join(f"pro{i}\tcontra{i}\t1\n" for i in range(len(TOPICS))))
+    report = run(tmp_path, tmp_path / "r.json")
+    assert {name: row["ndcg@10"]["mean"] for name, row in report["systems"].items()} == {
+        "dense": 1.0,
+        "lexical": 1.0,
+        "hybrid": 1.0,
+    }
+
+
+def test_of_an_id_that_is_repeated_the_first_counts(tmp_path: Path) -> None:
+    texts = [f"Do the thing number {i} of {TOPICS[i % 6]}.\n\n" + f"It is done {i} times. " * 5 for i in range(200)]
+    ids = [f"d{i // 2}" for i in range(200)]
+    pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / "documents.parquet")
+    report = measure(
+        MeasureConfig(data=str(tmp_path / "documents.parquet"), output=str(tmp_path / "r.json"), systems=("lexical",))
+    )
+    assert report["queries"] == report["documents"] == sum(is_held_out(f"d{i}") for i in range(100))
+    assert report["systems"]["lexical"]["ndcg@10"]["mean"] == 1.0
+
+
 def test_an_instruction_is_measured_beside_the_plain_queries(folder: Path, tmp_path: Path) -> None:
     report = run(folder, tmp_path / "r.json", instruction="find the answer")
     assert list(report["systems"]) == ["dense", "instruction", "lexical", "hybrid"]
