@@ -5,6 +5,7 @@ A score is None where a system cannot take part: BM25 has no vectors of sentence
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from pipelines._tasks import (
     SimilarityTask,
     WordTask,
 )
-from pipelines.measure import SUITES, MeasureConfig, load_task
+from pipelines.measure import SUITES, MeasureConfig, left_out_note, load_task
 from rayvec import uris
 from rayvec.errors import UserError
 
@@ -82,6 +83,8 @@ class _Search:
         for ids, texts in self.task.corpus.batches():
             for id_, text in zip(ids, texts, strict=True):
                 first.setdefault(id_, text)
+        if note := left_out_note(self.task.corpus.left_out):
+            sys.stderr.write(f"{task.name}: {note}\n")
         self.ids, self.texts = list(first), list(first.values())
         self.queries = list(self.task.queries)
         if task.max_documents is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -91,7 +91,7 @@ def measure(config: MeasureConfig) -> Report:
 
 
 def load_task(config: MeasureConfig) -> Task:
-    """The task that `data` names. Raises UserError."""
+    """The task that `data` names. Raises UserError, also where none of its documents can be used."""
     from dataclasses import replace
 
     from rayvec.evaluation.beir import load_beir
@@ -100,9 +100,20 @@ def load_task(config: MeasureConfig) -> Task:
         raise UserError(f"data is required; give a folder in BEIR's layout, or a suite: {', '.join(SUITES)}")
     suite = _docstrings if config.data.endswith(".parquet") else SUITES.get(config.data)
     task = load_beir(config.data, config.split) if suite is None else suite(config)
+    if not any(ids for ids, _ in task.corpus.batches()):
+        why = left_out_note(task.corpus.left_out) or "its corpus is empty"
+        raise UserError(f"{config.data} has no document to search ({why}); give one of documents with an id and a text")
     if config.max_queries is None:
         return task
     return replace(task, query_ids=task.query_ids[: config.max_queries], queries=task.queries[: config.max_queries])
+
+
+def left_out_note(left_out: Mapping[str, int]) -> str:
+    """The documents that could not be used, by reason, in a line; empty where there are none."""
+    from rayvec.data.units import REASONS
+
+    reasons = "; ".join(f"{count:,} {reason}, {REASONS[reason]}" for reason, count in left_out.items())
+    return f"left out of the corpus: {reasons}" if reasons else ""
 
 
 def _pydocs(config: MeasureConfig) -> Task:
@@ -312,7 +323,12 @@ def render(report: Report) -> str:
         for pair in report["comparisons"]
         if pair["metric"] == MAIN_METRIC
     ]
-    return "\n".join([head, "", table(systems), "", *lines])
+    missing = report["queries_missing"]
+    notes = [
+        left_out_note(report["documents_left_out"]),
+        f"left out of the queries: {missing:,}, judged and not there" if missing else "",
+    ]
+    return "\n".join([head, *filter(None, notes), "", table(systems), "", *lines])
 
 
 def _write(config: MeasureConfig, task: Task, per_query: dict[str, PerQuery], report: Report) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,40 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path, options: dic
     values = {"encoder": "hash", "data": str(folder), "output": str(tmp_path / "r.json"), **options}
     with pytest.raises(UserError, match=message):
         measure(MeasureConfig.parse(values))
+
+
+def copied(folder: Path, to: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> Path:
+    """The folder with its documents changed."""
+    shutil.copytree(folder, to)
+    records = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    lines = [json.dumps(change(place, record)) + "\n" for place, record in enumerate(records)]
+    (to / "corpus.jsonl").write_text("".join(lines))
+    return to
+
+
+def test_a_document_whose_title_is_a_number_is_measured(folder: Path, tmp_path: Path) -> None:
+    numbered = copied(folder, tmp_path / "numbered", lambda i, record: {**record, "title": 1984 + i})
+    assert run(numbered, tmp_path / "r.json")["documents"] == 30
+
+
+def test_what_is_left_out_is_told_beside_the_table(folder: Path, tmp_path: Path) -> None:
+    def broken(place: int, record: dict[str, Any]) -> dict[str, Any]:
+        return record if place % 5 else {**record, "text": ["not", "a", "text"]}
+
+    odd = copied(folder, tmp_path / "odd", broken)
+    (odd / "qrels/test.tsv").write_text((odd / "qrels/test.tsv").read_text() + "nobody\td0-1\t1\n")
+    report = run(odd, tmp_path / "r.json")
+    note = "left out of the corpus: 6 bad_value, the text or the title is neither a string nor a number"
+    assert note in render(report).splitlines()
+    assert "left out of the queries: 1, judged and not there" in render(report).splitlines()
+    assert "left out" not in render(run(folder, tmp_path / "r.json"))
+
+
+@pytest.mark.parametrize("systems", [("dense",), ("lexical",)])
+def test_a_corpus_without_a_document_is_refused(folder: Path, tmp_path: Path, systems: tuple[str, ...]) -> None:
+    odd = copied(folder, tmp_path / "odd", lambda _, record: {**record, "text": []})
+    with pytest.raises(UserError, match=r"odd has no document to search \(left out of the corpus: 30 bad_value, "):
+        run(odd, tmp_path / "r.json", systems=systems)
 
 
 def test_the_pydocs_suite_asks_about_held_out_documents_only(tmp_path: Path) -> None:
