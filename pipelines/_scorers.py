@@ -5,6 +5,7 @@ A score is None where a system cannot take part: BM25 has no vectors of sentence
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from pipelines._tasks import (
     SimilarityTask,
     WordTask,
 )
-from pipelines.measure import SUITES, MeasureConfig, load_task
+from pipelines.measure import SUITES, MeasureConfig, left_out_note, load_task
 from rayvec import uris
 from rayvec.errors import UserError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines._vectors import KeptVectors
     from rayvec.evaluation.beir import Task
     from rayvec.evaluation.scores import Score
+    from rayvec.indexing.lexical import Lexical
     from rayvec.indexing.ranking import Ranking
 
 
@@ -67,18 +69,23 @@ def place(root: str, path: str) -> str:
 
 
 class _Search:
-    """A retrieval task with its texts in memory, its lexical index and BM25's ranking, made when they are asked for."""
+    """A retrieval task with its texts in memory, its lexical index and BM25's ranking, made when they are asked for.
+
+    Of a document's id that is repeated, the first counts.
+    """
 
     def __init__(self, task: Any, root: str, cache: str) -> None:
         # The suites' names are no places.
         data = task.data if task.data in SUITES else place(root, task.data)
         config = MeasureConfig(data=data, split=task.split, max_queries=task.max_queries, cache=cache)
         self.task: Task = load_task(config)
-        self.ids: list[str] = []
-        self.texts: list[str] = []
+        first: dict[str, str] = {}
         for ids, texts in self.task.corpus.batches():
-            self.ids.extend(ids)
-            self.texts.extend(texts)
+            for id_, text in zip(ids, texts, strict=True):
+                first.setdefault(id_, text)
+        if note := left_out_note(self.task.corpus.left_out):
+            sys.stderr.write(f"{task.name}: {note}\n")
+        self.ids, self.texts = list(first), list(first.values())
         self.queries = list(self.task.queries)
         if task.max_documents is not None:
             self._keep(task.max_documents)
@@ -93,11 +100,22 @@ class _Search:
         self.ids, self.texts = [self.ids[place] for place in places], [self.texts[place] for place in places]
 
     @cached_property
-    def lexical(self) -> Ranking:
-        from rayvec.evaluation.retrieval import DEPTH
+    def words(self) -> Lexical:
         from rayvec.indexing.lexical import Lexical
 
-        return Lexical.build(self.texts).search(self.queries, DEPTH)
+        return Lexical.build(self.texts)
+
+    @cached_property
+    def lexical(self) -> Ranking:
+        from rayvec.evaluation.retrieval import DEPTH
+
+        return self._of_others(self.words.search(self.queries, DEPTH + 1))
+
+    def _of_others(self, ranking: Ranking) -> Ranking:
+        """The ranking without the queries themselves."""
+        from rayvec.evaluation.retrieval import DEPTH, own_places
+
+        return ranking.without(own_places(ranking.rows, self.ids, self.task.query_ids, self.task.qrels)).top(DEPTH)
 
     def dense(self, subject: Subject) -> Ranking:
         from rayvec.evaluation.exact import ExactSearch
@@ -105,11 +123,9 @@ class _Search:
         from rayvec.indexing.ranking import Ranking
 
         assert subject.vectors is not None
-        search = ExactSearch(subject.vectors(self.queries, subject.instruction), DEPTH)
-        vectors_ND = subject.vectors(self.texts)
-        for start in range(0, len(vectors_ND), 1 << 14):
-            search.add(vectors_ND[start : start + (1 << 14)])
-        return Ranking(search.rows_QK, search.scores_QK)
+        search = ExactSearch(subject.vectors(self.queries, subject.instruction), DEPTH + 1)
+        search.add(subject.vectors(self.texts))
+        return self._of_others(Ranking(search.rows_QK, search.scores_QK))
 
     def ranking(self, subject: Subject) -> Ranking:
         from rayvec.evaluation.retrieval import DEPTH
@@ -145,6 +161,7 @@ def _reranking(task: RerankingTask, root: str, cache: str) -> Scorer:
         queries, documents = dict(found.queries), dict(found.documents)
         candidates: Mapping[str, Any] = found.candidates
         qrels: Mapping[str, Mapping[str, int]] = found.qrels
+        words = None
     else:
         search = _Search(task, root, cache)
         depth = min(task.depth, search.lexical.rows.shape[1])
@@ -155,12 +172,13 @@ def _reranking(task: RerankingTask, root: str, cache: str) -> Scorer:
             for query, rows in zip(search.task.query_ids, search.lexical.rows, strict=True)
         }
         qrels = search.task.qrels
+        words = search.words
     # A query without any good candidate says nothing about who puts it first.
     able = {q for q, ids in candidates.items() if any(qrels[q].get(document, 0) > 0 for document in ids)}
     if not able:
         raise UserError(f"{task.name}: no query has a good candidate; raise depth")
     candidates = {query: ids for query, ids in candidates.items() if query in able}
-    return _Reranker(queries, documents, candidates, qrels).score
+    return _Reranker(queries, documents, candidates, qrels, words).score
 
 
 @dataclass(frozen=True)
@@ -169,14 +187,16 @@ class _Reranker:
     documents: Mapping[str, str]
     candidates: Mapping[str, Any]
     qrels: Mapping[str, Mapping[str, int]]
+    #: The lexical index of the documents, in their order, where it is there already.
+    words: Lexical | None = None
 
     def score(self, subject: Subject) -> Found:
         from rayvec.evaluation.vector_tasks import reranking
 
-        scores = self._lexical() if subject.config.kind == "lexical" else self._dense(subject)
+        scores = self._lexical if subject.config.kind == "lexical" else self._dense(subject)
         if subject.config.kind == "hybrid":
-            lexical, weight = self._lexical(), subject.config.dense_weight
-            scores = {q: _summed(lexical[q], dense, weight) for q, dense in scores.items()}
+            weight = subject.config.dense_weight
+            scores = {q: _summed(self._lexical[q], dense, weight) for q, dense in scores.items()}
         # Judgements of documents that are no candidates would lower everybody's MAP alike.
         qrels = {q: {d: self.qrels[q].get(d, 0) for d in run} for q, run in scores.items()}
         more = {"queries": len(scores), "ndcg@10": reranking(scores, qrels, "nDCG@10").value}
@@ -193,17 +213,17 @@ class _Reranker:
             for query, vector in zip(queries, asked, strict=True)
         }
 
+    @cached_property
     def _lexical(self) -> dict[str, dict[str, float]]:
+        """BM25's scores of the candidates, query by query; the same for every system that asks."""
         from rayvec.indexing.lexical import Lexical
 
-        ids = list(self.documents)
-        lexical = Lexical.build(list(self.documents.values()))
-        queries = list(self.candidates)
-        found = lexical.search([self.queries[query] for query in queries], len(ids))
+        words = self.words or Lexical.build(self.documents.values())
+        row_of = {document: row for row, document in enumerate(self.documents)}
         result = {}
-        for query, rows, scores in zip(queries, found.rows, found.scores, strict=True):
-            by_id = {ids[row]: float(value) for row, value in zip(rows.tolist(), scores, strict=True) if row >= 0}
-            result[query] = {document: by_id.get(document, 0.0) for document in self.candidates[query]}
+        for query, candidates in self.candidates.items():
+            scores_N = words.scores(self.queries[query])
+            result[query] = {document: float(scores_N[row_of[document]]) for document in candidates}
         return result
 
 

@@ -142,10 +142,14 @@ def load_corpus(config: AdaptationConfig, cache: str) -> Corpus:
 
 
 def _records(config: AdaptationConfig, cache: str) -> Iterator[Record]:
+    """Id, title and text of each document; of an id that is repeated the first, as `jobs.embed` keeps it."""
+    seen: set[str] = set()
     for table in tables(config.source, cache):
         titles = table["title"].to_pylist() if "title" in table.column_names else [""] * len(table)
         for id_, title, text in zip(table["id"].to_pylist(), titles, table["text"].to_pylist(), strict=True):
-            yield id_, title or "", text
+            if id_ not in seen:
+                seen.add(id_)
+                yield id_, title or "", text
 
 
 _SAID = {
@@ -219,9 +223,10 @@ def _searched(system: SystemConfig, corpus: Corpus, folder: str) -> tuple[np.nda
     vectors: KeptVectors = KeptVectors(open_system(system, "tiny"), system.name, folder)
     search = ExactSearch(vectors(corpus.questions, system.instruction), DEPTH)
     search.add(vectors(corpus.texts))
-    names = [f"q{place}" for place in range(len(corpus.questions))]
-    qrels = {name: {answer: 1} for name, answer in zip(names, corpus.answers, strict=True)}
-    return search.rows_QK, evaluate(search.rows_QK, corpus.ids, names, qrels), vectors.cost.to_json()
+    # Names by which no question is a document.
+    names, documents = [f"q{place}" for place in range(len(corpus.questions))], [f"d{id_}" for id_ in corpus.ids]
+    qrels = {name: {f"d{answer}": 1} for name, answer in zip(names, corpus.answers, strict=True)}
+    return search.rows_QK, evaluate(search.rows_QK, documents, names, qrels), vectors.cost.to_json()
 
 
 def verdict(difference: float, p: float) -> str:

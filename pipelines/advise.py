@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 Way = Literal["pca", "pca+whiten", "truncate"]
 #: Dimensions that are tried beside all of them, as far as the vectors have more.
 DIMENSIONS = (512, 256, 128)
-#: Results that are judged; of windows more are asked for, since several may be of one document.
-DEPTH, DEPTH_OF_WINDOWS = 10, 50
+#: Results that are judged by nDCG@10, one more since a query may find itself; of windows more are asked for, since
+#: several may be of one document.
+DEPTH, DEPTH_OF_WINDOWS = 11, 50
 JSON, PAGE, PICTURE, CURVE = "advice.json", "advice.md", "advice.png", "dimensions.png"
 
 
@@ -130,7 +131,8 @@ def _questions(config: AdviseConfig, dataset: EmbeddingsDataset) -> Questions:
     if asked.dim != dataset.dim:
         raise MismatchError(f"the queries have {asked.dim} dimensions and the embeddings {dataset.dim}; embed alike")
     qrels = read_qrels(config.qrels)
-    chosen = pa.array(_drawn(sorted(qrels), config.max_queries, config.seed), pa.string())
+    there = {id_ for table in asked.iter_tables([ID]) for id_ in table[ID].to_pylist()}
+    chosen = pa.array(_drawn(sorted(there & qrels.keys()), config.max_queries, config.seed), pa.string())
     ids: list[str] = []
     found = [np.empty((0, asked.dim), np.float32)]
     for table in asked.iter_tables():
@@ -162,8 +164,8 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
 
     corpus = Corpus.of(dataset)
     drawn = sample_rows(corpus.count, config.sample, config.seed)
-    judged, questions = _judged(corpus, questions)
-    rows = np.union1d(drawn, np.array(sorted(judged), np.int64))
+    judged, names, questions = _judged(corpus, questions)
+    rows = np.union1d(drawn, np.array(judged, np.int64))
     held_out = drawn[sample_rows(len(drawn), min(HELD_OUT, max(1, len(drawn) // 4)), config.seed + 1)]
     say(f"sampling {len(rows):,} of {corpus.count:,} vectors")
     vectors_ND = ray.put(take(corpus, rows))
@@ -180,18 +182,22 @@ def _setting(config: AdviseConfig, dataset: EmbeddingsDataset, questions: Questi
         sample=sample,
         axes=tasks.start(reductions.axes_of, sample, cpus=tasks.node_cpus()),
         questions=questions,
-        names=[judged.get(int(row), f"row {row}") for row in rows],
+        names=[names.get(int(row), f"row {row}") for row in rows],
     )
 
 
-def _judged(corpus: Corpus, questions: Questions | None) -> tuple[dict[int, str], Questions | None]:
-    """The rows of the judged documents, and the queries of which one that is relevant is there."""
+def _judged(corpus: Corpus, questions: Questions | None) -> tuple[list[int], dict[int, str], Questions | None]:
+    """The rows of the judged documents; the names of these and of documents that are queries, by row; the queries.
+
+    Queries of which no relevant document is there are left out.
+    """
     from rayvec.indexing.judged import rows_of
 
     if questions is None:
-        return {}, None
-    rows = rows_of(corpus.parts, frozenset(name for judged in questions.qrels.values() for name in judged))
-    there = set(rows.values())
+        return [], {}, None
+    judged = {name for judgements in questions.qrels.values() for name in judgements}
+    names = rows_of(corpus.parts, frozenset(judged | set(questions.ids)))
+    there = judged & set(names.values())
     answered = [
         any(score > 0 and name in there for name, score in questions.qrels[query].items()) for query in questions.ids
     ]
@@ -200,7 +206,8 @@ def _judged(corpus: Corpus, questions: Questions | None) -> tuple[dict[int, str]
             "no document that the qrels call relevant is in the embeddings; check that the ids are the same"
         )
     ids = [query for query, flag in zip(questions.ids, answered, strict=True) if flag]
-    return rows, Questions(ids, questions.vectors[answered], {query: questions.qrels[query] for query in ids})
+    rows = [row for row, name in names.items() if name in judged]
+    return rows, names, Questions(ids, questions.vectors[answered], {query: questions.qrels[query] for query in ids})
 
 
 def _report(

@@ -87,7 +87,7 @@ def _retrieval(name: str, task: Task, instruction: str | None, encode: Encode) -
     from rayvec.evaluation.retrieval import DEPTH, evaluate
 
     asked = encode.instructions.get("query") if instruction is None else instruction
-    search = ExactSearch(encode(list(task.queries), asked or None), DEPTH)
+    search = ExactSearch(encode(list(task.queries), asked or None), DEPTH + 1)
     ids: list[str] = []
     for batch_ids, texts in task.corpus.batches():
         ids.extend(batch_ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -92,7 +92,7 @@ def measure(config: MeasureConfig) -> Report:
 
 
 def load_task(config: MeasureConfig) -> Task:
-    """The task that `data` names. Raises UserError."""
+    """The task that `data` names. Raises UserError, also where none of its documents can be used."""
     from dataclasses import replace
 
     from rayvec.evaluation.beir import load_beir
@@ -101,9 +101,20 @@ def load_task(config: MeasureConfig) -> Task:
         raise UserError(f"data is required; give a folder in BEIR's layout, or a suite: {', '.join(SUITES)}")
     suite = _docstrings if config.data.endswith(".parquet") else SUITES.get(config.data)
     task = load_beir(config.data, config.split) if suite is None else suite(config)
+    if not any(ids for ids, _ in task.corpus.batches()):
+        why = left_out_note(task.corpus.left_out) or "its corpus is empty"
+        raise UserError(f"{config.data} has no document to search ({why}); give one of documents with an id and a text")
     if config.max_queries is None:
         return task
     return replace(task, query_ids=task.query_ids[: config.max_queries], queries=task.queries[: config.max_queries])
+
+
+def left_out_note(left_out: Mapping[str, int]) -> str:
+    """The documents that could not be used, by reason, in a line; empty where there are none."""
+    from rayvec.data.units import REASONS
+
+    reasons = "; ".join(f"{count:,} {reason}, {REASONS[reason]}" for reason, count in left_out.items())
+    return f"left out of the corpus: {reasons}" if reasons else ""
 
 
 def _pydocs(config: MeasureConfig) -> Task:
@@ -123,7 +134,7 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
     import pyarrow as pa
 
     from pipelines._corpus import tables
-    from rayvec.data.pairs import docstring_pairs, is_held_out
+    from rayvec.data.pairs import Pair, docstring_pairs, is_held_out
     from rayvec.evaluation.beir import ListedCorpus, Task
 
     parts = (
@@ -133,7 +144,10 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
     held_out = [
         part.filter(pa.array([is_held_out(id_) for id_ in part["id"].to_pylist()], pa.bool_())) for part in parts
     ]
-    pairs = docstring_pairs(pa.concat_tables(held_out), held_out=True)
+    first: dict[str, Pair] = {}
+    for pair in docstring_pairs(pa.concat_tables(held_out), held_out=True):
+        first.setdefault(pair.id, pair)  # of an id that is repeated, as `jobs.embed` keeps it
+    pairs = list(first.values())
     if not pairs:
         raise UserError(f"{name} has no held-out documents with a summary and a rest; give more documents")
     if config.max_queries is not None and len(pairs) > config.max_queries:
@@ -161,19 +175,25 @@ def _encoder(config: MeasureConfig) -> Encoder | None:
 
 def _rank(config: MeasureConfig, task: Task, encoder: Encoder | None) -> tuple[dict[str, Ranking], list[str]]:
     """The ranking of each system, and the ids that their rows stand for."""
-    dense = _Dense.over(config, task, encoder) if encoder is not None else None
+    from rayvec.evaluation.retrieval import own_places
+
+    depth = config.k + 1  # a query may find itself
+    dense = _Dense.over(config, task, encoder, depth) if encoder is not None else None
     ids: list[str] = []
     texts = _texts(config, task, dense, ids)
     rankings: dict[str, Ranking] = {}
     if "lexical" in config.systems or "hybrid" in config.systems:
         from rayvec.indexing.lexical import Lexical
 
-        rankings["lexical"] = Lexical.build(texts, k1=config.k1, b=config.b).search(task.queries, config.k)
+        rankings["lexical"] = Lexical.build(texts, k1=config.k1, b=config.b).search(task.queries, depth)
     else:
         for _ in texts:
             pass
     if dense is not None:
         rankings |= dense.rankings()
+    for name, found in rankings.items():
+        own_QK = own_places(found.rows, ids, task.query_ids, task.qrels)
+        rankings[name] = found.without(own_QK).top(config.k)
     return _fused(config, rankings), ids
 
 
@@ -195,15 +215,15 @@ class _Dense:
     searches: dict[str, tuple[ExactSearch, int | None]] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder) -> _Dense:
+    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder, depth: int) -> _Dense:
         from rayvec.evaluation.exact import ExactSearch, shortened
 
         dense = cls(encoder)
         for name, instruction in _query_forms(config, encoder).items():
             queries_QD = encoder.encode(list(task.queries), instruction)
-            dense.searches[name] = (ExactSearch(queries_QD, config.k), None)
+            dense.searches[name] = (ExactSearch(queries_QD, depth), None)
             for dim in config.dimensions:
-                dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), config.k), dim)
+                dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), depth), dim)
         return dense
 
     def add(self, texts: list[str], batch: int) -> None:
@@ -317,7 +337,12 @@ def render(report: Report) -> str:
         for pair in report["comparisons"]
         if pair["metric"] == MAIN_METRIC
     ]
-    return "\n".join([head, "", table(systems), "", *lines])
+    missing = report["queries_missing"]
+    notes = [
+        left_out_note(report["documents_left_out"]),
+        f"left out of the queries: {missing:,}, judged and not there" if missing else "",
+    ]
+    return "\n".join([head, *filter(None, notes), "", table(systems), "", *lines])
 
 
 def _write(config: MeasureConfig, task: Task, per_query: dict[str, PerQuery], report: Report) -> None:

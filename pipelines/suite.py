@@ -68,7 +68,7 @@ def measure_suite(config: SuiteConfig) -> Report:
         "absent": absent,
         "local": {name: path for name, path in config.local.items() if name in tasks},
         "by_kind": _by_kind(scores),
-        "average": float(np.mean([row["main_score"] for row in scores.values()])) if scores else None,
+        "average": _average(scores),
         "cost": cost,
         "seconds": round(time.monotonic() - started, 2),
         "output": config.output,
@@ -129,12 +129,13 @@ def _measured(config: SuiteConfig, tasks: Mapping[str, Any]) -> tuple[dict[str, 
 
 def _one(config: SuiteConfig, name: str, task: Any, vectors: KeptVectors, folder: str) -> dict[str, Any]:
     from rayvec.evaluation.mteb_model import MtebModel
-    from rayvec.evaluation.mteb_tasks import run
+    from rayvec.evaluation.mteb_tasks import data_of, run
 
     fingerprint = vectors.encoder.fingerprint
-    key = storage.sha256_bytes(f"{config.local.get(name, '')}|{config.prompts.digest()}".encode())[:12]
+    data = data_of(task)
+    key = storage.sha256_bytes("|".join([config.local.get(name, ""), config.prompts.digest(), *data]).encode())[:12]
     kept = uris.join(folder, f"{fingerprint.short}-{name}-{key}.json")
-    # What lies in a local place may change without notice; the hub's data has a revision.
+    # What lies in a local place may change without notice; the hub's data has a revision, which is in the key.
     if name not in config.local and storage.size(kept) >= 0:
         return storage.read_json(kept)
     model = MtebModel(vectors, name=config.system.name, fingerprint=fingerprint, prompts=config.prompts)
@@ -143,6 +144,8 @@ def _one(config: SuiteConfig, name: str, task: Any, vectors: KeptVectors, folder
     found = {
         "kind": task.metadata.type,
         "metric": task.metadata.main_score,
+        "split": task.eval_splits[0],
+        "subset": ", ".join(task.hf_subsets),
         "main_score": scores["main_score"],
         "instructions": read,
         "scores": scores,
@@ -154,6 +157,14 @@ def _one(config: SuiteConfig, name: str, task: Any, vectors: KeptVectors, folder
 def _by_kind(scores: Mapping[str, Any]) -> dict[str, float]:
     kinds = {kind: [row["main_score"] for row in scores.values() if row["kind"] == kind] for kind in KINDS}
     return {kind: float(np.mean(values)) for kind, values in kinds.items() if values}
+
+
+def _average(scores: Mapping[str, Any]) -> float | None:
+    return float(np.mean([row["main_score"] for row in scores.values()])) if scores else None
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
 
 
 def render(report: Report) -> str:
@@ -176,17 +187,21 @@ def _beside_the_paper(report: Report) -> str:
     have = sum(name in report["tasks"] for name in wanted)
     note = "" if have == len(wanted) else f" ({have} of {len(wanted)} tasks: not to be compared)"
     name = report["system"]["name"]
-    return (_table_15 if report["suite"] == "mteb-paper-15" else _table_56)(report, f"{name}{note}")
+    # Tasks that were named besides the suite are in the report's own average, and not in the row beside the paper's.
+    scores = {task: row for task, row in report["tasks"].items() if task in wanted}
+    if report["suite"] == "mteb-paper-15":
+        return _table_15(scores, f"{name}{note}", report["pooling"])
+    return _table_56(scores, f"{name}{note}")
 
 
-def _table_15(report: Report, name: str) -> str:
+def _table_15(scores: Mapping[str, Any], name: str, pooling: str) -> str:
     """The average under our pooling; the paper has all three for each kind of encoder."""
     from rayvec.evaluation.report import markdown
 
     places = {"last_token": 0, "mean": 1, "weighted_mean": 2}
     # What an encoder says of itself is mean in every recipe of ours.
-    ours = places.get(report["pooling"], 1)
-    rows = [[name, *(f"{100 * report['average']:.2f}" if place == ours else "" for place in range(3))]]
+    ours = places.get(pooling, 1)
+    rows = [[name, *(_cell(_average(scores)) if place == ours else "" for place in range(3))]]
     rows += [
         [f"{model} {kind}", *(f"{value:.2f}" for value in values)]
         for model, kinds in PAPER_POOLING.items()
@@ -195,10 +210,10 @@ def _table_15(report: Report, name: str) -> str:
     return markdown(["average of 15 sets", *POOLINGS], rows)
 
 
-def _table_56(report: Report, name: str) -> str:
+def _table_56(scores: Mapping[str, Any], name: str) -> str:
     from rayvec.evaluation.report import markdown
 
-    kinds = [f"{100 * report['by_kind'][kind]:.2f}" if kind in report["by_kind"] else "" for kind in KINDS]
-    rows = [[name, *kinds, f"{100 * report['average']:.2f}"]]
+    by_kind = _by_kind(scores)
+    rows = [[name, *(_cell(by_kind.get(kind)) for kind in KINDS), _cell(_average(scores))]]
     rows += [[row, *(f"{value:.2f}" for value in values)] for row, values in PAPER_TABLE.items()]
     return markdown(["average of 56 sets", *COLUMNS], rows)

@@ -90,6 +90,19 @@ def test_a_log_asks_for_the_texts_it_names(folder: Path, tmp_path: Path) -> None
     assert len(found.ids) == 40
 
 
+def test_ids_that_are_repeated_or_look_like_questions_change_nothing(folder: Path, tmp_path: Path) -> None:
+    usual = report_adaptation(config(folder, tmp_path))
+    lines = (folder / "titled.jsonl").read_text().replace('"id": "d', '"id": "q').splitlines(keepends=True)
+    # Turned around, so that question n is of another document than qn.
+    again = [json.dumps({**json.loads(line), "text": "said in other words " * 20}) + "\n" for line in lines]
+    (tmp_path / "other.jsonl").write_text("".join([*lines[::-1], *again]))
+    found = report_adaptation(config(tmp_path, tmp_path, "other.jsonl"))
+    assert found["documents"] == usual["documents"]
+    for name, row in usual["systems"].items():
+        assert found["systems"][name]["recall@100"]["mean"] == row["recall@100"]["mean"] == 1.0
+        assert found["systems"][name]["ndcg@10"]["mean"] == pytest.approx(row["ndcg@10"]["mean"], abs=0.01)
+
+
 def test_the_verdict_needs_more_than_chance() -> None:
     assert verdict(0.2, 0.2).startswith("no difference")
     assert verdict(-0.01, 0.01).startswith("adaptation made it worse")

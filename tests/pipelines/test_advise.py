@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from jobs.index import command
 from pipelines._trials import documents_once
-from pipelines.advise import AdviseConfig, advise, render
+from pipelines.advise import AdviseConfig, _questions, advise, render
 from rayvec import storage
+from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import MismatchError, UserError
 from rayvec.indexing import versions
 from rayvec.indexing.vectors import unit
@@ -169,6 +170,24 @@ def test_judgements_of_nothing_here_are_refused(embeddings: Path, questions: Pat
         judged = {"queries": str(questions / "queries"), "qrels": str(tmp_path / f"{name}.tsv")}
         with pytest.raises(UserError, match="check that the ids are the same"):
             advise(config(embeddings, tmp_path / "out", **judged))
+
+
+def test_questions_are_drawn_from_those_that_are_there(embeddings: Path, questions: Path, tmp_path: Path) -> None:
+    absent = "".join(f"absent-{i}\tdoc-1\t1\n" for i in range(200))
+    (tmp_path / "qrels.tsv").write_text((questions / "qrels.tsv").read_text() + absent)
+    judged = {"queries": str(questions / "queries"), "qrels": str(tmp_path / "qrels.tsv")}
+    found = _questions(config(embeddings, tmp_path, max_queries=15, **judged), EmbeddingsDataset.open(embeddings))
+    assert len(found.ids) == 15
+
+
+def test_queries_that_are_documents_do_not_find_themselves(embeddings: Path, tmp_path: Path) -> None:
+    write_embeddings(tmp_path / "queries", VECTORS[:20], texts_for(20))
+    nearest = np.argsort(-VECTORS[:20] @ VECTORS.T, axis=1)[:, 1]
+    (tmp_path / "qrels.tsv").write_text("".join(f"doc-{i}\tdoc-{row}\t1\n" for i, row in enumerate(nearest)))
+    judged = {"queries": str(tmp_path / "queries"), "qrels": str(tmp_path / "qrels.tsv")}
+    report = advise(config(embeddings, tmp_path / "out", dims=(8,), factories=("Flat",), ways=("truncate",), **judged))
+    assert point(report, "", DIM, "Flat")["ndcg"] == 1.0
+    assert report["sample"] <= 1020
 
 
 def test_of_a_documents_windows_the_best_counts() -> None:

@@ -20,6 +20,7 @@ from rayvec.modeling.encoder import TextEncoder
 from tests.models import save_model
 
 TEXTS = [f"Return the number {i} of elements in the list, or raise ValueError when it is missing." for i in range(12)]
+WORDS = ("apple", "river", "engine", "stone", "bird")
 TRIPLES = [Triple("The bank", "of the river was green.", "of the river was wet.", "lent him money for a house.")]
 
 
@@ -61,6 +62,21 @@ def test_the_map_is_the_same_whatever_way_the_encoder_reads(folder: Path) -> Non
         encoder = TextEncoder.from_decoder(folder / "llama", attention=attention, device="cpu")
         maps.append(mask_map(encoder, encoder.tokenize(TEXTS)).cosines_LP)
     np.testing.assert_allclose(maps[0], maps[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("token_budget", [1, 60])
+def test_tokens_of_different_texts_are_as_alike_in_small_batches(folder: Path, token_budget: int) -> None:
+    """A batch of one text has no other text in it."""
+    texts = [f"{'Return the number of elements in the list. ' * (1 + i)}{WORDS[i]}" for i in range(len(WORDS))]
+    whole, parts = (
+        TextEncoder.from_decoder(folder / "llama", device="cpu", token_budget=budget)
+        for budget in (100_000, token_budget)
+    )
+    expected = mask_map(whole, whole.tokenize(texts)).unrelated_L
+    assert (np.abs(expected) > 0.01).all()
+    np.testing.assert_allclose(mask_map(parts, parts.tokenize(texts)).unrelated_L, expected, atol=1e-5)
+    alone = mask_map(whole, whole.tokenize(texts[:1]))
+    assert alone.unrelated_L.tolist() == [0.0] * len(expected)
 
 
 def test_a_causal_beginning_knows_nothing_of_its_end(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,33 @@ def test_the_same_run_gives_the_same_numbers(folder: Path, tmp_path: Path) -> No
     assert first["comparisons"] == again["comparisons"]
 
 
+def test_queries_that_are_documents_do_not_find_themselves(tmp_path: Path) -> None:
+    """As in ArguAna: each query is a document too, the best there is for itself, and judged is another."""
+    (tmp_path / "qrels").mkdir()
+    texts = {f"{side}{i}": f"{topic} {side}" for i, topic in enumerate(TOPICS) for side in ("pro", "contra")}
+    lines = "".join(json.dumps({"_id": id_, "text": text}) + "\n" for id_, text in texts.items())
+    (tmp_path / "corpus.jsonl").write_text(lines)
+    (tmp_path / "queries.jsonl").write_text(lines)
+    (tmp_path / "qrels/test.tsv").write_text("".join(f"pro{i}\tcontra{i}\t1\n" for i in range(len(TOPICS))))
+    report = run(tmp_path, tmp_path / "r.json")
+    assert {name: row["ndcg@10"]["mean"] for name, row in report["systems"].items()} == {
+        "dense": 1.0,
+        "lexical": 1.0,
+        "hybrid": 1.0,
+    }
+
+
+def test_of_an_id_that_is_repeated_the_first_counts(tmp_path: Path) -> None:
+    texts = [f"Do the thing number {i} of {TOPICS[i % 6]}.\n\n" + f"It is done {i} times. " * 5 for i in range(200)]
+    ids = [f"d{i // 2}" for i in range(200)]
+    pq.write_table(pa.table({"id": ids, "text": texts}), tmp_path / "documents.parquet")
+    report = measure(
+        MeasureConfig(data=str(tmp_path / "documents.parquet"), output=str(tmp_path / "r.json"), systems=("lexical",))
+    )
+    assert report["queries"] == report["documents"] == sum(is_held_out(f"d{i}") for i in range(100))
+    assert report["systems"]["lexical"]["ndcg@10"]["mean"] == 1.0
+
+
 def test_an_instruction_is_measured_beside_the_plain_queries(folder: Path, tmp_path: Path) -> None:
     report = run(folder, tmp_path / "r.json", instruction="find the answer")
     assert list(report["systems"]) == ["dense", "instruction", "lexical", "hybrid"]
@@ -98,6 +127,40 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path, options: dic
     values = {"encoder": "hash", "data": str(folder), "output": str(tmp_path / "r.json"), **options}
     with pytest.raises(UserError, match=message):
         measure(MeasureConfig.parse(values))
+
+
+def copied(folder: Path, to: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> Path:
+    """The folder with its documents changed."""
+    shutil.copytree(folder, to)
+    records = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    lines = [json.dumps(change(place, record)) + "\n" for place, record in enumerate(records)]
+    (to / "corpus.jsonl").write_text("".join(lines))
+    return to
+
+
+def test_a_document_whose_title_is_a_number_is_measured(folder: Path, tmp_path: Path) -> None:
+    numbered = copied(folder, tmp_path / "numbered", lambda i, record: {**record, "title": 1984 + i})
+    assert run(numbered, tmp_path / "r.json")["documents"] == 30
+
+
+def test_what_is_left_out_is_told_beside_the_table(folder: Path, tmp_path: Path) -> None:
+    def broken(place: int, record: dict[str, Any]) -> dict[str, Any]:
+        return record if place % 5 else {**record, "text": ["not", "a", "text"]}
+
+    odd = copied(folder, tmp_path / "odd", broken)
+    (odd / "qrels/test.tsv").write_text((odd / "qrels/test.tsv").read_text() + "nobody\td0-1\t1\n")
+    report = run(odd, tmp_path / "r.json")
+    note = "left out of the corpus: 6 bad_value, the text or the title is neither a string nor a number"
+    assert note in render(report).splitlines()
+    assert "left out of the queries: 1, judged and not there" in render(report).splitlines()
+    assert "left out" not in render(run(folder, tmp_path / "r.json"))
+
+
+@pytest.mark.parametrize("systems", [("dense",), ("lexical",)])
+def test_a_corpus_without_a_document_is_refused(folder: Path, tmp_path: Path, systems: tuple[str, ...]) -> None:
+    odd = copied(folder, tmp_path / "odd", lambda _, record: {**record, "text": []})
+    with pytest.raises(UserError, match=r"odd has no document to search \(left out of the corpus: 30 bad_value, "):
+        run(odd, tmp_path / "r.json", systems=systems)
 
 
 def test_the_pydocs_suite_asks_about_held_out_documents_only(tmp_path: Path) -> None:

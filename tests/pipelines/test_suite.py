@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.measure import command
-from pipelines.suite import SuiteConfig, measure_suite
+from pipelines.suite import SuiteConfig, measure_suite, render
 from rayvec.errors import UserError
 
 pytest.importorskip("mteb")
@@ -78,6 +78,25 @@ def test_a_suite_names_the_cure_for_data_that_is_not_there(local: dict[str, str]
     assert len(report["absent"]) == 12
 
 
+def test_what_is_kept_is_of_the_same_split_of_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayvec.evaluation import mteb_tasks
+
+    real, scored = mteb_tasks.get_task, list[str]()
+
+    def run(_: Any, task: Any) -> dict[str, float]:
+        scored.append(task.eval_splits[0])
+        return {"main_score": 0.5}
+
+    monkeypatch.setattr(mteb_tasks, "load", lambda _: None)
+    monkeypatch.setattr(mteb_tasks, "run", run)
+    wanted = config({}, tmp_path, tasks=["MTOPIntentClassification"])
+    for split in ("validation", "test", "test"):
+        monkeypatch.setattr(mteb_tasks, "get_task", lambda *args, to=split: real(*args).filter_eval_splits([to]))
+        row = measure_suite(wanted)["tasks"]["MTOPIntentClassification"]
+        assert (row["split"], row["subset"]) == (split, "en")
+    assert scored == ["validation", "test"]
+
+
 @pytest.mark.parametrize(
     ("suite", "row", "others"),
     [
@@ -93,6 +112,18 @@ def test_the_job_prints_our_row_beside_the_paper_s(
     assert found.exit_code == 0, found.output
     assert row in found.output
     assert all(text in found.output for text in others)
+
+
+@pytest.mark.parametrize("suite", ["mteb-paper-15", "mteb-paper-56"])
+def test_the_row_beside_the_paper_s_is_of_the_suite_alone(suite: str) -> None:
+    row = {"kind": "STS", "metric": "cosine_spearman"}
+    scores = {"STS17": {**row, "main_score": 0.5}, "STSBenchmark.v2": {**row, "main_score": 0.9}}
+    report = {"suite": suite, "system": {"name": "ours"}, "pooling": "mean", "tasks": scores, "absent": {}}
+    found = render({**report, "by_kind": {"STS": 0.7}, "average": 0.7})
+    (ours,) = (line for line in found.splitlines() if line.startswith("| ours "))
+    assert "50.00" in ours and "70.00" not in ours
+    none = render({**report, "tasks": {"STSBenchmark.v2": scores["STSBenchmark.v2"]}, "average": 0.9})
+    assert "| ours (0 of" in none
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from pipelines.recipes import get_recipe
 from pipelines.report import Report
 from pipelines.table import TableConfig, measure_table, render
 from rayvec.errors import UserError
+from rayvec.evaluation.retrieval import DEPTH
+from rayvec.indexing.lexical import Lexical
+from rayvec.indexing.ranking import Ranking
 from rayvec.modeling.encoder import TextEncoder
 from tests.models import tiny_llama
 
@@ -141,6 +145,41 @@ def test_the_order_is_tested_on_each_task(report: Report) -> None:
     assert rows["hash", "sts"]["verdict"] == "holds"
     assert rows["hash", "sts"]["p_value"] < 0.05
     assert ("hybrid", "sts") not in rows and ("hybrid", "beir") in rows
+
+
+def test_candidates_are_scored_by_one_lexical_index_and_a_query_at_a_time(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of every query with every document at once would take more memory than there is."""
+    built, asked = list[int](), list[int]()
+    build, search = Lexical.build, Lexical.search
+
+    def building(texts: Iterable[str], **options: Any) -> Lexical:
+        found = build(texts, **options)
+        built.append(found.count)
+        return found
+
+    def searching(self: Lexical, queries: Sequence[str], k: int) -> Ranking:
+        asked.append(k)
+        return search(self, queries, k)
+
+    monkeypatch.setattr(Lexical, "build", building)
+    monkeypatch.setattr(Lexical, "search", searching)
+    names = ("hash", "BM25", "hybrid")
+    report = measure_table(
+        config(
+            root,
+            tmp_path,
+            systems=[system for system in SYSTEMS if system["name"] in names],
+            tasks=[
+                {"kind": "reranking", "name": "candidates", "data": "candidates.jsonl"},
+                {"kind": "reranking", "name": "BM25's best", "data": "beir", "depth": 30},
+            ],
+            order=[],
+        )
+    )
+    assert set(report["systems"]) == set(names)
+    assert sorted(built) == [27, 60] and asked == [DEPTH + 1]
 
 
 def test_an_echo_costs_twice_the_tokens_and_more(report: Report) -> None:

@@ -252,12 +252,10 @@ class Builder:
 
 
 def _text(values: Sequence[Any]) -> str:
-    there = [value for value in values if value is not None]
+    there = [_string(value, "text") for value in values if not _is_missing(value)]
     if not there:
         raise RefusedError("missing_text")
-    if not all(isinstance(value, str) for value in there):
-        raise RefusedError("bad_value", f"the text is a {type(there[0]).__name__}, not a string")
-    return check_unicode(there[0] if len(there) == 1 else "\n".join(filter(None, there)))
+    return there[0] if len(there) == 1 else "\n".join(filter(None, there))
 
 
 def _id(value: Any) -> str:
@@ -280,11 +278,21 @@ def _safe_id(layout: Layout, record: Mapping[str, Any]) -> str | None:
 
 
 def _title(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return check_unicode(value) if value else None
+    return None if _is_missing(value) else _string(value, "title") or None
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether nothing is there; pandas writes NaN for it."""
+    return value is None or value != value
+
+
+def _string(value: Any, what: str) -> str:
+    """A text or a title: a string, or a number as it is written (of a year, or the name of a film)."""
+    if isinstance(value, str):
+        return check_unicode(value)
     if isinstance(value, int | float):
         return str(value)
-    raise RefusedError("bad_value", f"the title is a {type(value).__name__}, not a string")
+    raise RefusedError("bad_value", f"the {what} is a {type(value).__name__}, not a string")
 
 
 #: Which plain values a payload column of a type takes as they are.

@@ -23,7 +23,7 @@ REASONS = {
     "missing_text": "no text column is there, or all are null",
     "empty_text": "the text holds white space or invisible characters only",
     "bad_id": "the id is null, empty, over 512 bytes, or neither a string nor a whole number; see source.missing_id",
-    "bad_value": "the text or the title is not of its column's type",
+    "bad_value": "the text or the title is neither a string nor a number",
     "record_too_large": "the record is larger than source.max_record_bytes",
     "damaged": "the file is damaged at this place",
 }

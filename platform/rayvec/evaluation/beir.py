@@ -6,7 +6,7 @@ Knows files. Knows no encoder and no index.
 from __future__ import annotations
 
 import csv
-import gzip
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from typing import Protocol
 from rayvec import storage, uris
 from rayvec.data.sources import Source, SourceConfig, open_source
 from rayvec.errors import UserError
+from rayvec.evaluation.text_files import csv_rows, read_text
 
 CORPUS_NAMES = ("corpus.jsonl", "corpus.jsonl.gz", "corpus.jsonl.zst", "corpus.parquet")
 QUERY_NAMES = ("queries.jsonl", "queries.jsonl.gz", "queries.jsonl.zst", "queries.parquet")
@@ -104,8 +105,22 @@ def _open(folder: str, names: Sequence[str], wanted: Sequence[str], *, titles: b
     source = open_source(config)
     if titles and source.layout.title is not None:
         # Documents of a title alone are documents too (CACM has many).
-        return open_source(config.replace(text_columns=(source.layout.title, *source.layout.text)))
+        title = source.layout.title
+        return open_source(config.replace(title_column=title, text_columns=(title, *source.layout.text)))
     return source
+
+
+def read_titled(folder: str) -> list[dict[str, str]]:
+    """The documents of a folder in BEIR's layout with title and text apart: id, title and text of each."""
+    source = _open(folder, storage.list_names(folder), CORPUS_NAMES, titles=True)
+    documents = []
+    for unit in source.units(_UNIT_ROWS):
+        for row in source.read(unit).table.select(["id", "title", "text"]).to_pylist():
+            title = row["title"] or ""
+            # The title stands before the text; what is joined by mteb has it once.
+            text = row["text"].removeprefix(title).removeprefix("\n") if title else row["text"]
+            documents.append({"id": row["id"], "title": title, "text": text})
+    return documents
 
 
 def _queries(source: Source) -> dict[str, str]:
@@ -128,12 +143,11 @@ def _qrels_file(folder: str, split: str) -> str:
 def read_qrels(uri: str) -> dict[str, dict[str, int]]:
     """Judgements by query and document, from lines of query, document and score, or TREC's four columns.
 
-    Raises UserError that names the line.
+    Raises UserError that names the file, and the line where one is at fault.
     """
-    data = storage.read_bytes(uri)
-    text = (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
+    text = read_text(uri, "a file of query-id, corpus-id and score, separated by tabs")
     qrels: dict[str, dict[str, int]] = {}
-    for number, parts in enumerate(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+    for number, parts in enumerate(csv_rows(text, uri, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
         fields = parts if len(parts) > 1 else " ".join(parts).split()
         if not fields or (number == 1 and not _is_whole(fields[-1])):
             continue  # a blank line; the header
@@ -146,4 +160,4 @@ def read_qrels(uri: str) -> dict[str, dict[str, int]]:
 
 
 def _is_whole(text: str) -> bool:
-    return text.strip().lstrip("-").isdecimal()
+    return re.fullmatch(r"-?\d{1,9}", text.strip()) is not None

@@ -12,8 +12,12 @@ Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 
+#: Scores that are compared at once: with their rows and their order some twenty bytes each, so 330 MB.
+_SCORES = 1 << 24
+
+
 class ExactSearch:
-    """The best rows seen so far for each query, by inner product; memory is Q·(K + N), however many vectors there are.
+    """The best rows seen so far for each query, by inner product; memory is Q·K and a bounded piece of the scores.
 
     >>> search = ExactSearch(np.eye(2, dtype=np.float32), k=2)
     >>> search.add(np.array([[0, 1], [1, 0], [0.5, 0.5]], dtype=np.float32))
@@ -29,6 +33,12 @@ class ExactSearch:
 
     def add(self, vectors_ND: Vectors) -> None:
         """Take the next vectors; their rows count on from those taken before."""
+        # Never less than K at once: each piece costs another look at the K best.
+        step = max(self.k, _SCORES // max(1, len(self.queries_QD)))
+        for start in range(0, len(vectors_ND), step):
+            self._add(vectors_ND[start : start + step])
+
+    def _add(self, vectors_ND: Vectors) -> None:
         scores_QN = self.queries_QD @ vectors_ND.T
         rows_N = np.arange(self.count, self.count + len(vectors_ND))
         self.count += len(vectors_ND)

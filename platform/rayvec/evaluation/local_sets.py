@@ -9,9 +9,6 @@ All may be gzipped. Knows files. Knows no encoder.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +19,14 @@ import numpy.typing as npt
 
 from rayvec import storage, uris
 from rayvec.errors import UserError
+from rayvec.evaluation.text_files import csv_rows, read_text
 
 TEXT_COLUMNS = ("text", "sentence", "sentences", "content")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "label_text")
 FIRST_COLUMNS = ("sentence1", "first", "sent1", "text1")
 SECOND_COLUMNS = ("sentence2", "second", "sent2", "text2")
 _EXTENSIONS = (".csv", ".jsonl", ".txt")
+_WANTED = "a file of texts and labels (.csv, .jsonl or .txt, maybe .gz)"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def read_labelled(uri: str) -> Labelled:
 
 
 def _label_first(uri: str) -> Labelled:
-    lines = [line.partition(" ") for line in _text(uri).split("\n") if line.strip()]
+    lines = [line.partition(" ") for line in read_text(uri, _WANTED).split("\n") if line.strip()]
     if any(not text.strip() for _, _, text in lines):
         number = next(i for i, (_, _, text) in enumerate(lines, 1) if not text.strip())
         raise UserError(f"{uri}, line {number}: needs a label, a space and a text")
@@ -132,7 +131,7 @@ def read_candidates(uri: str) -> Candidates:
     ids: dict[str, str] = {}
     for number, record in enumerate(read_records(uri), 1):
         lists: list[Any] = [record.get(name) for name in ("positive", "negative")]
-        if not isinstance(record.get("query"), str) or not all(isinstance(x, list) and x for x in lists):
+        if not isinstance(record.get("query"), str) or not all(map(_are_texts, lists)):
             raise UserError(f"{uri}, record {number}: needs query (a text), positive and negative (lists of texts)")
         query = f"q{number}"
         queries[query] = record["query"]
@@ -145,11 +144,16 @@ def read_candidates(uri: str) -> Candidates:
     return Candidates(queries, {document: text for text, document in ids.items()}, candidates, qrels)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
 def read_records(uri: str) -> list[dict[str, Any]]:
     """The records of a csv file with a header, or of jsonl. Raises UserError."""
-    text = _text(uri)
+    text = read_text(uri, _WANTED)
     if uri.removesuffix(".gz").endswith(".csv"):
-        records: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text, newline="")))
+        header, *rows = [row for row in csv_rows(text, uri) if row] or [[]]
+        records: list[dict[str, Any]] = [dict(zip(header, row, strict=False)) for row in rows]
     else:
         records = [_object(line, f"{uri}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not records:
@@ -160,7 +164,7 @@ def read_records(uri: str) -> list[dict[str, Any]]:
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{place} is no JSON object; write one object a line")
@@ -172,13 +176,3 @@ def _column(uri: str, records: list[dict[str, Any]], names: Sequence[str]) -> st
     if not found:
         raise UserError(f"{uri} has no column {names[0]} (or {', '.join(names[1:])}) that every record fills")
     return found[0]
-
-
-def _text(uri: str) -> str:
-    if storage.size(uri) < 0:
-        raise UserError(f"{uri} does not exist; give a file of texts and labels (.csv, .jsonl or .txt, maybe .gz)")
-    data = storage.read_bytes(uri)
-    try:
-        return (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{uri} cannot be read as text in UTF-8 ({error}); give a file of texts and labels") from None

@@ -32,7 +32,8 @@ class MaskMap:
 
     #: Row 0 is the embeddings', and 1 everywhere; the last is the last layer's, after its norm.
     cosines_LP: npt.NDArray[np.float64]
-    #: Between any two tokens of different texts, read causally: what a cosine is worth in this model at this layer.
+    #: Between any two tokens of different texts, read causally: what a cosine is worth in this model at this layer. 0
+    #: where there is one text.
     unrelated_L: npt.NDArray[np.float64]
     tokens: int
 
@@ -59,7 +60,7 @@ def mask_map(encoder: TextEncoder, batch: TokenBatch) -> MaskMap:
 
     sums: npt.NDArray[np.float64] | None = None
     counts_P = np.zeros(BINS)
-    unrelated: list[npt.NDArray[np.float64]] = []
+    unrelated = _Unrelated()
     with torch.inference_mode():
         for rows in plan_batches(batch.lengths, encoder.token_budget, padded=not encoder.backbone.packed):
             chosen = batch.select(rows)
@@ -71,10 +72,10 @@ def mask_map(encoder: TextEncoder, batch: TokenBatch) -> MaskMap:
             for place in range(BINS):
                 sums[:, place] += cosines_LT[:, inner_T & (bins_T == place)].sum(axis=1)
             counts_P += np.bincount(bins_T[inner_T], minlength=BINS)
-            unrelated.append(_unrelated(one, chosen.lengths))
+            unrelated.add(one, chosen.lengths)
     assert sums is not None, "a batch of at least one text"
     cosines_LP = sums / np.maximum(counts_P, 1)
-    return MaskMap(cosines_LP[:, counts_P > 0], np.mean(unrelated, axis=0), int(counts_P.sum()))
+    return MaskMap(cosines_LP[:, counts_P > 0], unrelated.mean_L, int(counts_P.sum()))
 
 
 def _bins(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -84,17 +85,31 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.ND
     return place_T * BINS // length_T, place_T < length_T - 1
 
 
-def _unrelated(states_LTD: Any, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The mean cosine of each text's middle token with the next text's, by layer [L]; 0 where there is one text."""
-    import torch
+class _Unrelated:
+    """The mean cosine of each text's middle token with the next text's, by layer, whatever batches the texts are in."""
 
-    middles = torch.from_numpy(np.cumsum(lengths) - lengths + lengths // 2).to(states_LTD.device)
-    if len(lengths) < 2:
-        return np.zeros(len(states_LTD))
-    found = states_LTD[:, middles]
-    return np.asarray(
-        torch.nn.functional.cosine_similarity(found[:, :-1], found[:, 1:], dim=-1).mean(dim=1).double().cpu().numpy()
-    )
+    def __init__(self) -> None:
+        self._sums_L: Any = 0.0
+        self._pairs = 0
+        self._last: Any = None
+
+    def add(self, states_LTD: Any, lengths: npt.NDArray[np.int64]) -> None:
+        """Take the states of the next texts; the first of them is compared with the last of those before."""
+        import torch
+
+        middles = torch.from_numpy(np.cumsum(lengths) - lengths + lengths // 2).to(states_LTD.device)
+        found = states_LTD[:, middles]
+        if self._last is not None:
+            found = torch.cat([self._last, found], dim=1)
+        self._last = found[:, -1:]
+        cosines_LN = torch.nn.functional.cosine_similarity(found[:, :-1], found[:, 1:], dim=-1)
+        self._sums_L = self._sums_L + cosines_LN.double().sum(dim=1).cpu().numpy()
+        self._pairs += cosines_LN.shape[1]
+
+    @property
+    def mean_L(self) -> npt.NDArray[np.float64]:
+        """By layer; 0 where there is one text."""
+        return np.asarray(self._sums_L / max(1, self._pairs))
 
 
 def draw_map(found: MaskMap, title: str, uri: str) -> None:

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from rayvec import storage, uris
 from rayvec.errors import UserError
-from rayvec.evaluation.beir import CORPUS_NAMES, load_beir
+from rayvec.evaluation.beir import load_beir, read_titled
 from rayvec.evaluation.local_sets import (
     read_candidates,
     read_labelled,
     read_labelled_pairs,
-    read_records,
     read_split,
 )
 from rayvec.evaluation.mteb_library import mteb
@@ -39,8 +37,15 @@ CLASSES = {
 }
 
 
+#: The benchmark that LLM2Vec's tables are over.
+BENCHMARK = "MTEB(eng, v1)"
+
+
 def get_task(name: str, local: str = "") -> Any:
-    """A task of MTEB by its name, in English; its data is that of the local place, where one is given.
+    """A task of MTEB by its name, in English, on one split; its data is that of the local place, if one is given.
+
+    Split and subsets are those of the benchmark that LLM2Vec's tables are over, where the task is in it; else the
+    split for testing and the subsets of English alone, where it has them.
 
     Raises UserError for an unknown name, or when the place does not hold such data.
     """
@@ -50,10 +55,39 @@ def get_task(name: str, local: str = "") -> Any:
     except (KeyError, ValueError) as error:
         detail = " ".join(str(error).strip("\"'").split())[:160]
         raise UserError(f"MTEB has no English task {name!r} ({detail}); see mteb.get_tasks()") from None
-    # Where a task pairs English with other languages, LLM2Vec's tables are of English alone.
-    english = [subset for subset in task.hf_subsets if subset in ("default", "en", "en-en", "en-ext", "eng")]
-    task.hf_subsets = english[:1] or task.hf_subsets
+    splits, subsets = _of_benchmark().get(task.metadata.name, (task.eval_splits, task.hf_subsets))
+    task.filter_eval_splits(["test"] if "test" in splits else list(splits)[:1])
+    task.hf_subsets = _english(task, subsets)
     return fill(task, local) if local else task
+
+
+def _english(task: Any, subsets: Sequence[str]) -> list[str]:
+    """Of the subsets those of English alone, where a task pairs it with other languages; one where several are alike.
+
+    Subsets of other names, by subject say, are parts of one task: mteb's score is the mean over them.
+    """
+    languages = task.metadata.hf_subsets_to_langscripts
+    alone = [subset for subset in subsets if all(lang.startswith("eng") for lang in languages[subset])]
+    # Beside `en` there may be `en-ext`, the same with more.
+    plain = [subset for subset in alone if subset in ("en", "en-en")]
+    return plain[:1] or alone or list(subsets)
+
+
+@cache
+def _of_benchmark() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Splits and subsets of the benchmark's tasks, by name."""
+    tasks = mteb().get_benchmark(BENCHMARK).tasks
+    return {task.metadata.name: (tuple(task.eval_splits), tuple(task.hf_subsets)) for task in tasks}
+
+
+def data_of(task: Any) -> list[str]:
+    """Which data a task is scored on: revision, split and subsets, of each part of a task that is made of others."""
+    parts = task.tasks if task.is_aggregate else [task]
+    return [
+        f"{part.metadata.dataset['path']}@{part.metadata.revision} {','.join(part.eval_splits)} "
+        f"{','.join(part.hf_subsets)}"
+        for part in parts
+    ]
 
 
 def local_task(kind: str, name: str, place: str, prompt: str | None = None) -> Any:
@@ -85,6 +119,7 @@ def fill(task: Any, place: str) -> Any:
         raise UserError(f"{task.metadata.name} ({kind}) cannot be read from {place}; local data is for {known}")
     split = task.eval_splits[0]
     data = _READERS[kind](task, place, split)
+    task.hf_subsets = task.hf_subsets[:1]  # a place holds one set
     task.dataset = {task.hf_subsets[0]: data}
     task.data_loaded = True
     return task
@@ -163,18 +198,7 @@ def _retrieval(task: Any, place: str, split: str) -> dict[str, Any]:
     del task
     found = load_beir(place, split)
     queries = [{"id": id_, "text": text} for id_, text in zip(found.query_ids, found.queries, strict=True)]
-    return {split: _search_data(_corpus(place), queries, {query: found.qrels[query] for query in found.query_ids})}
-
-
-def _corpus(place: str) -> list[dict[str, str]]:
-    """Title and text apart, as mteb joins them itself."""
-    name = next(name for name in CORPUS_NAMES if name in storage.list_names(place))
-    if "jsonl" not in name or name.endswith(".zst"):
-        raise UserError(f"{place}/{name}: mteb's own tasks are read from corpus.jsonl or corpus.jsonl.gz; write that")
-    return [
-        {"id": str(record["_id"]), "title": record.get("title") or "", "text": record.get("text") or ""}
-        for record in read_records(uris.join(place, name))
-    ]
+    return {split: _search_data(read_titled(place), queries, {query: found.qrels[query] for query in found.query_ids})}
 
 
 def _reranking(task: Any, place: str, split: str) -> dict[str, Any]:
@@ -249,7 +273,8 @@ _READERS: dict[str, Callable[[Any, str, str], Any]] = {
 def run(model: Any, task: Any) -> dict[str, float]:
     """mteb's own runner on one task whose data is loaded: its metrics that are numbers, `main_score` among them.
 
-    Nothing is read from or written to mteb's cache of results. Raises UserError when the data is not there.
+    Of several subsets it is the mean, as mteb takes it. Nothing is read from or written to mteb's cache of results.
+    Raises UserError when the data is not there.
     """
     load(task)
     options = {"batch_size": 1024, "show_progress_bar": False}
@@ -258,6 +283,10 @@ def run(model: Any, task: Any) -> dict[str, float]:
             model, task, cache=None, co2_tracker=False, show_progress_bar=False, encode_kwargs=options
         )
     (found,) = result.task_results
-    (scores,) = found.scores[task.eval_splits[0]]
-    numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    subsets = [
+        {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+        for scores in found.scores[task.eval_splits[0]]
+    ]
+    common = [name for name in subsets[0] if all(name in scores for scores in subsets)]
+    numbers = {name: sum(scores[name] for scores in subsets) / len(subsets) for name in common}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -5,17 +5,14 @@ Knows arrays and csv files. Knows no encoder. Shapes: N pairs, D dimensions.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from rayvec import storage
 from rayvec.errors import UserError
 from rayvec.evaluation.statistics import LEVEL, Estimate, Values
+from rayvec.evaluation.text_files import csv_rows, read_text
 
 _RESAMPLES = 999
 
@@ -35,13 +32,9 @@ class SentencePairs:
 def read_pairs(uri: str) -> SentencePairs:
     """Pairs from a csv file of sentence, sentence, score, gzipped or not, with or without a header line.
 
-    Raises UserError that names the record.
+    Raises UserError that names the file, and the record where one is at fault.
     """
-    if storage.size(uri) < 0:
-        raise UserError(f"{uri} does not exist; give a csv file of sentence, sentence, score")
-    data = storage.read_bytes(uri)
-    text = (gzip.decompress(data) if uri.endswith(".gz") else data).decode("utf-8-sig")
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    rows = [row for row in csv_rows(read_text(uri, "a csv file of sentence, sentence, score"), uri) if row]
     rows = rows[1:] if rows and not _is_number(rows[0][-1]) else rows
     for number, row in enumerate(rows, 1):
         if len(row) != 3 or not _is_number(row[2]):

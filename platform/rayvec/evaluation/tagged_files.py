@@ -7,7 +7,6 @@ sentence a line. Knows files. Knows no encoder.
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
 import zipfile
@@ -18,9 +17,11 @@ from typing import NamedTuple
 from rayvec import storage
 from rayvec.data.pairs import is_held_out
 from rayvec.errors import UserError
+from rayvec.evaluation.text_files import decoded, read_text
 
 #: The share of the sentences that is for testing, where a set comes in one piece.
 TEST_SHARE = 0.2
+_WANTED = "a file of tagged words (.conll, .txt, .gz or .zip)"
 # Lines that begin a document in CoNLL-2003, and are no word.
 _DOCUMENT = "-DOCSTART-"
 # WikiANN writes the language before every word: en:Paris.
@@ -68,7 +69,7 @@ def read_tagged(uri: str, tag_column: int = -1) -> list[Sentence]:
     Raises UserError that names the file and the line.
     """
     if not uri.endswith(".zip"):
-        return _columns(_text(_bytes(uri), uri), uri, tag_column)
+        return _columns(read_text(uri, _WANTED), uri, tag_column)
     members = _members(uri)
     if _is_divided(members):
         raise UserError(f"{uri} holds train.txt and test.txt; give it as train, and no test")
@@ -80,15 +81,8 @@ def read_tagged(uri: str, tag_column: int = -1) -> list[Sentence]:
 
 def _bytes(uri: str) -> bytes:
     if storage.size(uri) < 0:
-        raise UserError(f"{uri} does not exist; give a file of tagged words (.conll, .txt, .gz or .zip)")
+        raise UserError(f"{uri} does not exist; give {_WANTED}")
     return storage.read_bytes(uri)
-
-
-def _text(data: bytes, name: str) -> str:
-    try:
-        return (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} cannot be read as text in UTF-8 ({error}); give a file of tagged words") from None
 
 
 def _members(uri: str) -> dict[str, str]:
@@ -96,7 +90,7 @@ def _members(uri: str) -> dict[str, str]:
     try:
         with zipfile.ZipFile(io.BytesIO(_bytes(uri))) as archive:
             names = sorted(n for n in archive.namelist() if n.endswith(".txt") and not n.endswith("/categories.txt"))
-            texts = {name: _text(archive.read(name), f"{uri}!{name}") for name in names}
+            texts = {name: decoded(archive.read(name), f"{uri}!{name}", _WANTED) for name in names}
     except zipfile.BadZipFile:
         raise UserError(f"{uri} is not a zip file; get it again") from None
     short = {PurePosixPath(name).name: text for name, text in texts.items()}

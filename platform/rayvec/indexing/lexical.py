@@ -2,7 +2,7 @@
 
 Knows texts and rows. Knows no vectors, no documents table, no Ray. No pickle: bm25s writes .npy arrays and JSON.
 
-Shapes: Q queries, K results a query.
+Shapes: Q queries, K results a query, N texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from rayvec import storage
 from rayvec.errors import UserError, VerificationError
 from rayvec.failures import storage_errors
-from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, Rows, check_k
+from rayvec.indexing.ranking import NO_ROW, NO_SCORE, Ranking, Rows, Scores, check_k
 from rayvec.indexing.terms import STEMMER, Terms
 
 ANALYZER = "analyzer.json"
@@ -126,8 +126,13 @@ class Lexical:
             scores[place, : len(found)] = values
         return Ranking(rows, scores)
 
-    def _one(self, query: str, k: int) -> tuple[Rows, npt.NDArray[np.float32]]:
-        return best_rows(self._bm25.get_scores_from_ids(self._bm25.get_tokens_ids(self.terms(query))), k)
+    def scores(self, query: str) -> Scores:
+        """The score of every text, float32 [N]; 0 where it shares no term with the query."""
+        found: Scores = self._bm25.get_scores_from_ids(self._bm25.get_tokens_ids(self.terms(query)))
+        return found
+
+    def _one(self, query: str, k: int) -> tuple[Rows, Scores]:
+        return best_rows(self.scores(query), k)
 
     def postings(self, term: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """The rows that hold a term, each once, and what one occurrence of it in a query adds to their scores."""
@@ -172,7 +177,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def best_rows(scores_N: npt.NDArray[np.float32], k: int) -> tuple[Rows, npt.NDArray[np.float32]]:
+def best_rows(scores_N: Scores, k: int) -> tuple[Rows, Scores]:
     """The k best of the rows whose score is above 0, and their scores; of equal scores the smaller row goes first."""
     found = np.flatnonzero(scores_N > 0)
     if len(found) > k:

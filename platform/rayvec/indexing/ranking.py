@@ -37,6 +37,12 @@ class Ranking:
         """The first k places only."""
         return Ranking(self.rows[:, :k], self.scores[:, :k])
 
+    def without(self, marked_QK: npt.NDArray[np.bool_]) -> Ranking:
+        """The ranking without the marked places: what stands after them moves up."""
+        order = np.argsort(marked_QK, axis=1, kind="stable")
+        rows, scores = np.where(marked_QK, NO_ROW, self.rows), np.where(marked_QK, NO_SCORE, self.scores)
+        return Ranking(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
     def hits(self, query: int) -> list[tuple[int, float]]:
         """The (row, score) pairs of one query, without the empty places."""
         found = self.rows[query] >= 0

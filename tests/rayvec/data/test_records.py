@@ -45,7 +45,8 @@ def read_line(folder: Path, line: bytes, **options: Any) -> UnitData:
         (b'{"id": "x", "text": ""}', "empty_text", "x"),
         (b'{"id": "x", "text": " \\t\\n"}', "empty_text", "x"),
         ('{"id": "x", "text": "\u200b \ufeff\u00a0\u3000"}'.encode(), "empty_text", "x"),
-        (b'{"id": "x", "text": 5}', "bad_value", "x"),
+        (b'{"id": "x", "text": NaN}', "missing_text", "x"),
+        (b'{"id": "x", "text": [5]}', "bad_value", "x"),
         (b'{"id": "x", "text": "a", "title": []}', "bad_value", "x"),
         (b'{"id": null, "text": "a"}', "bad_id", None),
         (b'{"text": "a"}', "bad_id", None),
@@ -73,6 +74,7 @@ def test_a_bad_line_is_refused_and_the_rest_goes_on(tmp_path: Path, line: bytes,
         ('{"id": "e\u0301/../\U0001f600", "text": "\u202eabc"}'.encode(), "e\u0301/../\U0001f600", "\u202eabc"),
         (b'{"id": "x", "text": "' + b"w" * (1 << 20) + b'"}', "x", "w" * (1 << 20)),
         (b'{"id": "x", "text": "\\ud83d\\ude00"}', "x", "\U0001f600"),
+        (b'{"id": "x", "text": 1984}', "x", "1984"),
     ],
 )
 def test_an_unusual_line_is_taken_as_it_is(tmp_path: Path, line: bytes, id_: str, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rayvec.errors import UserError
-from rayvec.evaluation.beir import load_beir, read_qrels
+from rayvec.evaluation.beir import load_beir, read_qrels, read_titled
 
 
 def beir(folder: Path) -> Path:
@@ -34,6 +34,21 @@ def test_a_folder_becomes_a_task(tmp_path: Path) -> None:
 def test_titles_stand_before_the_text_and_may_stand_alone(tmp_path: Path) -> None:
     task = load_beir(str(beir(tmp_path)))
     assert list(task.corpus.batches()) == [(["1", "2"], ["One\nfirst", "Two"])]
+
+
+@pytest.mark.parametrize(("id_", "text"), [("_id", "text"), ("id", "abstract")])
+def test_titles_are_read_apart_under_every_name_that_a_corpus_may_have(tmp_path: Path, id_: str, text: str) -> None:
+    records = [
+        {id_: "1", "title": "One", text: "One is first"},
+        {id_: "2", "title": "Two", text: ""},
+        {id_: "3", "title": "", text: "third"},
+    ]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read_titled(str(tmp_path)) == [
+        {"id": "1", "title": "One", "text": "One is first"},
+        {"id": "2", "title": "Two", "text": ""},
+        {"id": "3", "title": "", "text": "third"},
+    ]
 
 
 def test_what_is_left_out_is_counted_anew_on_each_pass(tmp_path: Path) -> None:
@@ -81,7 +96,14 @@ def test_judgements_in_the_usual_forms(tmp_path: Path, text: str) -> None:
     assert read_qrels(str(tmp_path / "q.tsv")) == {"q": {"d": 2}}
 
 
-@pytest.mark.parametrize(("text", "message"), [("q\td\t1\nq\td\tx\n", "line 2: needs query-id"), ("", "no judgements")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q\td\t1\nq\td\tx\n", "line 2: needs query-id"),
+        ("q\td\t1\nq\td\t--1\n", "line 2: needs query-id"),
+        ("", "no judgements"),
+    ],
+)
 def test_a_broken_judgement_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "q.tsv").write_text(text)
     with pytest.raises(UserError, match=message):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rayvec.evaluation import exact
 from rayvec.evaluation.exact import ExactSearch, shortened
 
 
@@ -16,6 +17,18 @@ def test_batches_give_what_one_sort_gives(batch: int) -> None:
         search.add(vectors[start : start + batch])
     expected = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :20]
     assert search.rows_QK.tolist() == expected.tolist()
+
+
+def test_many_vectors_at_once_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_SCORES", 100)
+    rng = np.random.default_rng(0)
+    queries, vectors = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (5, 400))
+    search, sizes = ExactSearch(queries, k=7), list[int]()
+    taken = search._add
+    monkeypatch.setattr(search, "_add", lambda piece: (sizes.append(len(piece)), taken(piece)))
+    search.add(vectors)
+    assert sizes == [20] * 20
+    assert search.rows_QK.tolist() == np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :7].tolist()
 
 
 def test_fewer_vectors_than_k_give_fewer_results() -> None:

@@ -46,6 +46,13 @@ def test_candidates_keep_their_grades_and_equal_texts_are_one_document(tmp_path:
     assert found.qrels == {"q1": {"d1": 1, "d2": 1, "d3": 0}, "q2": {"d3": 1, "d1": 0}}
 
 
+@pytest.mark.parametrize("texts", [["x", ["y"]], ["x", None], [{}], "x", []])
+def test_candidates_that_are_no_texts_are_refused(tmp_path: Path, texts: object) -> None:
+    (tmp_path / "c.jsonl").write_text(json.dumps({"query": "q", "positive": ["x"], "negative": texts}) + "\n")
+    with pytest.raises(UserError, match=r"c\.jsonl, record 1: needs query .* \(lists of texts\)"):
+        read_candidates(str(tmp_path / "c.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -53,6 +60,7 @@ def test_candidates_keep_their_grades_and_equal_texts_are_one_document(tmp_path:
         ("a.csv", "words,label\nx,1\n", "has no column text"),
         ("a.csv", "", "holds no records"),
         ("a.jsonl", "{]\n", "line 1 is no JSON object"),
+        ("a.jsonl", "[" * 100_000 + "\n", "line 1 is no JSON object"),
         ("a.txt", "1 x\n2\n", "line 2: needs a label, a space and a text"),
     ],
 )

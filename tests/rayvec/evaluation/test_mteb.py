@@ -162,6 +162,53 @@ def test_the_suites_are_those_of_mteb_and_of_the_paper() -> None:
         assert np.average(row[:-1], weights=weights) == pytest.approx(row[-1], abs=0.25), name
 
 
+def test_splits_and_subsets_are_those_of_the_benchmark_of_the_paper() -> None:
+    """mteb's task by itself names validation first, of AmazonCounterfactual the extended set too."""
+    import mteb
+
+    for theirs in mteb.get_benchmark("MTEB(eng, v1)").tasks:
+        ours = mteb_tasks.get_task(theirs.metadata.name)
+        assert list(ours.eval_splits) == list(theirs.eval_splits), theirs.metadata.name
+        assert list(ours.hf_subsets) == list(theirs.hf_subsets), theirs.metadata.name
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "subsets"),
+    [
+        ("STSBenchmark.v2", "test", ["default"]),
+        ("STS22.v2", "test", ["en"]),
+        ("BelebeleRetrieval", "test", ["eng_Latn-eng_Latn"]),
+        ("BrowseCompPlusRetrieval", "test", ["gold_only", "gold_and_evidence"]),
+        ("MassiveIntentClassification", "test", ["en"]),
+        ("MSMARCO", "dev", ["default"]),
+    ],
+)
+def test_other_tasks_are_of_the_test_split_and_of_english_alone(name: str, split: str, subsets: list[str]) -> None:
+    task = mteb_tasks.get_task(name)
+    assert (list(task.eval_splits), list(task.hf_subsets)) == ([split], subsets)
+
+
+def test_the_data_of_a_task_has_a_name_that_changes_with_it() -> None:
+    task = mteb_tasks.get_task("MTOPIntentClassification")
+    (before,) = mteb_tasks.data_of(task)
+    assert before == f"{task.metadata.dataset['path']}@{task.metadata.revision} test en"
+    assert mteb_tasks.data_of(task.filter_eval_splits(["validation"])) != [before]
+    assert len(mteb_tasks.data_of(mteb_tasks.get_task("CQADupstackRetrieval"))) == 12
+
+
+def test_a_task_of_several_subsets_is_their_mean(encoder: TextEncoder, data: Path, tmp_path: Path) -> None:
+    lines = (data / "sts.csv").read_text().splitlines(keepends=True)
+    model = MtebModel(encoder.encode, name="x", fingerprint=encoder.fingerprint)
+    scores, sets = [], {}
+    for name, part in (("en-as", lines[:30]), ("en-bn", lines[30:])):
+        (tmp_path / f"{name}.csv").write_text("".join(part))
+        task = mteb_tasks.get_task("IndicCrosslingualSTS", str(tmp_path / f"{name}.csv"))
+        scores.append(mteb_tasks.run(model, task)["main_score"])
+        (sets[name],) = task.dataset.values()
+    task.hf_subsets, task.dataset = list(sets), sets
+    assert mteb_tasks.run(model, task)["main_score"] == pytest.approx(sum(scores) / 2)
+
+
 def test_a_task_of_mteb_takes_local_data(encoder: TextEncoder, data: Path) -> None:
     task = mteb_tasks.get_task("Banking77Classification", str(data / "classes"))
     model = MtebModel(encoder.encode, name="x", fingerprint=encoder.fingerprint)

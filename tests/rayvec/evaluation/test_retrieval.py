@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rayvec.evaluation.retrieval import METRICS, estimates, evaluate
+from rayvec.evaluation.retrieval import DEPTH, METRICS, estimates, evaluate
 
 IDS = [f"d{i}" for i in range(200)]
 
@@ -48,6 +48,27 @@ def test_the_order_given_is_the_order_judged() -> None:
     """trec_eval breaks ties of scores by document id; ranks have none."""
     assert one([1, 2], {"d1": 1})["mrr"] == 1.0
     assert one([2, 1], {"d1": 1})["mrr"] == 0.5
+
+
+@pytest.mark.parametrize(("judged", "mrr"), [({"d2": 1}, 1.0), ({"d2": 1, "d1": 0}, 1.0), ({"d2": 1, "d1": 1}, 1.0)])
+def test_a_query_that_is_a_document_does_not_find_itself_unless_it_is_the_answer(
+    judged: dict[str, int], mrr: float
+) -> None:
+    found = evaluate(np.array([[1, 2]]), IDS, ["d1"], {"d1": judged})
+    assert found["mrr"].tolist() == [mrr]
+    assert found["ndcg@10"].tolist() == [1.0]
+
+
+def test_a_query_that_is_a_document_is_looked_at_as_deep_as_any_other() -> None:
+    found = evaluate(np.arange(DEPTH + 1)[None], IDS, ["d0"], {"d0": {f"d{DEPTH}": 1}})
+    assert found["recall@100"].tolist() == [1.0]
+
+
+def test_a_document_that_is_found_again_counts_where_it_stands_first() -> None:
+    found = evaluate(np.array([[0, 1, 2]]), ["a", "b", "a"], ["q"], {"q": {"a": 1}})
+    assert (found["mrr"].tolist(), found["ndcg@10"].tolist()) == ([1.0], [1.0])
+    found = evaluate(np.array([[0, 1, 2]]), ["a", "a", "b"], ["q"], {"q": {"b": 1}})
+    assert found["mrr"].tolist() == [0.5]
 
 
 def test_values_stand_in_the_order_of_the_queries() -> None:

@@ -34,6 +34,14 @@ def test_scores_are_those_of_bm25() -> None:
     assert Lexical.build(texts).search(["apples"], k=1).scores[0, 0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_every_text_has_a_score_and_0_where_it_shares_no_term() -> None:
+    found = LEXICAL.search(["the list of a socket"], k=4)
+    expected = np.zeros(len(TEXTS), np.float32)
+    expected[found.rows[0, found.rows[0] >= 0]] = found.scores[0, found.rows[0] >= 0]
+    assert LEXICAL.scores("the list of a socket").tolist() == expected.tolist()
+    assert LEXICAL.scores("zebra").tolist() == LEXICAL.scores("").tolist() == [0.0] * len(TEXTS)
+
+
 def test_texts_that_share_no_term_leave_their_places_empty() -> None:
     found = LEXICAL.search(["sort", "zebra", ""], k=3)
     assert found.rows.tolist() == [[1, -1, -1], [-1, -1, -1], [-1, -1, -1]]
