@@ -66,6 +66,13 @@ def open_system(config: SystemConfig, default: str, dtype: str = "auto") -> Enco
     return EchoEncoder(encoder) if config.kind == "echo" else encoder
 
 
+def anywhere(config: SystemConfig) -> SystemConfig:
+    """The same system, found by workers too, which run in folders of their own."""
+    from rayvec.modeling.references import canonical
+
+    return config.replace(encoder=canonical(config.encoder)) if config.encoder else config
+
+
 def _changes(config: SystemConfig) -> dict[str, Any]:
     values = {name: getattr(config, name) for name in ("attention", "pooling", "max_length")}
     return {name: value for name, value in values.items() if value is not None}

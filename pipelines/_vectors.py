@@ -7,6 +7,7 @@ the seconds spent.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import time
@@ -154,11 +155,30 @@ class Pool:
         remote = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
         self._actors: list[Any] = [remote.remote(make) for _ in range(workers)]
         self._pool = ActorPool(self._actors)
+        self._under_way = 0
 
-    def map(self, chunks: Sequence[Sequence[str]], instruction: str | None) -> Iterator[Encoded]:
+    @property
+    def ahead(self) -> int:
+        """How many chunks are under way when every worker has one and finds another."""
+        return 2 * len(self._actors)
+
+    def submit(self, texts: Sequence[str], instruction: str | None) -> None:
+        """Have a chunk encoded; see `results`."""
+        self._pool.submit(lambda actor, item: actor.encode.remote(*item), (list(texts), instruction))
+        self._under_way += 1
+
+    def results(self, left: int = 0) -> Iterator[Encoded]:
+        """What came of the chunks in the order in which they were submitted, until only so many are left under way."""
+        while self._under_way > left:
+            self._under_way -= 1
+            yield self._pool.get_next()
+
+    def map(self, chunks: Iterable[Sequence[str]], instruction: str | None) -> Iterator[Encoded]:
         """What the encoder makes of each chunk."""
-        work = [(list(chunk), instruction) for chunk in chunks]
-        yield from self._pool.map(lambda actor, item: actor.encode.remote(*item), work)
+        for chunk in chunks:
+            self.submit(chunk, instruction)
+            yield from self.results(self.ahead)
+        yield from self.results()
 
     def arithmetic(self) -> str:
         """In which numbers the workers compute, and on what: on GPUs perhaps, where the driver has none."""
@@ -172,6 +192,25 @@ class Pool:
 
         for actor in self._actors:
             ray.kill(actor)
+
+
+@contextlib.contextmanager
+def workers(make: Callable[[], Encoder], count: int) -> Iterator[Pool | None]:
+    """So many workers, given back after the block; None where there are to be none, and this process encodes.
+
+    make: names what is on disk by absolute paths, since workers run in folders of their own.
+    """
+    if not count:
+        yield None
+        return
+    from pipelines._ray import ray_session
+
+    with ray_session():
+        pool = Pool(make, count)
+        try:
+            yield pool
+        finally:
+            pool.close()
 
 
 class _Worker:

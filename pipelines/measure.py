@@ -1,11 +1,12 @@
 """Measuring retrieval: dense (exact), lexical and hybrid search on a task with judgements, with intervals and p-values.
 
-The corpus is gone through once; each batch is encoded once, whatever number of systems looks at its vectors. One
-process; memory holds the rankings, the lexical index and one batch.
+The corpus is gone through once; each batch is encoded once, whatever number of systems looks at its vectors. Memory
+holds the rankings, the lexical index and what is encoded at once. With `workers` the corpus is encoded over Ray.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from rayvec.errors import UserError
 from rayvec.indexing.hybrid import DENSE_WEIGHT
 
 if TYPE_CHECKING:
+    from pipelines._vectors import Pool, Vectors
     from rayvec.data.source_config import SourceConfig
     from rayvec.evaluation.beir import Task
     from rayvec.evaluation.exact import ExactSearch
@@ -68,6 +70,8 @@ class MeasureConfig(Config):
     b: float = Field(0.4, ge=0, le=1)
     #: Documents encoded at once.
     batch: PositiveInt = 1024
+    #: Ray actors that encode the corpus, each on a GPU where the cluster has some; 0 encodes in this process.
+    workers: int = Field(0, ge=0)
     #: Ask only the first so many queries; of docstrings, take only so many documents, spread over all.
     max_queries: PositiveInt | None = None
     #: pydocs: the folder that keeps the collected documents; beside the output by default.
@@ -84,7 +88,8 @@ def measure(config: MeasureConfig) -> Report:
     started = time.monotonic()
     task = load_task(config)
     encoder = _encoder(config)
-    rankings, ids = _rank(config, task, encoder)
+    with _workers(config) as pool:
+        rankings, ids = _rank(config, task, encoder, pool)
     per_query = _evaluate(task, rankings, ids)
     report = _report(config, task, encoder, per_query, len(ids), time.monotonic() - started)
     _write(config, task, per_query, report)
@@ -160,8 +165,20 @@ def _held_out(config: MeasureConfig, documents: SourceConfig, name: str) -> Task
 SUITES: dict[str, Callable[[MeasureConfig], Task]] = {"pydocs": _pydocs}
 
 
+def _workers(config: MeasureConfig) -> contextlib.AbstractContextManager[Pool | None]:
+    from pipelines._vectors import workers
+    from rayvec.modeling.encoder import load_encoder
+    from rayvec.modeling.references import canonical
+
+    return workers(partial(load_encoder, canonical(config.encoder)), config.workers if _encodes(config) else 0)
+
+
+def _encodes(config: MeasureConfig) -> bool:
+    return set(config.systems) != {"lexical"}
+
+
 def _encoder(config: MeasureConfig) -> Encoder | None:
-    if set(config.systems) == {"lexical"}:
+    if not _encodes(config):
         return None
     from rayvec.modeling.encoder import load_encoder
 
@@ -173,12 +190,14 @@ def _encoder(config: MeasureConfig) -> Encoder | None:
     return encoder
 
 
-def _rank(config: MeasureConfig, task: Task, encoder: Encoder | None) -> tuple[dict[str, Ranking], list[str]]:
+def _rank(
+    config: MeasureConfig, task: Task, encoder: Encoder | None, pool: Pool | None
+) -> tuple[dict[str, Ranking], list[str]]:
     """The ranking of each system, and the ids that their rows stand for."""
     from rayvec.evaluation.retrieval import own_places
 
     depth = config.k + 1  # a query may find itself
-    dense = _Dense.over(config, task, encoder, depth) if encoder is not None else None
+    dense = _Dense.over(config, task, encoder, depth, pool) if encoder is not None else None
     ids: list[str] = []
     texts = _texts(config, task, dense, ids)
     rankings: dict[str, Ranking] = {}
@@ -212,13 +231,14 @@ class _Dense:
     """The exact searches: with and without the instruction, in full and in each shorter dimension."""
 
     encoder: Encoder
+    pool: Pool | None
     searches: dict[str, tuple[ExactSearch, int | None]] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder, depth: int) -> _Dense:
+    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder, depth: int, pool: Pool | None) -> _Dense:
         from rayvec.evaluation.exact import ExactSearch, shortened
 
-        dense = cls(encoder)
+        dense = cls(encoder, pool)
         for name, instruction in _query_forms(config, encoder).items():
             queries_QD = encoder.encode(list(task.queries), instruction)
             dense.searches[name] = (ExactSearch(queries_QD, depth), None)
@@ -227,16 +247,31 @@ class _Dense:
         return dense
 
     def add(self, texts: list[str], batch: int) -> None:
+        """The next documents. With workers, vectors of documents before them are looked at meanwhile."""
+        for start in range(0, len(texts), batch):
+            chunk = texts[start : start + batch]
+            if self.pool is None:
+                self._look(self.encoder.encode(chunk))
+            else:
+                self.pool.submit(chunk, None)
+                self._look_at_results(self.pool.ahead)
+
+    def _look_at_results(self, left: int = 0) -> None:
+        if self.pool is not None:
+            for vectors_ND, _ in self.pool.results(left):
+                self._look(vectors_ND)
+
+    def _look(self, vectors_ND: Vectors) -> None:
         from rayvec.evaluation.exact import shortened
 
-        for start in range(0, len(texts), batch):
-            vectors_ND = self.encoder.encode(texts[start : start + batch])
-            for search, dim in self.searches.values():
-                search.add(vectors_ND if dim is None else shortened(vectors_ND, dim))
+        for search, dim in self.searches.values():
+            search.add(vectors_ND if dim is None else shortened(vectors_ND, dim))
 
     def rankings(self) -> dict[str, Ranking]:
+        """The ranking of each search over all documents."""
         from rayvec.indexing.ranking import Ranking
 
+        self._look_at_results()
         return {name: Ranking(search.rows_QK, search.scores_QK) for name, (search, _) in self.searches.items()}
 
 

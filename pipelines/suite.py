@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipelines._systems import SystemConfig, open_system
+from pipelines._systems import SystemConfig, anywhere, open_system
 from pipelines.report import Report
 from rayvec import storage, uris
 from rayvec.config import Config
@@ -95,11 +95,9 @@ def _pooling(config: SuiteConfig) -> str:
 
 def _measured(config: SuiteConfig, tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, float]]:
     """The scores of each task, why others were left out, and what encoding cost. All data is looked for first."""
-    import contextlib
     from functools import partial
 
-    from pipelines._ray import ray_session
-    from pipelines._vectors import KeptVectors, Pool
+    from pipelines._vectors import KeptVectors, workers
     from rayvec.evaluation.mteb_tasks import load
 
     absent: dict[str, str] = {}
@@ -112,18 +110,15 @@ def _measured(config: SuiteConfig, tasks: Mapping[str, Any]) -> tuple[dict[str, 
             absent[name] = str(error)
     if len(absent) == len(tasks):
         raise UserError(f"no task's data is there; {next(iter(absent.values()))}")
-    make = partial(open_system, config.system, config.system.encoder or "tiny")
+    make = partial(open_system, anywhere(config.system), config.system.encoder or "tiny")
     cache = config.cache or f"{config.output.removesuffix('.json')}.cache"
-    with ray_session() if config.workers else contextlib.nullcontext():
-        pool = Pool(make, config.workers) if config.workers else None
+    with workers(make, config.workers) as pool:
         vectors = KeptVectors(make(), config.system.name, uris.join(cache, "vectors"), pool)
         scores = {}
         for name, task in tasks.items():
             if name not in absent:
                 scores[name] = _one(config, name, task, vectors, uris.join(cache, "mteb"))
                 sys.stderr.write(f"{name}: {scores[name]['main_score']:.4f}\n")
-        if pool is not None:
-            pool.close()
     return scores, absent, vectors.cost.to_json()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipelines._systems import SystemConfig, open_system, require_systems
+from pipelines._systems import SystemConfig, anywhere, open_system, require_systems
 from pipelines._tasks import TaskConfig, metric_of
 from pipelines.report import Report
 from rayvec import storage, uris
@@ -23,7 +23,7 @@ from rayvec.config import Config
 from rayvec.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines._vectors import Cost, KeptVectors, Pool
+    from pipelines._vectors import Cost, KeptVectors
     from rayvec.evaluation.scores import Score
 
 #: A system's scores by task.
@@ -151,20 +151,15 @@ def _vectors(system: SystemConfig, config: TableConfig, folder: str) -> Iterator
     """The vectors of a system that has some, made here or by workers that are given back after the block."""
     from functools import partial
 
-    from pipelines._vectors import KeptVectors, Pool
+    from pipelines._vectors import KeptVectors, workers
+    from rayvec.modeling.references import canonical
 
     if not system.has_vectors:
         yield None
         return
-    encoder = open_system(system, config.encoder, config.dtype)
-    pool: Pool | None = None
-    if config.workers:
-        pool = Pool(partial(open_system, system, config.encoder, config.dtype), config.workers)
-    try:
-        yield KeptVectors(encoder, system.name, folder, pool)
-    finally:
-        if pool is not None:
-            pool.close()
+    make = partial(open_system, anywhere(system), canonical(config.encoder), config.dtype)
+    with workers(make, config.workers) as pool:
+        yield KeptVectors(make(), system.name, folder, pool)
 
 
 def _averages(config: TableConfig, scores: Mapping[str, Scores]) -> dict[str, Score]:

@@ -185,3 +185,9 @@ def test_the_job_prints_the_table(folder: Path, tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "| lexical | 1.000 [1.000, 1.000]" in found.output
     assert "hybrid - lexical: " in found.output
+
+
+def test_workers_give_the_same_numbers(folder: Path, tmp_path: Path, ray_cluster: None) -> None:
+    alone = run(folder, tmp_path / "alone.json", dimensions=(16,))
+    workers = run(folder, tmp_path / "workers.json", dimensions=(16,), workers=2, batch=3)
+    assert workers["systems"] == alone["systems"] and workers["comparisons"] == alone["comparisons"]
