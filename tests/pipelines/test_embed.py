@@ -74,9 +74,10 @@ def lines(output: str) -> dict[str, str]:
 
 
 def test_columns_that_are_left_behind_are_told(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for payload in ([], ["year"], "all"):
+    for number, payload in enumerate(([], ["year"], "all")):
         with caplog.at_level("INFO", logger="rayvec.embed"):
-            plan_and_work(config(corpus, tmp_path, source={"path": str(corpus), "payload": payload}), str(tmp_path))
+            values = {"source": {"path": str(corpus), "payload": payload}, "encoder": "hash"}
+            plan_and_work(EmbedConfig.parse(values), str(tmp_path / str(number)))
     (told,) = [record.message for record in caplog.records if record.name == "rayvec.embed"]
     assert told == "left behind: year; source.payload=all carries them, to be shown and filtered by"
 
