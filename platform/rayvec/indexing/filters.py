@@ -2,14 +2,17 @@
 
     {"field": "year", "gte": 2020, "lt": 2025}        a condition; several tests of one field must all hold
     {"field": "lang", "in": ["en", "de"]}             on a column of lists: any of its values
+    {"field": "lang", "exists": false}                without a value: null, NaN, or a list without one
     {"and": [...]}, {"or": [...]}, {"not": {...}}     of conditions, and of one another
 
-A document without a value in a column passes no test of it, and so passes `not` of it. Bounded in size: a filter comes
-from outside. Knows Arrow columns. Knows no index, no request, no route.
+A document whose column is null passes no test of it but `"exists": false`, and so passes `not` of it. `ne` of a list
+holds where none of its values is that one, and so of an empty list. Bounded in size: a filter comes from outside.
+Knows Arrow columns. Knows no index, no request, no route.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +22,38 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from rayvec.errors import UserError
 
 MAX_CONDITIONS = 32
 MAX_VALUES = 1_000
 MAX_DEPTH = 8
+MAX_CHARACTERS = 1_000
+#: Of a value, as many characters are repeated in an error.
+MAX_SHOWN = 64
 
-Text = Annotated[str, Field(max_length=1_000)]
-Value = bool | int | float | Text
+TESTS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "exists")
+_FORMS = f'{{"field": COLUMN, …}} with {", ".join(TESTS)}, or {{"and": […]}}, {{"or": […]}}, {{"not": {{…}}}}'
+
+
+def _one_value(value: Any) -> Any:
+    """Checked before the union of types, of which each would tell an error of its own. Raises ValueError."""
+    if isinstance(value, list):
+        raise ValueError("takes one value; use in for several")
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("takes one value: text, a number, true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("is no finite number")
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise ValueError(f"has more than {MAX_CHARACTERS} characters")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("has a lone surrogate, which is not text")
+    return value
+
+
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Value = Annotated[bool | int | float | Text, BeforeValidator(_one_value)]
 #: What gives a column by its name: one value a document. Raises UserError for a name that is none.
 Columns = Callable[[str], pa.ChunkedArray]
 
@@ -48,11 +73,27 @@ class Condition(_Node):
     lt: Value | None = None
     lte: Value | None = None
     one_of: list[Value] | None = Field(None, alias="in", min_length=1, max_length=MAX_VALUES)
+    exists: bool | None = Field(None, description="whether the column has a value; an empty list has none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_column(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "field" not in value:
+            keys = ", ".join(_shown(key) for key in value)
+            raise ValueError(f"{f'{keys[:MAX_SHOWN]} is' if keys else 'an empty object is'} no filter; write {_FORMS}")
+        return value
+
+    @field_validator(*(name for name in TESTS if name != "in"), "one_of", mode="before")
+    @classmethod
+    def _is_given(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError('null is no value to compare with; for documents without a value use "exists": false')
+        return value
 
     @model_validator(mode="after")
     def _tests_something(self) -> Condition:
         if not self.model_fields_set - {"field"}:
-            raise ValueError(f"tests nothing of {self.field!r}; give one of eq, ne, gt, gte, lt, lte, in")
+            raise ValueError(f"tests nothing of {self.field!r}; give one of {', '.join(TESTS)}")
         return self
 
 
@@ -164,6 +205,8 @@ _ORDERS: dict[Literal["gt", "gte", "lt", "lte"], _Order] = {
 
 def _tests(condition: Condition, values: pa.Array) -> Iterator[pa.Array]:
     name, given = condition.field, condition.model_fields_set
+    if "exists" in given:
+        yield _has_value(values) if condition.exists else pc.invert(_has_value(values))
     if "eq" in given:
         yield _is_one_of(name, values, [condition.eq])
     if "one_of" in given:
@@ -202,8 +245,18 @@ def _is_one_of(name: str, values: pa.Array, wanted: Sequence[Value | None]) -> p
     flat = pc.list_flatten(values) if _is_list(values.type) else values
     scalars = [_equal(name, value, flat.type) for value in wanted]
     found = pc.is_in(flat, pa.array([scalar for scalar in scalars if scalar is not None], flat.type))
-    if not _is_list(values.type):
-        return found
+    return _any_of_row(values, found) if _is_list(values.type) else found
+
+
+def _has_value(values: pa.Array) -> pa.Array:
+    """Where there is one: NaN, which answers show as null, is none. Of a column of lists: where one of a list is."""
+    flat = pc.list_flatten(values) if _is_list(values.type) else values
+    found = pc.invert(pc.is_null(flat, nan_is_null=True))
+    return _any_of_row(values, found) if _is_list(values.type) else found
+
+
+def _any_of_row(values: pa.Array, found: pa.Array) -> pa.Array:
+    """Of lists: for which of them any of their values was found."""
     rows = pc.unique(pc.filter(pc.list_parent_indices(values), found)).cast(pa.int64())
     return pc.is_in(pa.array(np.arange(len(values))), rows)
 
@@ -227,9 +280,15 @@ def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
         int: pa.types.is_integer(kind) or pa.types.is_floating(kind),
         float: pa.types.is_floating(kind),
     }
-    if value is None or not fits.get(type(value), False):
-        raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {value!r}")
+    if not fits.get(type(value), False):
+        raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {_shown(value)}")
     try:
         return pa.scalar(value).cast(kind) if isinstance(value, str) else pa.scalar(value, kind)
     except (pa.ArrowException, OverflowError):
-        raise UserError(f"filter: {name} is a column of {kind}, and {value!r} is none of its values") from None
+        raise UserError(f"filter: {name} is a column of {kind}, and {_shown(value)} is none of its values") from None
+
+
+def _shown(value: Any) -> str:
+    """As JSON has it, since a filter comes as JSON."""
+    text = json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -45,7 +45,7 @@ from rayvec.serving.schemas import (
     UpsertRequest,
     WriteAnswer,
 )
-from rayvec.serving.security import Guard, Keys
+from rayvec.serving.security import OPEN_PATHS, Guard, Keys
 from rayvec.serving.shortcut import Shortcut
 from rayvec.serving.strict import StrictRoute
 
@@ -67,6 +67,20 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class _Application(FastAPI):
+    """Its description tells how a key is sent, and whether one must be (`state.needs_key`)."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        described = super().openapi()
+        described["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        described["security"] = [{"bearer": []}] if self.state.needs_key else [{}, {"bearer": []}]
+        for path in OPEN_PATHS & described["paths"].keys():
+            for operation in described["paths"][path].values():
+                operation["security"] = []
+        return described
+
+
 def make_api(
     gateway: Gateway,
     *,
@@ -81,7 +95,14 @@ def make_api(
 
     under_serve: whether Serve stands around it, which sends a request's id back by itself.
     """
-    app = FastAPI(title="rayvec", version=__version__, docs_url=None, redoc_url=None)
+    app = _Application(
+        title="rayvec",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # operation ids: names of methods in generated clients
+    )
+    app.state.needs_key = keys is not None
     app.state.body_bytes = body_bytes
     v1 = _v1(gateway)
     v2 = _v2(gateway)
@@ -152,6 +173,7 @@ def _v1(gateway: Gateway) -> APIRouter:
     async def map(limit: Annotated[int, Query(ge=1, le=MAX_POINTS)] = MAX_POINTS) -> Response:
         return _json(await gateway.map(limit))
 
+    @router.get("/models/", include_in_schema=False)
     @router.get("/models", summary="The model that is served", response_model=Models)
     async def models() -> Response:
         return _json(await gateway.models())
@@ -224,7 +246,8 @@ async def _on_http_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return to_response(from_validation(error.errors()))
+    # The framework says first where a field was: query, path, … A client knows only the field.
+    return to_response(from_validation([{**one, "loc": one["loc"][1:]} for one in error.errors()]))
 
 
 async def _on_bug(_: Request, error: Exception) -> JSONResponse:  # noqa: ARG001, its text may hold the user's

@@ -17,6 +17,9 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 #: Of an unknown field's name, as many characters are repeated.
 MAX_NAME = 64
 
+#: Wording of errors that would name our own classes, by pydantic's name for them.
+_WORDING = dict.fromkeys(("model_type", "dict_type", "model_attributes_type"), "should be a JSON object")
+
 #: Code for a status that the framework raises itself.
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -84,23 +87,26 @@ def to_response(problem: HTTPException) -> JSONResponse:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """One line for the first thing that is wrong with a body: the field, what is wrong, what is allowed."""
+    """One line for the first thing that is wrong with a request: the field, what is wrong, what is allowed.
+
+    Places (`loc`) begin at the field.
+    """
     first = errors[0]
     # A choice between types (text, list of texts, …) adds its own tag to the place; a client knows only the fields.
     place = [str(part) for part in first["loc"] if not _is_tag(part)]
-    param = _shown(".".join(place)) or None
-    message = str(first["msg"]).removeprefix("Value error, ")
+    param = shown_name(".".join(place)) or None
+    message = _WORDING.get(first["type"], str(first["msg"])).removeprefix("Value error, ")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     code = "missing_field" if first["type"] == "missing" else "invalid_value"
     code = "unknown_field" if first["type"] == "extra_forbidden" else code
     return invalid(f"{param or 'body'}: {message[:1].lower()}{message[1:]}{more}", param, code)
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """A field's name is the client's own where it is unknown: any length, and not always text."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…"
 
 
 def _is_tag(part: object) -> bool:
-    return part == "body" or (isinstance(part, str) and part.startswith("<"))
+    return isinstance(part, str) and part.startswith("<")

@@ -184,6 +184,8 @@ class Retriever:
         if None not in (fingerprint, self._fingerprint) and fingerprint != self._fingerprint:
             # Copies of the parts are replaced one after the other: this one is of before, or of after.
             raise unavailable("the service is changing to another encoder; try again shortly", code=ENCODER_CHANGED)
+        if options.rerank:
+            self._require_reranker("rerank")
         # Taken once: a change of version during this request does not reach it.
         index = _for_request(self._live())
         modes = index_modes(index)
@@ -206,10 +208,13 @@ class Retriever:
 
     async def rerank(self, query: str, texts: list[str]) -> list[float]:
         """The reranker's score of each text. Raises Problem 422 where there is no reranker."""
-        try:
-            return await self._threads.run(scores_of, self._reranker, query, texts)
-        except UserError as error:
-            raise invalid(str(error), None, code="no_reranker") from None
+        self._require_reranker(None)
+        return await self._threads.run(scores_of, self._reranker, query, texts)
+
+    def _require_reranker(self, param: str | None) -> None:
+        if self._reranker is None:
+            message = "rerank: this service has no reranker; leave it out, or serve with --set reranker=…"
+            raise invalid(message, param, code="no_reranker")
 
     async def document(self, id_: str) -> Fetched:
         """One document, from the version that is served. Raises Problem 404."""

@@ -20,7 +20,7 @@ from rayvec.indexing.updates import Before
 from rayvec.indexing.upserts import Matches, key_of
 from rayvec.schema import CHAR_START, DOCUMENT, ID, TEXT, WINDOW, WINDOW_FIELDS
 from rayvec.serving.columns import MisfitError, column
-from rayvec.serving.problems import invalid
+from rayvec.serving.problems import invalid, shown_name
 from rayvec.serving.schemas import Document
 
 Values = dict[str, Any]
@@ -43,7 +43,8 @@ def table_of(documents: Sequence[Document], fields: Sequence[pa.Field]) -> pa.Ta
         unknown = sorted(document.payload.keys() - known)
         if unknown:
             has = ", ".join(sorted(known)) or "none beside id, title and text"
-            raise invalid(f"documents: {_where(place, unknown[0])} is no column of this index; it has {has}", "payload")
+            message = f"documents: {_where(place, unknown[0])} is no column of this index; it has {has}"
+            raise invalid(message, _param(place, unknown[0]))
     blank = [place for place, document in enumerate(documents) if not is_visible(document.text)]
     if blank:
         raise invalid(f"documents: the text of document {blank[0]} shows nothing", f"documents.{blank[0]}.text")
@@ -57,13 +58,16 @@ def table_of(documents: Sequence[Document], fields: Sequence[pa.Field]) -> pa.Ta
             columns.append(column([document.payload.get(one.name) for document in documents], one.type))
         except MisfitError as error:
             message = f"documents: {_where(error.row, one.name)} is a column of {one.type}, and {error}"
-            raise invalid(message, f"documents.{error.row}.payload.{one.name}") from None
+            raise invalid(message, _param(error.row, one.name)) from None
     return pa.table(columns, schema=pa.schema(list(fields)))
 
 
 def _where(place: int, name: str) -> str:
-    shown = name if len(name) <= 64 else f"{name[:64]}…"
-    return f"payload.{shown} of document {place}"
+    return f"payload.{shown_name(name)} of document {place}"
+
+
+def _param(place: int, name: str) -> str:
+    return f"documents.{place}.payload.{shown_name(name)}"
 
 
 def documents_of(before: Before, wanted: pa.Array, matches: Matches) -> dict[str, Values]:

@@ -20,7 +20,7 @@ from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving import embedded
 from rayvec.serving.config import Limits
 from rayvec.serving.pages import PAGE
-from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_QUERIES, MAX_TEXTS, EmbeddingRequest
+from rayvec.serving.schemas import MAX_CHARACTERS, MAX_K, MAX_QUERIES, MAX_TEXTS, Document, EmbeddingRequest
 from rayvec.serving.security import Keys, new_key, parse_line
 from tests.artifacts import texts_for
 from tests.services import COUNT, MODEL, Client, listening
@@ -88,6 +88,23 @@ def test_openapi_describes_every_route(client: Client) -> None:
         "/v1/search", "/v1/embeddings", "/v1/models", "/v1/models/{id}", "/v1/documents", "/v1/documents/{id}",
         "/v1/rerank", "/v2/rerank", "/v1/indexes", "/v1/map", "/health", "/ready", "/metrics",
     }  # fmt: skip
+
+
+def test_operations_have_names_of_their_own(client: Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    assert len(set(names)) == len(names) and {"search", "embeddings", "delete_one", "ready"} <= set(names)
+
+
+def test_openapi_tells_how_a_key_is_sent_and_whether_it_must_be(client: Client, index: Path) -> None:
+    key, line = new_key("alice")
+    guarded = Client(index, keys=Keys([one for one in [parse_line(line)] if one]))
+    needed = guarded.get("/openapi.json", headers={"authorization": f"Bearer {key}"}).json()
+    guarded.close()
+    assert needed["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
+    assert needed["security"] == [{"bearer": []}]
+    assert needed["paths"]["/health"]["get"]["security"] == [] and "security" not in needed["paths"]["/metrics"]["get"]
+    assert client.get("/openapi.json").json()["security"] == [{}, {"bearer": []}]
 
 
 @pytest.mark.parametrize("path", PAGE)
@@ -208,7 +225,7 @@ def assert_refused(answer: httpx.Response, status: int, code: str, param: str | 
     assert error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("k", [0, -1, MAX_K + 1, 10**9, 10**30, 1.5, 1.0, 1e400, True, "3", None, [3]])
+@pytest.mark.parametrize("k", [0, -1, MAX_K + 1, 10**9, 10**30, 1.5, 1.0, 1e400, True, "3", [3]])
 def test_k_must_be_a_number_in_bounds(client: Client, k: Any) -> None:
     body = json.dumps({"query": "x", "k": k}).replace("Infinity", "1e999")
     assert_refused(client.send("/v1/search", body), 422, "invalid_value", "k")
@@ -269,6 +286,7 @@ def test_a_document_is_given_by_its_id(client: Client) -> None:
 
 
 def test_the_model_is_given_by_its_name(client: Client) -> None:
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
     assert client.get(f"/v1/models/{MODEL}").json() == client.get("/v1/models").json()["data"][0]
     assert_refused(client.get("/v1/models/another"), 404, "model_not_found", "model")
 
@@ -312,7 +330,7 @@ def test_input_of_embeddings(client: Client, value: Any, param: str) -> None:
     ("field", "value"),
     [
         ("dimensions", 0), ("dimensions", 65), ("dimensions", 1.5), ("dimensions", True), ("dimensions", "8"),
-        ("encoding_format", "hex"), ("encoding_format", None), ("user", 5), ("model", 5), ("model", "\ud800"),
+        ("encoding_format", "hex"), ("user", 5), ("model", 5), ("model", "\ud800"),
         ("instruction", "\ud800"),
     ],
 )  # fmt: skip
@@ -384,8 +402,58 @@ def test_body_that_is_not_json(client: Client, path: str, content: bytes) -> Non
 @pytest.mark.parametrize("body", [b"null", b"5", b'"query"', b"[]", b'[{"query": "x"}]', b"true"])
 def test_body_that_is_no_object(client: Client, body: bytes) -> None:
     answer = client.send("/v1/search", body)
-    assert answer.status_code == 422
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert_refused(answer, 422, "invalid_value")
+    assert answer.json()["error"]["message"] == "body: should be a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("filter_", "param", "told"),
+    [
+        ("a=b", "filter", "filter: should be a JSON object"),
+        ({"field": "line", "eq": [1]}, "filter.eq", "filter.eq: takes one value; use in for several"),
+        ({"not": {"term": {"a": 1}}}, "filter.not", 'filter.not: "term" is no filter; write {"field": COLUMN, …}'),
+        (
+            {"field": "line", "eq": True},
+            "filter",
+            "filter: line is a column of int32, and cannot be compared with true",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_filter_is_told(client: Client, filter_: Any, param: str, told: str) -> None:
+    answer = client.post("/v1/search", query="x", filter=filter_)
+    assert_refused(answer, 422, "invalid_value", param)
+    assert answer.json()["error"]["message"].startswith(told)
+
+
+@pytest.mark.parametrize("name", ["id", "title", "line"])
+def test_documents_with_and_without_a_value_are_found(client: Client, name: str) -> None:
+    def found(**options: Any) -> set[str]:
+        return {hit["id"] for hit in hits(client.post("/v1/search", query="x", k=COUNT, mode="dense", **options))}
+
+    every = hits(client.post("/v1/search", query="x", k=COUNT, mode="dense"))
+    without = {hit["id"] for hit in every if name == "title" and hit["title"] is None}
+    assert found(filter={"field": name, "exists": False}) == without
+    assert found(filter={"field": name, "exists": True}) == {hit["id"] for hit in every} - without
+
+
+def test_null_is_a_field_that_was_left_out(client: Client) -> None:
+    search = {"query": TEXT, "k": None, "include": None, "allow_partial": None, "filter": None, "mode": None}
+    assert (
+        client.post("/v1/search", **search).json()["results"] == client.post("/v1/search", query=TEXT).json()["results"]
+    )
+    assert client.post("/v1/embeddings", input=TEXT, model=MODEL, encoding_format=None).status_code == 200
+    assert Document.model_validate({"id": "a", "text": "b", "payload": None}).payload == {}
+    assert_refused(client.post("/v1/embeddings", input=TEXT, model=None), 422, "invalid_value", "model")
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("/v1/map?limit=0", "limit"), ("/v1/models/" + "x" * 300, "id"), ("/v1/documents/" + "x" * 600, "id")],
+)
+def test_a_field_of_the_address_is_named_alone(client: Client, path: str, param: str) -> None:
+    answer = client.get(path)
+    assert_refused(answer, 422, "invalid_value", param)
+    assert answer.json()["error"]["message"].startswith(f"{param}: ")
 
 
 def test_json_as_deep_as_it_is_read_is_refused_by_its_schema(client: Client) -> None:

@@ -121,7 +121,7 @@ def test_the_client_of_asyncio_answers_the_same(address: str) -> None:
 def test_what_the_service_says_is_raised(address: str) -> None:
     with Client(address) as client, pytest.raises(ServiceError, match="rerank") as raised:
         client.search(QUERY, rerank=3)
-    assert (raised.value.status, raised.value.code, raised.value.param) == (422, "invalid_value", "rerank")
+    assert (raised.value.status, raised.value.code, raised.value.param) == (422, "no_reranker", "rerank")
 
 
 def test_a_request_that_found_no_room_is_sent_again(address: str, index: Path) -> None:

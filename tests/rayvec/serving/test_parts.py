@@ -85,6 +85,7 @@ async def search(retriever: Retriever, **options: Any) -> Found:
         {"k": 9, "mode": "hybrid"},
         {"k": 4, "mode": "lexical"},
         {"k": 12, "filter": Condition(field="line", gte=20)},
+        {"k": 12, "filter": Condition(field="title", exists=False)},
         {"k": 3, "include": ("vector",)},
         {"k": 5, "mode": "hybrid", "fusion": "rrf", "unique_by": "title"},
     ],

@@ -229,7 +229,7 @@ def test_a_version_that_does_not_come_is_503_and_one_that_is_none_422(
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
-        ({"documents": [document("m", payload={"lime": 1})]}, "payload", "it has line"),
+        ({"documents": [document("m", payload={"lime": 1})]}, "documents.0.payload.lime", "it has line"),
         ({"documents": [document("a"), document("m", payload={"line": "1"})]}, "documents.1.payload.line", "int32"),
         ({"documents": [document("m", payload={"line": 2**31})]}, "documents.0.payload.line", "int32"),
         ({"documents": [document("m", payload={"line": True})]}, "documents.0.payload.line", "int32"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 MAX_K = 1_000
 #: Of one request for vectors, as many as OpenAI takes; and of one search.
@@ -86,9 +86,19 @@ TextsOrTokens = Annotated[
 
 
 class Request(BaseModel):
-    """Base of what clients send."""
+    """Base of what clients send. A null is a field left out: many clients write all the fields that they know."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = cls.model_fields
+        unset = {name for name, given in value.items() if given is None and name in fields}
+        unset = {name for name in unset if not fields[name].is_required() and fields[name].default is not None}
+        return {name: given for name, given in value.items() if name not in unset} if unset else value
 
 
 class Answer(BaseModel):

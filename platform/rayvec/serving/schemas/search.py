@@ -66,9 +66,12 @@ class SearchRequest(Request):
     )
     filter: Annotated[Filter, AfterValidator(check)] | None = Field(
         None,
-        description="only documents that pass; conditions (eq, ne, gt, gte, lt, lte, in) on any column but text, "
-        "and, or, not",
-        examples=[{"and": [{"field": "year", "gte": 2020}, {"not": {"field": "lang", "in": ["de", "fr"]}}]}],
+        description="only documents that pass; conditions (eq, ne, gt, gte, lt, lte, in, exists) on any column but "
+        "text, and, or, not",
+        examples=[
+            {"and": [{"field": "year", "gte": 2020}, {"not": {"field": "lang", "in": ["de", "fr"]}}]},
+            {"field": "lang", "exists": False},
+        ],
     )
     fusion: Fusion | None = Field(
         None,
