@@ -16,6 +16,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import time
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
 from functools import reduce
 from typing import Annotated, Any, Literal
 
@@ -32,6 +34,8 @@ MAX_DEPTH = 8
 MAX_CHARACTERS = 1_000
 #: Of a value, as many characters are repeated in an error.
 MAX_SHOWN = 64
+#: Holds every float to its last digit.
+_WIDE = Context(prec=800)
 
 TESTS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "exists")
 _FORMS = f'{{"field": COLUMN, …}} with {", ".join(TESTS)}, or {{"and": […]}}, {{"or": […]}}, {{"not": {{…}}}}'
@@ -188,18 +192,18 @@ def _condition(condition: Condition, column: pa.ChunkedArray) -> pa.BooleanArray
 
 @dataclass(frozen=True)
 class _Order:
-    """A comparison; which whole number stands for one between two; and what holds where the value lies above all."""
+    """A comparison; how a value between two that a column can hold is rounded; what holds where it lies above all."""
 
     compare: Callable[[pa.Array, pa.Scalar], pa.Array]
-    rounded: Callable[[float], int]
+    rounding: str
     is_below: bool
 
 
 _ORDERS: dict[Literal["gt", "gte", "lt", "lte"], _Order] = {
-    "gt": _Order(pc.greater, math.floor, is_below=False),
-    "gte": _Order(pc.greater_equal, math.ceil, is_below=False),
-    "lt": _Order(pc.less, math.ceil, is_below=True),
-    "lte": _Order(pc.less_equal, math.floor, is_below=True),
+    "gt": _Order(pc.greater, ROUND_FLOOR, is_below=False),
+    "gte": _Order(pc.greater_equal, ROUND_CEILING, is_below=False),
+    "lt": _Order(pc.less, ROUND_CEILING, is_below=True),
+    "lte": _Order(pc.less_equal, ROUND_FLOOR, is_below=True),
 }
 
 
@@ -223,19 +227,44 @@ def _tests(condition: Condition, values: pa.Array) -> Iterator[pa.Array]:
 
 
 def _ordered(name: str, values: pa.Array, value: Value | None, order: _Order) -> pa.Array:
-    """Whole numbers are compared with whole numbers: above 2^53 they have no float that is theirs alone."""
-    if not (isinstance(value, float) and pa.types.is_integer(values.type)):
+    number = _number(name, value, values.type)
+    if number is None:
         return order.compare(values, _scalar(name, value, values.type))
-    whole = _whole(order.rounded(value), values.type)
-    if whole is None:  # above or below all that the column can hold
-        return pc.and_(pc.is_valid(values), (value > 0) == order.is_below)
-    return order.compare(values, whole)
+    held = _held(_at_scale(number, values.type, order.rounding), values.type)
+    if held is None:  # above or below all that the column can hold
+        return pc.and_(pc.is_valid(values), (number > 0) == order.is_below)
+    return order.compare(values, held)
 
 
-def _whole(value: int, kind: pa.DataType) -> pa.Scalar | None:
-    """A whole number as a column of whole numbers has it; None where it cannot hold it."""
+def _number(name: str, value: Value | None, kind: pa.DataType) -> Decimal | None:
+    """The number that is meant where a column holds whole or decimal ones, which floats would blur; else None.
+
+    A decimal is also written as text, as answers have it.
+    """
+    is_decimal = pa.types.is_decimal(kind)
+    if isinstance(value, bool) or not (is_decimal or pa.types.is_integer(kind)):
+        return None
+    if not isinstance(value, int | float) and not (is_decimal and isinstance(value, str)):
+        return None
     try:
-        return pa.scalar(value, kind)
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite():
+        raise UserError(f"filter: {name} is a column of {kind}, and {_shown(value)} is none of its values")
+    return number
+
+
+def _at_scale(number: Decimal, kind: pa.DataType, rounding: str) -> Decimal:
+    """The next number with as many digits behind the point as the column has."""
+    scale = kind.scale if pa.types.is_decimal(kind) else 0
+    return number.quantize(Decimal(1).scaleb(-scale), rounding=rounding, context=_WIDE)
+
+
+def _held(number: Decimal, kind: pa.DataType) -> pa.Scalar | None:
+    """A number as a column has it; None where it cannot hold it."""
+    try:
+        return pa.scalar(number if pa.types.is_decimal(kind) else int(number), kind)
     except (pa.ArrowException, OverflowError):
         return None
 
@@ -262,10 +291,12 @@ def _any_of_row(values: pa.Array, found: pa.Array) -> pa.Array:
 
 
 def _equal(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar | None:
-    """What a value is equal to in a column; None for a fraction among whole numbers, which is equal to nothing."""
-    if isinstance(value, float) and pa.types.is_integer(kind):
-        return _whole(int(value), kind) if value.is_integer() else None
-    return _scalar(name, value, kind)
+    """What a value is equal to in a column; None for a number that it cannot hold, which is equal to nothing."""
+    number = _number(name, value, kind)
+    if number is None:
+        return _scalar(name, value, kind)
+    near = _at_scale(number, kind, ROUND_FLOOR)
+    return _held(near, kind) if near == number else None
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -273,7 +304,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
-    """A value of a request in the column's own type: text is no number, a number is no truth."""
+    """A value of a request in the column's own type: text is no number, a number is no truth. See also _number."""
     fits = {
         str: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind),
         bool: pa.types.is_boolean(kind),
@@ -283,9 +314,19 @@ def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
     if not fits.get(type(value), False):
         raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {_shown(value)}")
     try:
-        return pa.scalar(value).cast(kind) if isinstance(value, str) else pa.scalar(value, kind)
-    except (pa.ArrowException, OverflowError):
-        raise UserError(f"filter: {name} is a column of {kind}, and {_shown(value)} is none of its values") from None
+        if isinstance(value, str):
+            return pa.scalar(time.fromisoformat(value), kind) if pa.types.is_time(kind) else pa.scalar(value).cast(kind)
+        return pa.scalar(value, kind)
+    except (pa.ArrowException, OverflowError, ValueError):
+        message = f"filter: {name} is a column of {kind}, and {_shown(value)} is none of its values{_example(kind)}"
+        raise UserError(message) from None
+
+
+def _example(kind: pa.DataType) -> str:
+    """A value of a column of times, which may be with a zone or without, and is refused otherwise."""
+    if not pa.types.is_timestamp(kind):
+        return ""
+    return f"; write it as {'2024-01-31T00:00:00Z' if kind.tz else '2024-01-31T00:00:00'}"
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ guessed: text is no number, a number is no text. Knows Arrow types. Knows no ind
 from __future__ import annotations
 
 import base64
+from decimal import Decimal
 import binascii
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,8 @@ def _converted(value: Any, kind: pa.DataType) -> Any:
         return _checked(value, int)
     if types.is_floating(kind):
         return float(_checked(value, float, int))
+    if types.is_decimal(kind):
+        return Decimal(str(_checked(value, int, float, str)))
     if types.is_string(kind) or types.is_large_string(kind):
         return _checked(value, str)
     if types.is_temporal(kind) and not types.is_duration(kind):

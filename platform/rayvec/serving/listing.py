@@ -72,5 +72,6 @@ def is_filterable(kind: pa.DataType) -> bool:
         or types.is_boolean(kind)
         or types.is_integer(kind)
         or types.is_floating(kind)
+        or types.is_decimal(kind)
         or (types.is_temporal(kind) and not types.is_duration(kind))
     )

@@ -214,7 +214,7 @@ def test_texts_are_put_in_the_order_of_the_reranker(reranking: Client, client: C
     extra = {"max_tokens_per_doc": 100, "max_chunks_per_doc": 1, "truncation": True, "rank_fields": ["text"]}
     for path, asked in (("/v2/rerank", texts), ("/v1/rerank", older)):
         same = reranking.post(path, query=QUERY, documents=asked, top_n=3, return_documents=True, model="m", **extra)
-        assert same.json() == answer
+        assert same.json() == best
     without = client.post("/v1/rerank", query=QUERY, documents=texts)
     search = client.post("/v1/search", query=QUERY, rerank=3)
     for answer, param in ((without, None), (search, "rerank")):
