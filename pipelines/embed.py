@@ -7,6 +7,7 @@ done is told in rayvec.encoding.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rayvec.encoding.stages import Pool
     from rayvec.encoding.work import Work
 
+LOG = logging.getLogger("rayvec.embed")
 
 #: How Ray's resources name the model of a GPU.
 ACCELERATOR = "accelerator_type:"
@@ -159,6 +161,9 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
 
     reference = _absolute_reference(config.encoder)
     source = open_source(config.source, cache=uris.join(output, "source"))
+    if source.left:
+        names = ", ".join(source.left[:8]) + (", …" if len(source.left) > 8 else "")
+        LOG.info("left behind: %s; source.payload=all carries them, to be shown and filtered by", names)
     fingerprint = load_tokenizer_only(reference).fingerprint
     _check_dimensions(config, fingerprint.dim)
     work = Work(

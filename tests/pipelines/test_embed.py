@@ -73,6 +73,15 @@ def lines(output: str) -> dict[str, str]:
     return {line["id"] or str(line["position"]): line["reason"] for line in found}
 
 
+def test_columns_that_are_left_behind_are_told(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, payload in enumerate(([], ["year"], "all")):
+        with caplog.at_level("INFO", logger="rayvec.embed"):
+            values = {"source": {"path": str(corpus), "payload": payload}, "encoder": "hash"}
+            plan_and_work(EmbedConfig.parse(values), str(tmp_path / str(number)))
+    (told,) = [record.message for record in caplog.records if record.name == "rayvec.embed"]
+    assert told == "left behind: year; source.payload=all carries them, to be shown and filtered by"
+
+
 def test_every_record_is_a_row_or_has_its_reason(done: Done) -> None:
     run, report = done
     assert rows(run.output).keys() == {row["id"] for row in GOOD} | {"long"}

@@ -35,7 +35,7 @@ _TITLE_ONLY = "it has a title; source.text_columns that name the title too would
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns are id, title and text (joined by newlines), and the payload's names and types.
+    """Which columns are id, title and text (joined by newlines), the payload's names and types, and which are `left`.
 
     A column is a name, or a path of names joined by dots into columns inside others. See SourceConfig for the rest.
     """
@@ -46,6 +46,7 @@ class Layout:
     payload: tuple[tuple[str, pa.DataType], ...] = ()
     missing_id: Literal["quarantine", "make"] = "quarantine"
     make_ids: Literal["path", "content"] = "path"
+    left: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -112,7 +113,9 @@ def resolve_layout(where: str, columns: Mapping[str, pa.DataType], config: Sourc
             "list the other columns with --set source.payload=[…], or rename these"
         )
     carried = tuple((name, columns[name]) for name in dict.fromkeys(chosen))
-    return Layout(id_, title, text, carried, config.missing_id, config.make_ids)
+    used = {name for path in [*taken, *chosen] if path is not None for name in (path, path.partition(".")[0])}
+    left = tuple(name for name in columns if name not in used and "." not in name)
+    return Layout(id_, title, text, carried, config.missing_id, config.make_ids, left)
 
 
 def _first(columns: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:

@@ -49,6 +49,11 @@ class Source:
         return [name for name, _ in self.layout.payload]
 
     @property
+    def left(self) -> tuple[str, ...]:
+        """The names of the columns that are not carried."""
+        return self.layout.left
+
+    @property
     def names_by_place(self) -> str | None:
         """The folder that file names in ids are relative to; None where no id is made of one."""
         config, id_ = self.config, self.layout.id

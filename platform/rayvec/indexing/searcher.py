@@ -189,7 +189,10 @@ class Index:
         """A column to filter by. Raises UserError for a name that is none, and for the texts, which may be too many."""
         usable = ", ".join(column for column in self.columns if column != TEXT)
         if name not in self.columns:
-            raise UserError(f"filter: no column {name!r}; the documents can be filtered by {usable}")
+            raise UserError(
+                f"filter: no column {name!r}; the documents can be filtered by {usable} (what else was embedded with "
+                "source.payload)"
+            )
         if name == TEXT:
             raise UserError(f"filter: {TEXT} is searched and not filtered by; filter by one of {usable}")
         return self._column(name)

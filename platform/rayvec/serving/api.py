@@ -105,7 +105,9 @@ def make_api(
     app.state.needs_key = keys is not None
     app.state.body_bytes = body_bytes
     v1 = _v1(gateway)
+    v2 = _v2(gateway)
     app.include_router(v1)
+    app.include_router(v2)
     app.include_router(_health(gateway))
     app.include_router(_page())
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
@@ -113,7 +115,7 @@ def make_api(
     app.add_exception_handler(Exception, _on_bug)
     routes = frozenset([*app.openapi()["paths"], *PAGE])
     app.openapi_schema = None  # made anew when it is asked for, with the prefix that it is asked below
-    guarded: ASGIApp = Guard(Door(Shortcut(app, v1), gateway.admission), keys, loopback_only=loopback_only)
+    guarded: ASGIApp = Guard(Door(Shortcut(app, v1, v2), gateway.admission), keys, loopback_only=loopback_only)
     if cors_origins:  # outside the guard: a browser asks for permission without its key
         guarded = CORSMiddleware(
             guarded,
@@ -183,13 +185,26 @@ def _v1(gateway: Gateway) -> APIRouter:
     return router
 
 
+def _v2(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/v2", route_class=StrictRoute, responses=_ERRORS)
+
+    @router.post("/rerank", summary="The same where Cohere's newer clients ask", response_model=RerankAnswer)
+    async def rerank_v2(request: RerankRequest) -> Response:
+        return _json(await gateway.rerank(request))
+
+    return router
+
+
 def _health(gateway: Gateway) -> APIRouter:
     router = APIRouter()
 
+    # Monitors and load balancers ask by HEAD, whose answer is that of GET without its body.
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", summary="This process is alive")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", summary="Model and index answer", response_model=Ready, responses={503: _ERRORS[503]})
     async def ready() -> Response:
         return _json(await gateway.ready())

@@ -14,7 +14,8 @@ Knows HTTP and schemas. Loads no model, no index, no Ray.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Literal, Required, Self, TypedDict, TypeVar, Unpack
@@ -38,6 +39,7 @@ from rayvec.serving.schemas import (
     Model,
     Models,
     Ready,
+    RerankAnswer,
     SearchAnswer,
     ServedIndex,
     WriteAnswer,
@@ -55,7 +57,10 @@ PAUSE_SECONDS = 0.2
 
 
 class ServiceError(Exception):
-    """The service refused or failed. `status` of HTTP, `code` and `param` as the service names them."""
+    """The service refused or failed. `status` of HTTP, `code` and `param` as the service names them.
+
+    Where it did not answer at all, the status is 0 and the code "no_connection", or "timeout".
+    """
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(f"{message} ({status} {code})")
@@ -67,11 +72,11 @@ class ServiceError(Exception):
 class SearchOptions(TypedDict, total=False):
     """What may be asked of a search beside its queries; `schemas.SearchRequest` tells what each does.
 
-    vectors: [queries, dim], instead of queries; like: ids of documents, instead of queries.
+    vectors: [queries, dim], or [dim] of one, instead of queries; like: ids of documents, or one, instead of queries.
     """
 
     vectors: npt.ArrayLike
-    like: Sequence[str]
+    like: str | Sequence[str]
     k: int
     mode: Mode
     instruction: str | None
@@ -108,8 +113,15 @@ def _search_body(query: str | Sequence[str] | None, options: SearchOptions) -> d
     if query is not None:
         body["query"] = query if isinstance(query, str) else list(query)
     if "vectors" in body:
-        body["vectors"] = np.asarray(body["vectors"], np.float32).tolist()
+        body["vectors"] = np.atleast_2d(np.asarray(body["vectors"], np.float32)).tolist()
+    if "like" in body:
+        body["like"] = list(_as_list(body["like"]))
     return body
+
+
+def _rerank_body(query: str, documents: Sequence[str], top_n: int | None, *, return_documents: bool) -> dict[str, Any]:
+    given = {} if top_n is None else {"top_n": top_n}
+    return {"query": query, "documents": list(documents), "return_documents": return_documents, **given}
 
 
 def _embed_bodies(texts: Sequence[str], model: str, options: EmbedOptions) -> list[dict[str, Any]]:
@@ -134,6 +146,19 @@ def _vectors(answers: Sequence[EmbeddingAnswer], count: int, dim: int) -> np.nda
     return np.frombuffer(b"".join(data), "<f4").reshape(count, dim).astype(np.float32)
 
 
+@contextlib.contextmanager
+def _lost(base_url: httpx.URL) -> Iterator[None]:
+    """Raise a ServiceError where no answer came."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        message = f"{base_url} did not answer in time ({type(error).__name__}); ask again, or give a longer timeout"
+        raise ServiceError(0, "timeout", message) from error
+    except httpx.TransportError as error:
+        message = f"{base_url} cannot be reached ({error}); check the address, and that the service runs"
+        raise ServiceError(0, "no_connection", message) from error
+
+
 def _read(response: httpx.Response, kind: type[A]) -> A:
     if response.is_success:
         return kind.model_validate_json(response.content)
@@ -146,7 +171,8 @@ def _read(response: httpx.Response, kind: type[A]) -> A:
 
 def _settings(base_url: str, api_key: str | None, timeout: float, retries: int) -> dict[str, Any]:
     return {
-        "base_url": base_url,
+        # As OpenAI's clients are given it, too: the paths here begin with it.
+        "base_url": base_url.rstrip("/").removesuffix("/v1"),
         "timeout": timeout,
         "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
         "transport": RetryTransport(
@@ -186,13 +212,20 @@ class Client:
         vectors = _vectors(answers, len(_as_list(texts)), options.get("dimensions") or model.dimensions)
         return vectors[0] if isinstance(texts, str) else vectors
 
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, return_documents: bool = False
+    ) -> RerankAnswer:
+        """Texts in the order of the service's reranker, by their places. Raises ServiceError."""
+        body = _rerank_body(query, documents, top_n, return_documents=return_documents)
+        return self._post("/v1/rerank", body, RerankAnswer)
+
     def document(self, id: str) -> DocumentAnswer:
         """One document by its id. Raises ServiceError, with status 404 where it is not there."""
-        return _read(self._http.get(f"/v1/documents/{quote(id, safe='')}"), DocumentAnswer)
+        return self._ask("GET", f"/v1/documents/{quote(id, safe='')}", DocumentAnswer)
 
     def map(self, limit: int = MAX_POINTS) -> MapAnswer:
         """A sample of the documents as points of a plane. Raises ServiceError."""
-        return _read(self._http.get("/v1/map", params={"limit": limit}), MapAnswer)
+        return self._ask("GET", "/v1/map", MapAnswer, params={"limit": limit})
 
     def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
         """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
@@ -202,22 +235,22 @@ class Client:
         """
         return self._post("/v1/documents", {"documents": list(documents), "wait": wait}, WriteAnswer)
 
-    def delete(self, ids: Sequence[str], *, wait: bool = False) -> WriteAnswer:
-        """Take documents out, by id; ids that are not there are told. Raises ServiceError."""
-        body = {"ids": list(ids), "wait": wait}
-        return _read(self._http.request("DELETE", "/v1/documents", json=body), WriteAnswer)
+    def delete(self, ids: str | Sequence[str], *, wait: bool = False) -> WriteAnswer:
+        """Take one document out or several, by id; ids that are not there are told. Raises ServiceError."""
+        body = {"ids": list(_as_list(ids)), "wait": wait}
+        return self._ask("DELETE", "/v1/documents", WriteAnswer, json=body)
 
     def indexes(self) -> list[ServedIndex]:
         """The index that is served: kind, columns, recall. Raises ServiceError."""
-        return _read(self._http.get("/v1/indexes"), Indexes).data
+        return self._ask("GET", "/v1/indexes", Indexes).data
 
     def model(self) -> Model:
         """The model that is served. Raises ServiceError."""
-        return _read(self._http.get("/v1/models"), Models).data[0]
+        return self._ask("GET", "/v1/models", Models).data[0]
 
     def ready(self) -> Ready:
         """What answers now. Raises ServiceError when a part does not."""
-        return _read(self._http.get("/ready"), Ready)
+        return self._ask("GET", "/ready", Ready)
 
     def close(self) -> None:
         """Close the connections."""
@@ -230,7 +263,12 @@ class Client:
         self.close()
 
     def _post(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
-        return _read(self._http.post(path, json=body), kind)
+        return self._ask("POST", path, kind, json=body)
+
+    def _ask(self, method: str, path: str, kind: type[A], **options: Any) -> A:
+        with _lost(self._http.base_url):
+            response = self._http.request(method, path, **options)
+        return _read(response, kind)
 
 
 class AsyncClient:
@@ -256,13 +294,20 @@ class AsyncClient:
         vectors = _vectors(answers, len(_as_list(texts)), options.get("dimensions") or model.dimensions)
         return vectors[0] if isinstance(texts, str) else vectors
 
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, return_documents: bool = False
+    ) -> RerankAnswer:
+        """Texts in the order of the service's reranker, by their places. Raises ServiceError."""
+        body = _rerank_body(query, documents, top_n, return_documents=return_documents)
+        return await self._post("/v1/rerank", body, RerankAnswer)
+
     async def document(self, id: str) -> DocumentAnswer:
         """One document by its id. Raises ServiceError, with status 404 where it is not there."""
-        return _read(await self._http.get(f"/v1/documents/{quote(id, safe='')}"), DocumentAnswer)
+        return await self._ask("GET", f"/v1/documents/{quote(id, safe='')}", DocumentAnswer)
 
     async def map(self, limit: int = MAX_POINTS) -> MapAnswer:
         """A sample of the documents as points of a plane. Raises ServiceError."""
-        return _read(await self._http.get("/v1/map", params={"limit": limit}), MapAnswer)
+        return await self._ask("GET", "/v1/map", MapAnswer, params={"limit": limit})
 
     async def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
         """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
@@ -272,22 +317,22 @@ class AsyncClient:
         """
         return await self._post("/v1/documents", {"documents": list(documents), "wait": wait}, WriteAnswer)
 
-    async def delete(self, ids: Sequence[str], *, wait: bool = False) -> WriteAnswer:
-        """Take documents out, by id; ids that are not there are told. Raises ServiceError."""
-        body = {"ids": list(ids), "wait": wait}
-        return _read(await self._http.request("DELETE", "/v1/documents", json=body), WriteAnswer)
+    async def delete(self, ids: str | Sequence[str], *, wait: bool = False) -> WriteAnswer:
+        """Take one document out or several, by id; ids that are not there are told. Raises ServiceError."""
+        body = {"ids": list(_as_list(ids)), "wait": wait}
+        return await self._ask("DELETE", "/v1/documents", WriteAnswer, json=body)
 
     async def indexes(self) -> list[ServedIndex]:
         """The index that is served: kind, columns, recall. Raises ServiceError."""
-        return _read(await self._http.get("/v1/indexes"), Indexes).data
+        return (await self._ask("GET", "/v1/indexes", Indexes)).data
 
     async def model(self) -> Model:
         """The model that is served. Raises ServiceError."""
-        return _read(await self._http.get("/v1/models"), Models).data[0]
+        return (await self._ask("GET", "/v1/models", Models)).data[0]
 
     async def ready(self) -> Ready:
         """What answers now. Raises ServiceError when a part does not."""
-        return _read(await self._http.get("/ready"), Ready)
+        return await self._ask("GET", "/ready", Ready)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -300,4 +345,9 @@ class AsyncClient:
         await self.close()
 
     async def _post(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
-        return _read(await self._http.post(path, json=body), kind)
+        return await self._ask("POST", path, kind, json=body)
+
+    async def _ask(self, method: str, path: str, kind: type[A], **options: Any) -> A:
+        with _lost(self._http.base_url):
+            response = await self._http.request(method, path, **options)
+        return _read(response, kind)

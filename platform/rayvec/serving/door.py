@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from starlette.middleware import Middleware
 
-from rayvec.serving.observer import PAST_SERVE
+from rayvec.serving.observer import PAST_SERVE, REQUEST_ID, is_usable_id
 from rayvec.serving.paths import path_of
 from rayvec.serving.problems import overloaded, stopping, to_response
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from rayvec.serving.admission import Admission
 
 #: Where work is asked for: what begins with these takes a place among the requests in flight.
-WORK = ("/v1/search", "/v1/embeddings", "/v1/rerank", "/v1/documents")
+WORK = ("/v1/search", "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v1/documents")
 
 #: What is answered until the process ends: it is alive, and is watched.
 ALWAYS = ("/health", "/metrics")
 #: Serve's own, which HAProxy asks; no path of ours begins so.
 SERVES = "/-/"
+_REQUEST_ID = REQUEST_ID.encode()
 #: Made once: a response leaves its own headers as they are.
 _STOPPING, _OVERLOADED = to_response(stopping()), to_response(overloaded())
 
@@ -82,11 +83,20 @@ class FrontDoor:
         app = self._app
         if scope["type"] == "http" and self._inside is not None:
             admission, interface = self._inside
+            scope = _without_unusable_id(scope)
             # From here to the door inside nothing waits, so what is refused here is refused there. (Below a prefix,
             # which Serve alone knows, only there.)
             if not scope["path"].startswith(SERVES) and refusal(admission, scope["path"]) is not None:
                 app, scope = interface, {**scope, PAST_SERVE: True}
         await app(scope, receive, send)
+
+
+def _without_unusable_id(scope: Scope) -> Scope:
+    """Serve would answer with whatever id a client gives: what cannot be one is taken away, and another is made."""
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID and not is_usable_id(value.decode("latin-1")):
+            return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != _REQUEST_ID]}
+    return scope
 
 
 def middlewares() -> list[Middleware]:

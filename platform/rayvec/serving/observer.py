@@ -26,7 +26,8 @@ REQUEST_ID = "x-request-id"
 KEY_ID = "rayvec.key_id"
 #: In the scope of what is answered before Serve has seen it.
 PAST_SERVE = "rayvec.past_serve"
-_USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Visible ASCII.
+_USABLE_ID = re.compile(r"[!-~]{1,128}")
 _NO_ANSWER = 499  # the client went away first
 
 
@@ -62,7 +63,7 @@ class Observer:
             return
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
-        request_id = given if _USABLE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        request_id = given if is_usable_id(given) else f"{random.getrandbits(128):032x}"
         names_it = not (self._echoed and request_id == given and PAST_SERVE not in scope)
         begin, status = time.perf_counter(), _NO_ANSWER
         stages: dict[str, float] = {}
@@ -109,6 +110,11 @@ class Observer:
             "key": scope.get(KEY_ID),
         }
         self._log.info(json.dumps(line))
+
+
+def is_usable_id(given: str) -> bool:
+    """Whether a request can go by the id that its client gave it."""
+    return _USABLE_ID.fullmatch(given) is not None
 
 
 def _milliseconds(seconds: float) -> float:

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 #: A hybrid search looks this much deeper in each ranking than it answers: a good hit may stand low in one of them.
 POOL_FACTOR = 4
-POOL_MINIMUM = 100
+#: And so deep, so that its order and scores stay when somewhat more hits are asked for: both follow from all it sees.
+POOLS = (200, 1_000, POOL_FACTOR * MAX_K)
 #: Where hits are dropped from what was found, the search is made again so much deeper, until there are enough.
 DEEPER = 4
 #: Rows that a ranking is asked for at most, which is what a hybrid search for MAX_K takes; FAISS makes room for all.
-DEEPEST = POOL_FACTOR * MAX_K
+DEEPEST = POOLS[-1]
 #: Rows of all queries together that a search for more hits goes through: as many as the largest request answers.
 ROWS_AT_MOST = MAX_QUERIES * MAX_K
 #: Pairs of a query and a document that one request may have reranked: a cross-encoder on a CPU scores some 50 a second.
@@ -193,7 +194,7 @@ def _rank(
     assert vectors_QD is not None, "only a lexical search goes without vectors"
     if options.mode == "dense":
         return index.dense(vectors_QD, k, selection), {}
-    pool = min(max(POOL_FACTOR * k, POOL_MINIMUM), DEEPEST, index.count)
+    pool = min(next((pool for pool in POOLS if pool >= POOL_FACTOR * k), DEEPEST), DEEPEST, index.count)
     lexical, dense = index.lexical(queries, pool, selection), index.dense(vectors_QD, pool, selection)
     parts = {"dense": dense, "lexical": lexical}
     if options.fusion == "rrf":

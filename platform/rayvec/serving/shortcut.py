@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 
 class Shortcut:
-    """Answers the routes of a router that have a body; what else there is goes to the framework's application."""
+    """Answers the routes of these routers that have a body; what else there is goes to the framework's application."""
 
-    def __init__(self, app: FastAPI, router: APIRouter) -> None:
+    def __init__(self, app: FastAPI, *routers: APIRouter) -> None:
         self._app = app
         self._handlers = {
             (method, route.path): route.get_route_handler()
+            for router in routers
             for route in router.routes
             if isinstance(route, StrictRoute) and route.body_field is not None
             for method in route.methods or ()

@@ -72,10 +72,21 @@ def test_models_lists_the_one_that_is_served(client: Client) -> None:
     assert (model["id"], model["dimensions"], model["max_input_tokens"]) == (MODEL, 64, 512)
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_monitors_may_ask_by_head(client: Client, path: str) -> None:
+    answer = client.ask("HEAD", path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+
+
+def test_one_vector_where_a_list_of_them_is_asked_for_is_told(client: Client) -> None:
+    error = client.post("/v1/search", vectors=[0.5] * 64).json()["error"]
+    assert "a list of vectors, and not one vector" in error["message"] and error["param"] == "vectors"
+
+
 def test_openapi_describes_every_route(client: Client) -> None:
     assert set(client.get("/openapi.json").json()["paths"]) == {
         "/v1/search", "/v1/embeddings", "/v1/models", "/v1/models/{id}", "/v1/documents", "/v1/documents/{id}",
-        "/v1/rerank", "/v1/indexes", "/v1/map", "/health", "/ready", "/metrics",
+        "/v1/rerank", "/v2/rerank", "/v1/indexes", "/v1/map", "/health", "/ready", "/metrics",
     }  # fmt: skip
 
 

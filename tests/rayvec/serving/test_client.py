@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.client import AsyncClient, Client, ServiceError, _vectors
 from rayvec.serving.schemas import Embedding, EmbeddingAnswer, Usage
 from rayvec.serving.security import Keys, new_key, parse_line
+from tests.served import free_port
 from tests.services import MODEL, listening, write_service_index
 from tests.services import Client as InProcess
 
@@ -94,6 +96,9 @@ def test_search_by_vectors_and_by_documents(address: str) -> None:
         assert document.text is not None
         by_vector = client.search(vectors=HashEncoder(64).encode([document.text]), k=3).results[0].hits
         alike = client.search(like=["doc-3"], k=2).results[0].hits
+        assert client.search(like="doc-3", k=2).results[0].hits == alike
+        one = client.embed(document.text)
+        assert client.search(vectors=one, k=3).results == client.search(vectors=[one], k=3).results
         assert len(client.map(limit=5).ids) == 5
         with pytest.raises(ServiceError, match="there is no document 'a/b'"):
             client.document("a/b")
@@ -153,7 +158,43 @@ def test_documents_are_written_and_the_index_is_listed_by_either_client(index: P
         with pytest.raises(ServiceError, match="it has line") as raised:
             client.upsert([{"id": "a", "text": "x", "payload": {"lime": 1}}])
         assert (client.delete(["a"], wait=True).deleted, raised.value.status) == (1, 422)
+        client.upsert([{"id": id_, "text": "badger"} for id_ in ("p", "1", "p1")])
+        assert client.delete("p1", wait=True).deleted == 1 and client.document("p").id == "p"
     service.close()
+
+
+def test_the_address_may_be_the_one_that_openai_s_clients_are_given(address: str) -> None:
+    with Client(f"{address}/v1/") as client:
+        assert client.model().id == MODEL
+
+
+def test_texts_are_reranked(index: Path) -> None:
+    service = InProcess(index, reranker="tests.rayvec.serving.test_search:shortest_first")
+    with listening(service.app) as address, Client(address) as client:
+        answer = client.rerank("q", ["bb", "a"], top_n=1, return_documents=True)
+    service.close()
+    (best,) = answer.results
+    assert best.document is not None and (best.index, best.document.text) == (1, "a")
+
+
+def test_a_service_that_is_not_there_is_told_as_any_other_error() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with Client(address, retries=0) as client, pytest.raises(ServiceError, match="check the address") as raised:
+        client.search("x")
+    assert (raised.value.status, raised.value.code) == (0, "no_connection")
+
+
+def test_an_answer_that_does_not_come_in_time_is_told_as_such() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        async def ask() -> None:
+            async with AsyncClient(address, timeout=0.1, retries=0) as client:
+                await client.ready()
+
+        with pytest.raises(ServiceError, match="did not answer in time") as raised:
+            asyncio.run(ask())
+    assert raised.value.code == "timeout"
 
 
 def test_the_key_goes_with_each_request(index: Path) -> None:

@@ -127,6 +127,27 @@ def test_where_serve_lets_us_stand_before_it_only_what_is_refused_passes_it_by(s
     assert through == ["/v1/embeddings", "/v1/embeddings", "/-/routes", "/"]
 
 
+def test_an_id_that_cannot_be_one_is_not_shown_to_serve_which_would_send_it_back(client: Client) -> None:
+    shown = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        shown.append(dict(scope["headers"]).get(b"x-request-id"))
+        await client.app(scope, receive, send)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(FrontDoor(serve))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            for given in ("a/b", "my id", "x" * 129):
+                await http.get("/health", headers={"x-request-id": given})
+
+    FrontDoor.stands_before(client.gateway.admission, client.app)
+    try:
+        client.runner.run(run())
+    finally:
+        FrontDoor._inside = None
+    assert shown == [b"a/b", None, None]
+
+
 def test_a_request_that_takes_too_long_is_given_up(slow: Client) -> None:
     (answer,) = together(slow, 1)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "timeout")

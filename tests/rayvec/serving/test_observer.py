@@ -51,9 +51,9 @@ def test_metrics_tell_of_a_newer_version_that_is_refused(tmp_path: Path) -> None
 
 
 def test_a_usable_request_id_is_kept_and_any_other_is_replaced(seen: Client) -> None:
-    kept = seen.get("/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"]
+    kept = seen.get("/health", headers={"x-request-id": "Root=1-a/b:c"}).headers["x-request-id"]
     replaced = {seen.get("/health", headers={"x-request-id": given}).headers["x-request-id"] for given in ("", "a b")}
-    assert kept == "abc-1" and len(replaced) == 2 and all(len(one) == 32 for one in replaced)
+    assert kept == "Root=1-a/b:c" and len(replaced) == 2 and all(len(one) == 32 for one in replaced)
 
 
 def test_under_serve_which_sends_a_usable_id_back_by_itself_it_is_not_sent_twice(index: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rayvec.errors import UserError
+from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.rerank import load_reranker
-from tests.artifacts import texts_for
+from tests.artifacts import texts_for, write_index
 from tests.services import COUNT, Client
 
 QUERY = "sort the list in place"
@@ -89,9 +90,6 @@ def test_of_hits_with_one_value_only_the_best_is_kept_and_k_are_found_all_the_sa
 
 def test_unique_by_looks_deeper_until_there_are_k(tmp_path: Path) -> None:
     # 12 documents near the query share one text; the others come far below them, and are looked for.
-    from rayvec.modeling.hash_encoder import HashEncoder
-    from tests.artifacts import write_index
-
     texts = [QUERY] * 12 + texts_for(8)
     encoder = HashEncoder(64)
     write_index(tmp_path, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder="hash:64")
@@ -106,9 +104,7 @@ def test_unique_by_looks_no_deeper_than_is_allowed_and_then_answers_fewer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     from rayvec.indexing.searcher import Index
-    from rayvec.modeling.hash_encoder import HashEncoder
     from rayvec.serving.search import Options, search_index
-    from tests.artifacts import write_index
 
     texts = [QUERY] * 60
     encoder = HashEncoder(64)
@@ -158,6 +154,21 @@ def test_reciprocal_ranks_and_weights_change_the_order_of_a_hybrid_search(client
     assert only_words[: len(lexical)] == lexical
 
 
+def test_a_hybrid_order_stays_when_more_hits_are_asked_for(tmp_path: Path) -> None:
+    """Words of which BM25 finds more documents than ten hits look through."""
+    texts = [f"{'table ' * (1 + row % 7)} {'read ' * (row % 5)} {row} {'x ' * (row % 11)}" for row in range(600)]
+    encoder = HashEncoder(64)
+    write_index(tmp_path, encoder.encode(texts), texts, made_by=encoder.fingerprint, encoder="hash:64")
+    client = Client(tmp_path)
+    few, more = (found(client, query="read table", k=k) for k in (10, 50))
+    assert [(hit["id"], hit["score"]) for hit in few] == [(hit["id"], hit["score"]) for hit in more[:10]]
+    client.close()
+
+
+def test_space_around_a_query_is_none_of_it(client: Client) -> None:
+    assert all(found(client, query=query) == found(client) for query in (f" {QUERY}", f"{QUERY}\n"))
+
+
 def test_a_reranker_orders_the_first_hits_and_leaves_the_rest(reranking: Client) -> None:
     before = found(reranking)
     after = found(reranking, rerank=5)
@@ -195,15 +206,20 @@ def test_what_the_service_does_not_have_is_refused_by_name(client: Client) -> No
 
 def test_texts_are_put_in_the_order_of_the_reranker(reranking: Client, client: Client) -> None:
     texts = ["three words long", "a", "bb", "c"]
-    best = reranking.post("/v1/rerank", query=QUERY, documents=texts, top_n=3, return_documents=True).json()
-    assert [(one["index"], one["relevance_score"], one["document"]["text"]) for one in best["results"]] == [
+    answer = reranking.post("/v1/rerank", query=QUERY, documents=texts, top_n=3, return_documents=True).json()
+    assert [(one["index"], one["relevance_score"], one["document"]["text"]) for one in answer["results"]] == [
         (1, -1.0, "a"), (3, -1.0, "c"), (2, -2.0, "bb")
     ]  # fmt: skip
+    older = [{"text": text} for text in texts]
+    extra = {"max_tokens_per_doc": 100, "max_chunks_per_doc": 1, "truncation": True, "rank_fields": ["text"]}
+    for path, asked in (("/v2/rerank", texts), ("/v1/rerank", older)):
+        same = reranking.post(path, query=QUERY, documents=asked, top_n=3, return_documents=True, model="m", **extra)
+        assert same.json() == answer
     without = client.post("/v1/rerank", query=QUERY, documents=texts)
     search = client.post("/v1/search", query=QUERY, rerank=3)
-    for answer, param in ((without, None), (search, "rerank")):
-        error = answer.json()["error"]
-        assert (answer.status_code, error["code"], error["param"]) == (422, "no_reranker", param)
+    for refusal, param in ((without, None), (search, "rerank")):
+        error = refusal.json()["error"]
+        assert (refusal.status_code, error["code"], error["param"]) == (422, "no_reranker", param)
 
 
 def test_a_reranker_that_fails_is_no_answer(index: Path) -> None:

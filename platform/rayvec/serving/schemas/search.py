@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from rayvec.indexing.filters import Filter, check
 from rayvec.serving.config import Fusion, Mode
@@ -105,6 +105,13 @@ class SearchRequest(Request):
         "in `coverage` and `missing_parts`; if false, answer 503",
     )
 
+    @field_validator("vectors", mode="before")
+    @classmethod
+    def _is_a_list_of_vectors(cls, vectors: Any) -> Any:
+        if isinstance(vectors, list) and vectors and isinstance(vectors[0], int | float):
+            raise ValueError("a list of vectors, and not one vector; write [[…]]")
+        return vectors
+
     @model_validator(mode="after")
     def _one_kind_of_query(self) -> Self:
         given = [name for name in ("query", "vectors", "like") if getattr(self, name) is not None]
@@ -139,7 +146,10 @@ class SearchRequest(Request):
         """The queries, or the ids that stand for them, as a list; an empty text for a vector."""
         if self.vectors is not None:
             return [""] * len(self.vectors)
-        return [self.query] if isinstance(self.query, str) else self.query or self.like or []
+        if self.query is None:
+            return self.like or []
+        # What stands around a query is of whoever typed or pasted it; to many encoders it would be another text.
+        return [query.strip() for query in ([self.query] if isinstance(self.query, str) else self.query)]
 
 
 #: Fields that are passed on as they were asked.
@@ -196,6 +206,9 @@ class SearchAnswer(Answer):
     missing_parts: list[int] = Field([], description="parts of the vectors that did not answer")
 
 
+_IGNORED = "accepted for such clients, and ignored"
+
+
 class RerankRequest(Request):
     """Texts to be put in order for a query, as Cohere's and Jina's clients ask for it."""
 
@@ -205,7 +218,20 @@ class RerankRequest(Request):
     documents: Annotated[list[Text], Field(min_length=1, max_length=MAX_RERANKED)]
     top_n: int | None = Field(None, ge=1, le=MAX_RERANKED, description="how many are answered; all by default")
     return_documents: bool = Field(False, description="whether the texts come back too")
-    model: str | None = Field(None, max_length=256, description="accepted for such clients, and ignored")
+    model: str | None = Field(None, max_length=256, description=_IGNORED)
+    max_tokens_per_doc: int | None = Field(None, description=_IGNORED)
+    max_chunks_per_doc: int | None = Field(None, description=_IGNORED)
+    truncation: bool | None = Field(None, description=_IGNORED)
+    rank_fields: list[Text] | None = Field(None, max_length=MAX_RERANKED, description=_IGNORED)
+    priority: int | None = Field(None, description=_IGNORED)
+
+    @field_validator("documents", mode="before")
+    @classmethod
+    def _texts(cls, documents: Any) -> Any:
+        """Of objects, as the older clients send them, the text."""
+        if not isinstance(documents, list):
+            return documents
+        return [one["text"] if isinstance(one, dict) and "text" in one else one for one in documents]
 
 
 class RerankedText(Answer):
