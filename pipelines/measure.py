@@ -91,7 +91,7 @@ def measure(config: MeasureConfig) -> Report:
     with _workers(config) as pool:
         rankings, ids = _rank(config, task, encoder, pool)
     per_query = _evaluate(task, rankings, ids)
-    report = _report(config, task, encoder, per_query, len(ids), time.monotonic() - started)
+    report = _report(config, task, encoder, per_query, ids, time.monotonic() - started)
     _write(config, task, per_query, report)
     return report
 
@@ -324,19 +324,23 @@ def _report(
     task: Task,
     encoder: Encoder | None,
     per_query: dict[str, PerQuery],
-    documents: int,
+    ids: list[str],
     seconds: float,
 ) -> Report:
     from rayvec.evaluation.retrieval import estimates
 
+    there = set(ids)
+    relevant = [{id_ for id_, score in task.qrels[query].items() if score > 0} for query in task.query_ids]
     systems = {name: estimates(values) for name, values in per_query.items()}
     return {
         "data": task.name,
         "split": config.split,
-        "documents": documents,
+        "documents": len(ids),
         "queries": len(task.query_ids),
         "documents_left_out": dict(task.corpus.left_out),
         "queries_missing": task.queries_missing,
+        "relevant_missing": len(set().union(*relevant) - there),
+        "queries_without_relevant": sum(there.isdisjoint(some) for some in relevant),
         "encoder": None if encoder is None else config.encoder,
         "fingerprint": None if encoder is None else encoder.fingerprint.short,
         "settings": config.model_dump(mode="json", include=_SETTINGS),
@@ -372,10 +376,15 @@ def render(report: Report) -> str:
         for pair in report["comparisons"]
         if pair["metric"] == MAIN_METRIC
     ]
-    missing = report["queries_missing"]
+    missing, lost, unanswerable = (
+        report[name] for name in ("queries_missing", "relevant_missing", "queries_without_relevant")
+    )
     notes = [
         left_out_note(report["documents_left_out"]),
         f"left out of the queries: {missing:,}, judged and not there" if missing else "",
+        f"relevant and not in the corpus: {lost:,} documents; queries left without one: {unanswerable:,}"
+        if lost
+        else "",
     ]
     return "\n".join([head, *filter(None, notes), "", table(systems), "", *lines])
 

@@ -31,3 +31,12 @@ def name_of(uri: str | Path) -> str:
 def absolute(uri: str | Path) -> str:
     """The same place, whatever folder a worker runs in: local paths become absolute, other URIs stay."""
     return str(local_path(uri).absolute()) if is_local(uri) else str(uri)
+
+
+def in_ascii(uri: str | Path) -> str:
+    r"""A place as it can be told where there are no other letters: Ray's metrics end a run that gives them some.
+
+    >>> in_ascii("runs/März")
+    'runs/M\\xe4rz'
+    """
+    return str(uri).encode("ascii", "backslashreplace").decode()

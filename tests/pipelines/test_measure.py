@@ -148,12 +148,16 @@ def test_what_is_left_out_is_told_beside_the_table(folder: Path, tmp_path: Path)
         return record if place % 5 else {**record, "text": ["not", "a", "text"]}
 
     odd = copied(folder, tmp_path / "odd", broken)
-    (odd / "qrels/test.tsv").write_text((odd / "qrels/test.tsv").read_text() + "nobody\td0-1\t1\n")
+    judged = (odd / "qrels/test.tsv").read_text().replace("q5\td5", "q5\tgone") + "nobody\td0-1\t1\n"
+    (odd / "qrels/test.tsv").write_text(judged)
     report = run(odd, tmp_path / "r.json")
     note = "left out of the corpus: 6 bad_value, the text or the title is neither a string nor a number"
     assert note in render(report).splitlines()
     assert "left out of the queries: 1, judged and not there" in render(report).splitlines()
-    assert "left out" not in render(run(folder, tmp_path / "r.json"))
+    lost = "relevant and not in the corpus: 10 documents; queries left without one: 1"
+    assert lost in render(report).splitlines()
+    clean = render(run(folder, tmp_path / "r.json"))
+    assert "left out" not in clean and "not in the corpus" not in clean
 
 
 @pytest.mark.parametrize("systems", [("dense",), ("lexical",)])

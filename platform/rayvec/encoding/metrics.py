@@ -10,12 +10,14 @@ from ray.util.metrics import Counter, Gauge
 
 from rayvec.encoding.sink import Record
 from rayvec.encoding.spent import STEPS, Spent
+from rayvec.uris import in_ascii
 
 
 class RunMetrics:
     """Counters of one run. Ray must be running."""
 
     def __init__(self, output: str, units: int, done: int) -> None:
+        output = in_ascii(output)
         self._units, self._done = units, done
         self._records = self._counter("records", "Records of the input, by what became of them", "outcome", output)
         self._quarantined = self._counter("quarantined", "Records quarantined, by reason", "reason", output)

@@ -153,11 +153,12 @@ def read_qrels(uri: str) -> dict[str, dict[str, int]]:
             continue  # a blank line; the header
         if len(fields) not in (3, 4) or not _is_whole(fields[-1]):
             raise UserError(f"{uri}, line {number}: needs query-id, corpus-id and a whole number, separated by tabs")
-        qrels.setdefault(fields[0], {})[fields[-2]] = int(fields[-1])
+        qrels.setdefault(fields[0], {})[fields[-2]] = int(float(fields[-1]))
     if not qrels:
         raise UserError(f"{uri} holds no judgements")
     return qrels
 
 
 def _is_whole(text: str) -> bool:
-    return re.fullmatch(r"-?\d{1,9}", text.strip()) is not None
+    """Whether it is a whole number, perhaps as pandas writes one beside numbers that are missing: 1.0."""
+    return re.fullmatch(r"-?\d{1,9}(\.0*)?", text.strip()) is not None

@@ -7,6 +7,7 @@ Shapes: Q queries, K results a query, N texts.
 
 from __future__ import annotations
 
+import logging
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,8 +96,7 @@ class Lexical:
 
         average: the length of a text that scores are normalised by; that of these texts by default.
         """
-        import bm25s
-
+        bm25s = _bm25s()
         vocabulary: dict[str, int] = {}
         ids = [row for each in bags for row in each.rows(vocabulary)]
         if not ids:
@@ -154,12 +154,19 @@ class Lexical:
     @classmethod
     def load(cls, folder: Path) -> Lexical:
         """Read what `save` wrote; the arrays are memory-mapped, so that processes share them."""
-        import bm25s
-
+        bm25s = _bm25s()
         settings = _settings(folder)
         bm25 = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
         lengths = np.load(folder / LENGTHS, mmap_mode="r", allow_pickle=False)
         return cls(bm25, Terms(settings["stemmer"]), float(settings["average"]), lengths)
+
+
+def _bm25s() -> Any:
+    """The library, which tells every step by default."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 def average_length(folder: Path) -> float:

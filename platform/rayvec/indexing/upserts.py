@@ -9,6 +9,7 @@ is made of them.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,9 @@ def read_ids(given: str | Sequence[str]) -> pa.Array:
     if not given:
         return pa.array([], pa.string())
     try:
-        text = pa.array([storage.read_bytes(given)], pa.large_binary()).cast(pa.large_string())
+        text = pa.array([storage.read_bytes(given).removeprefix(codecs.BOM_UTF8)], pa.large_binary()).cast(
+            pa.large_string()
+        )
     except FileNotFoundError:
         raise UserError(f"delete = {given}: there is no such file; give a text file of ids, one a line") from None
     except pa.ArrowInvalid:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ray.util.metrics import Gauge
 
 from rayvec.training.loop import Progress
+from rayvec.uris import in_ascii
 
 GAUGES = {
     "loss": "Mean loss of the steps since the line before",
@@ -25,7 +26,7 @@ class RunMetrics:
     def __init__(self, output: str) -> None:
         self._gauges = {name: Gauge(f"rayvec_train_{name}", told, ("output",)) for name, told in GAUGES.items()}
         for gauge in self._gauges.values():
-            gauge.set_default_tags({"output": output})
+            gauge.set_default_tags({"output": in_ascii(output)})
 
     def set(self, progress: Progress) -> None:
         """The numbers of a logged line."""

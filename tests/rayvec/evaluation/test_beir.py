@@ -89,7 +89,15 @@ def test_ids_that_do_not_meet_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["query-id\tcorpus-id\tscore\nq\td\t2\n", "q\td\t2", "q 0 d 2\n", "q\t0\td\t2\r\n", "\ufeffq\td\t2\n\n"]
+    "text",
+    [
+        "query-id\tcorpus-id\tscore\nq\td\t2\n",
+        "q\td\t2",
+        "q 0 d 2\n",
+        "q\t0\td\t2\r\n",
+        "\ufeffq\td\t2\n\n",
+        "q\td\t2.0\n",
+    ],
 )
 def test_judgements_in_the_usual_forms(tmp_path: Path, text: str) -> None:
     (tmp_path / "q.tsv").write_text(text, newline="")

@@ -53,6 +53,8 @@ def test_ids_of_parts_name_each_document_once_and_the_last_row_counts(tmp_path: 
 def test_ids_are_the_lines_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes("eins\r\n zwei \n\nüber\neins".encode())
     assert read_ids(str(tmp_path / "ids")).to_pylist() == ["eins", " zwei ", "über"]
+    (tmp_path / "marked").write_text("3\r\n4\r\n", encoding="utf-8-sig", newline="")
+    assert read_ids(str(tmp_path / "marked")).to_pylist() == ["3", "4"]
     assert read_ids(("a", "b", "a")).to_pylist() == ["a", "b"]
     assert len(read_ids("")) == len(read_ids(())) == 0
 
