@@ -56,6 +56,7 @@ OPERATIONS = [
         ("GET", "/v1/map", 20),
         ("GET", "/v1/models/{id}", 20),
         ("POST", "/v1/rerank", 20),
+        ("POST", "/v2/rerank", 20),
         ("GET", "/v1/documents/{id}", 20),
     ),
     *(("GET", "/health", 60), ("GET", "/ready", 60), ("GET", "/metrics", 60)),
