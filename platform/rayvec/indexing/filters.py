@@ -247,7 +247,8 @@ def _number(name: str, value: Value | None, kind: pa.DataType) -> Decimal | None
     if not isinstance(value, int | float) and not (is_decimal and isinstance(value, str)):
         return None
     try:
-        number = Decimal(str(value))
+        # Among decimals a float is what is written; among whole numbers what it holds.
+        number = Decimal(str(value) if is_decimal else value)
     except InvalidOperation:
         number = Decimal("NaN")
     if not number.is_finite():

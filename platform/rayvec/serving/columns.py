@@ -7,9 +7,9 @@ guessed: text is no number, a number is no text. Knows Arrow types. Knows no ind
 from __future__ import annotations
 
 import base64
-from decimal import Decimal
 import binascii
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     for row, value in enumerate(values):
         try:
             found.append(pa.scalar(_converted(value, kind), kind))
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError, binascii.Error):
+        except (pa.ArrowException, ArithmeticError, UnicodeEncodeError, binascii.Error):
             raise MisfitError(row, f"{_shown(value)} is none of its values") from None
         except ValueError as error:
             raise MisfitError(row, str(error)) from None

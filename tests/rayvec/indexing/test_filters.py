@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,10 @@ ROWS: dict[str, pa.Array] = {
     # About 2^53, above which a float stands for several whole numbers.
     "ts_ns": pa.array([2**53 - 1, 2**53, 2**53 + 1, None], pa.int64()),
     "stamps": pa.array([[2**53 + 1], [2**53], [], None], pa.list_(pa.int64())),
+    "price": pa.array([*map(Decimal, ("9.99", "10.00", "10.01")), None], pa.decimal128(4, 2)),
+    "noon": pa.array([datetime.time(hour) for hour in (1, 11, 12, 13)], pa.time64("us")),
+    "naive": pa.array([datetime.datetime(2024, 1, day) for day in (1, 5, 6, 7)], pa.timestamp("us")),
+    "zoned": pa.array([datetime.datetime(2024, 1, day) for day in (1, 5, 6, 7)], pa.timestamp("ns", "UTC")),
     "large": pa.array([0, 2**63, 2**64 - 1, None], pa.uint64()),
 }
 
@@ -56,6 +61,19 @@ def passing(filter_: Any) -> list[int]:
         ({"field": "year", "gte": 2023.5, "lt": 2024.5}, [1]),
         ({"field": "year", "lte": 2024.5, "ne": 2019.0}, [1]),
         ({"field": "year", "lt": 1e300, "gt": -1e300}, [0, 1, 2]),
+        ({"field": "year", "lt": 2**40, "gte": -(2**40)}, [0, 1, 2]),
+        ({"field": "year", "gt": 2**40}, []),
+        ({"field": "large", "gte": -1}, [0, 1, 2]),
+        ({"field": "year", "in": [2**40, 2024]}, [1]),
+        ({"field": "price", "lt": 10}, [0]),
+        ({"field": "price", "lte": 10.005, "ne": "9.99"}, [1]),
+        ({"field": "price", "gt": 10.005}, [2]),
+        ({"field": "price", "gte": "10.00"}, [1, 2]),
+        ({"field": "price", "in": [10, 10.01, 10.011, 1e9]}, [1, 2]),
+        ({"field": "price", "lt": 1e9}, [0, 1, 2]),
+        ({"field": "noon", "gte": "11:00", "lt": "12:30:00"}, [1, 2]),
+        ({"field": "naive", "gte": "2024-01-05", "lt": "2024-01-06T12:00"}, [1, 2]),
+        ({"field": "zoned", "gt": "2024-01-05T01:00:00+01:00"}, [2, 3]),
         ({"or": [{"field": "year", "gte": 1e300}, {"field": "year", "lte": -1e300}]}, []),
         ({"field": "ts_ns", "eq": 2.0**53}, [1]),
         ({"field": "ts_ns", "eq": 2**53 + 1}, [2]),
@@ -99,7 +117,11 @@ def test_documents_that_pass(filter_: Any, rows: list[int]) -> None:
         ({"field": "nope", "eq": 1}, "unknown column"),
         ({"field": "year", "eq": "2024"}, "year is a column of int32"),
         ({"field": "year", "eq": True}, "year is a column of int32, and cannot be compared with true$"),
-        ({"field": "year", "gt": 2**40}, "none of its values"),
+        ({"field": "price", "lt": "cheap"}, '"cheap" is none of its values'),
+        ({"field": "price", "lt": True}, "cannot be compared with true"),
+        ({"field": "noon", "lt": "late"}, '"late" is none of its values'),
+        ({"field": "zoned", "lt": "2024-01-05"}, "write it as 2024-01-31T00:00:00Z"),
+        ({"field": "naive", "lt": "2024-01-05T00:00:00Z"}, "write it as 2024-01-31T00:00:00$"),
         ({"field": "tags", "gt": "a"}, "no order"),
         ({"field": "seen", "gt": "tomorrow"}, "none of its values"),
     ],

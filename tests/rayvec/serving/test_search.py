@@ -206,8 +206,8 @@ def test_what_the_service_does_not_have_is_refused_by_name(client: Client) -> No
 
 def test_texts_are_put_in_the_order_of_the_reranker(reranking: Client, client: Client) -> None:
     texts = ["three words long", "a", "bb", "c"]
-    answer = reranking.post("/v1/rerank", query=QUERY, documents=texts, top_n=3, return_documents=True).json()
-    assert [(one["index"], one["relevance_score"], one["document"]["text"]) for one in answer["results"]] == [
+    best = reranking.post("/v1/rerank", query=QUERY, documents=texts, top_n=3, return_documents=True).json()
+    assert [(one["index"], one["relevance_score"], one["document"]["text"]) for one in best["results"]] == [
         (1, -1.0, "a"), (3, -1.0, "c"), (2, -2.0, "bb")
     ]  # fmt: skip
     older = [{"text": text} for text in texts]
