@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +43,8 @@ def compact(config: CompactConfig) -> Report:
     versions.current(config.index)
     seconds: dict[str, float] = {}
     with drafts.new_version(config.index) as draft:
+        from rayvec.indexing.documents import columns_in
+        from rayvec.indexing.searcher import DOCUMENTS
         from rayvec.indexing.segments import names_of_sources
 
         folder = versions.version_folder(config.index)
@@ -49,7 +52,7 @@ def compact(config: CompactConfig) -> Report:
         if len(manifest["segments"]) == 1 and not manifest["dropped"]:
             return _report(config, manifest, before, seconds)
         sources, left_out = sources_of(folder, manifest)
-        corpus = corpus_over(folder, sources, left_out)
+        corpus = replace(corpus_over(folder, sources, left_out), columns=columns_in(folder / DOCUMENTS))
         assert corpus.count == manifest["count"], (corpus.count, manifest["count"])
         sys.stderr.write(f"index: {corpus.count:,} documents of {len(sources)} embeddings\n")
         with ray_session():

@@ -203,6 +203,13 @@ def build_version(
         proof = build.prove(corpus, entries, draft.folder, sample, config.recall_target, config.seed, asked)
     if config.latency_ms is not None and proof["latency_ms"]["p50"] > config.latency_ms:
         _say(f"a query takes {proof['latency_ms']['p50']:.3g} ms here, over latency_ms = {config.latency_ms:g}")
+    kept = proof.get("recall_of_reduction")
+    if kept is not None and kept < config.recall_target:
+        _say(
+            f"warning: {corpus.dim_index} of {corpus.dim} dimensions find only {kept:.0%} of what all find (recall@10 "
+            f"{kept:.2f}, under recall_target = {config.recall_target:g}); set more dimensions, or leave them all: "
+            "recall@10_in_dimensions of the report has what each number of them keeps"
+        )
     if corpus.projection:
         with timed(seconds, "dimensions"):
             proof["fewer_dimensions"] = _fewer_dimensions(config, corpus, axes)

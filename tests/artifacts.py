@@ -87,10 +87,12 @@ def write_embeddings(
     drop: str = "",
     first_row: int = 0,
     made_by: Fingerprint | None = None,
+    extra: Mapping[str, pa.Array] | None = None,
 ) -> Path:
     """An embeddings folder in the layout of rayvec.data.embeddings; ids are doc-0, doc-1, … unless they are given.
 
-    parents: the documents that the rows are windows of; drop: a column to leave out; first_row: what titles count from.
+    parents: the documents that the rows are windows of; drop: a column to leave out; first_row: what titles count from;
+    extra: payload columns beside `line`.
     """
     bounds = np.linspace(0, len(vectors), parts + 1).astype(int)
     entries = []
@@ -102,6 +104,8 @@ def write_embeddings(
             table = table.append_column(PARENT_ID, pa.array(parents[start:stop], pa.string()))
         if drop:
             table = table.drop_columns([drop])
+        for name, values in (extra or {}).items():
+            table = table.append_column(name, values[start:stop])
         pq.write_table(
             table, buffer, row_group_size=row_group, write_page_checksum=True, use_dictionary=False, compression="none"
         )
@@ -110,6 +114,7 @@ def write_embeddings(
         storage.write_bytes(uris.join(folder, name), buffer.getvalue())
         entries.append({"unit": f"{number:05d}", "file": name, "rows": int(stop - start), "bytes": buffer.tell(), "sha256": digest})  # fmt: skip  # noqa: E501
     payload = [name for name in ("line", PARENT_ID) if name != drop and (name == "line" or parents is not None)]
+    payload += extra or {}
     made_by = made_by or fingerprint(int(vectors.shape[1]), weights)
     manifest = {
         "format": "rayvec.embeddings/1", "version": 1, "count": len(vectors), "dim": int(vectors.shape[1]),

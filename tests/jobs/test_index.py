@@ -114,6 +114,7 @@ def test_ids_are_deleted_without_a_cluster(two: Path, tmp_path: Path) -> None:
         (["--version", "v1"], 2, "--version goes with --rollback DIR"),
         (["--compare", "INDEX", "v1", "v7"], 2, "there are: v1, v2"),
         (["--verify", "DAMAGED"], 7, "shard-00000.faiss"),
+        (["--verify", "OTHER"], 2, "holds embeddings, not an index"),
         (["--recipe", "hash.update", "--set", "index=INDEX", "--set", "embeddings=OTHER"], 3, "weights"),
     ],
 )

@@ -74,10 +74,12 @@ def test_a_graph_is_searched_as_wide_as_the_target_asks(embeddings: Path, tmp_pa
 
 
 def test_pca_is_fitted_over_all_parts_and_proved_against_the_full_vectors(
-    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reducing, "SAMPLES_A_DIMENSION", COUNT)
     report = index(config(embeddings, tmp_path, dimensions=16))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("index: warning: ")]
+    assert len(told) == 1 and "16 of 32 dimensions" in told[0] and "set more dimensions" in told[0]
     opened = Index.open(tmp_path, threads=1)
     assert (opened.dim, report["dimensions"]) == (DIM, 16)
     _, _, directions = np.linalg.svd(VECTORS, full_matrices=False)

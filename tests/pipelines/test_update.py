@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -281,10 +282,78 @@ def test_binary_embeddings_are_not_put_beside_floats(model: Model) -> None:
         model.upsert(["new-1"], dtype="binary")
 
 
-@pytest.mark.parametrize(("changes", "says"), [({"drop": "line"}, "'line'"), ({"drop": "title"}, "'title'")])
-def test_a_missing_column_is_refused_by_name(model: Model, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=f"a column {says}, and the new embeddings have none"):
-        model.upsert(["new-1"], **changes)
+@pytest.mark.parametrize("column", ["line", "title"])
+def test_a_column_that_new_documents_lack_is_null_there(model: Model, column: str) -> None:
+    assert model.upsert(["new-1", "doc-2"], drop=column)["added"] == 1
+    documents = Index.open(model.index).documents([COUNT, COUNT + 1], ["id", column])
+    assert documents == [{"id": "new-1", column: None}, {"id": "doc-2", column: None}]
+    check(model)
+
+
+def test_texts_that_new_documents_lack_are_asked_for(model: Model) -> None:
+    with pytest.raises(UserError, match="a column 'text', and the new embeddings have none; embed with keep_text=true"):
+        model.upsert(["new-1"], drop="text")
+
+
+def test_a_column_that_the_index_lacks_is_refused_with_the_cure(model: Model) -> None:
+    told = r"a column 'price', and the index's documents have none; embed without it .*source\.payload.*a new index"
+    with pytest.raises(UserError, match=told):
+        model.upsert(["new-1"], extra={"price": pa.array([1.5])})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "values"),
+    [
+        (pa.float64(), pa.array([3, None]), [3.0, None]),
+        (pa.list_(pa.int32()), pa.nulls(2, pa.string()), [None, None]),
+        (pa.timestamp("us"), pa.array([1000, None], pa.timestamp("ns")), [datetime(1970, 1, 1, 0, 0, 0, 1), None]),
+    ],
+    ids=["numbers", "nulls", "times"],
+)
+def test_values_become_those_of_the_indexs_type_and_stay_so(
+    tmp_path: Path, old: pa.DataType, new: pa.Array, values: list[Any]
+) -> None:
+    model = Model(tmp_path)
+    base = model.batch(["old-1", "old-2"], VECTORS[:2], ["one", "two"], extra={"price": pa.nulls(2, old)})
+    index(IndexConfig(embeddings=str(base), output=str(model.index), lexical_columns=("text", "price")))
+    model.upsert(["new-1", "new-2"], extra={"price": new})
+    opened = Index.open(model.index)
+    assert [row["price"] for row in opened.documents(range(4), ["price"])] == [None, None, *values]
+    model.delete(["old-1", "old-2"])  # only embeddings of another type are left
+    compact(CompactConfig(index=str(model.index)))
+    opened = Index.open(model.index)
+    assert opened.column_types()["price"] == old
+    assert [row["price"] for row in opened.documents([0, 1], ["price"])] == values
+
+
+def test_a_value_that_the_index_cannot_hold_is_refused_wherever_it_stands(model: Model) -> None:
+    count = 30
+    lines = pa.array([*map(float, range(count - 1)), 2.5])
+    told = r"column 'line' is int32 in the index and double in the new embeddings, and 2\.5 cannot .*source\.payload"
+    with pytest.raises(UserError, match=told):
+        model.upsert([f"new-{i}" for i in range(count)], drop="line", extra={"line": lines})
+    assert versions.list_versions(model.index) == ["v1"]
+
+
+def test_a_service_writes_beside_values_that_were_of_another_type(tmp_path: Path) -> None:
+    encoder = HashEncoder(dim=16)
+    work = work_of(EMBEDDED, "hash:16", encoder.fingerprint)
+
+    def embedded(name: str, price: pa.Array) -> str:
+        table = pa.table([[name], [None], [f"a text of {name}"], price], names=["id", "title", "text", "price"])
+        table = table.cast(pa.schema([*DOCUMENT, pa.field("price", price.type)]))
+        return publish_part(tmp_path / name, embed(work, table, encoder, encoder)[0], work, EMBEDDED).uri
+
+    output = str(tmp_path / "index")
+    index(IndexConfig(embeddings=embedded("old", pa.array([1.5])), output=output))
+    update(UpdateConfig(index=output, embeddings=embedded("new", pa.array([3]))))
+    writer = Committer(output, work, settings_of(output), encoder, encoder)
+    same = Document(id="new", text="a text of new", payload={"price": 3})
+    [written] = writer.commit([Change((same, Document(id="more", text="more", payload={"price": 4})), ())])
+    assert isinstance(written, Written) and (written.unchanged, written.added) == (1, 1)
+    compact(CompactConfig(index=output))
+    documents = Index.open(output).documents(range(3), ["id", "price"])
+    assert {row["id"]: row["price"] for row in documents} == {"old": 1.5, "new": 3.0, "more": 4.0}
 
 
 def test_a_damaged_part_is_refused_and_nothing_is_left(model: Model, tmp_path: Path) -> None:

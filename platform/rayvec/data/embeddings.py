@@ -56,6 +56,8 @@ class EmbeddingsDataset:
         try:
             manifest = storage.read_json(manifest_uri(uri, name))
         except FileNotFoundError:
+            if storage.exists(uris.join(uri, "versions", f"v{name}", "manifest.json")):
+                raise UserError(f"{uri} holds an index, not embeddings; give the output of jobs.embed") from None
             raise UserError(f"{uri} has no version v{name}; it is named {CURRENT} or was asked for") from None
         if manifest.get("format") != FORMAT:
             raise VerificationError(f"{uri} is of format {manifest.get('format')!r}; this version reads {FORMAT!r}")

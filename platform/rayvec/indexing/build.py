@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rayvec.errors import UserError
 from rayvec.indexing import documents, proof, tasks
-from rayvec.indexing.corpus import PASSES, Corpus, holding, schema_of, take
+from rayvec.indexing.corpus import PASSES, Corpus, holding, read_documents, schema_of, take
 from rayvec.indexing.estimate import Estimate, estimate, measure_rate
 from rayvec.indexing.lexical import Bag, Lexical, bag
 from rayvec.indexing.ranking import Ranking, Rows, best
@@ -30,9 +29,7 @@ from rayvec.indexing.tasks import Clock
 from rayvec.indexing.vectors import (
     Vectors,
     read_rows,
-    read_slice,
     sample_rows,
-    slices,
 )
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
@@ -146,14 +143,7 @@ def write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
 
 def _write_documents(corpus: Corpus, payload: Sequence[str], path: Path) -> int:
     schema = schema_of(corpus, [ID, TITLE, TEXT, *payload])
-    batches = (
-        pa.RecordBatch.from_arrays(
-            [batch.column(name).cast(schema.field(name).type) for name in schema.names], schema=schema
-        )
-        for piece in slices(corpus.parts, 0, corpus.count)
-        for batch in read_slice(piece, schema.names)
-    )
-    return documents.write(batches, schema, corpus.count, path)
+    return documents.write(read_documents(corpus, 0, corpus.count, schema), schema, corpus.count, path)
 
 
 def write_lexical(
@@ -197,11 +187,10 @@ def _write_lexical(bags: list[Bag], folder: Path, average: float | None) -> int:
 
 
 def _texts(corpus: Corpus, names: Sequence[str], start: int, stop: int) -> Iterator[str]:
-    for piece in slices(corpus.parts, start, stop):
-        for batch in read_slice(piece, names):
-            columns = [batch.column(name).to_pylist() for name in names]
-            for values in zip(*columns, strict=True):
-                yield "\n".join(str(value) for value in values if value is not None)
+    for batch in read_documents(corpus, start, stop, schema_of(corpus, names)):
+        columns = [batch.column(name).to_pylist() for name in names]
+        for values in zip(*columns, strict=True):
+            yield "\n".join(str(value) for value in values if value is not None)
 
 
 def truth(corpus: Corpus, queries: Vectors) -> Ranking:

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.indexing import tasks
+from rayvec.indexing.fitting import fit
 from rayvec.indexing.pca import Projection
 from rayvec.indexing.ranking import Rows
-from rayvec.indexing.vectors import Part, Vectors, check_part, parts_of, read_rows, read_vectors, slices
+from rayvec.indexing.vectors import Part, Vectors, check_part, parts_of, read_rows, read_slice, read_vectors, slices
 
 #: Tasks that a pass over the parts is cut into. A constant, not the cluster's size: sums come out the same everywhere.
 PASSES = 32
@@ -26,12 +27,16 @@ PASSES = 32
 
 @dataclass(frozen=True)
 class Corpus:
-    """The vectors to be indexed: the parts in order, and what is done to each vector on the way."""
+    """The vectors to be indexed: the parts in order, and what is done to each vector on the way.
+
+    columns: of documents that the parts' are brought to, in name and type; as the first part has them where None.
+    """
 
     parts: tuple[Part, ...]
     dim: int
     normalize: bool
     projection: Projection | None = None
+    columns: pa.Schema | None = None
 
     @classmethod
     def of(cls, dataset: EmbeddingsDataset) -> Corpus:
@@ -91,12 +96,19 @@ def holding(corpus: Corpus, rows: Rows) -> Iterator[Part]:
 
 
 def schema_of(corpus: Corpus, names: Sequence[str]) -> pa.Schema:
-    """Those of the columns that the parts hold, with their types."""
+    """Those of the columns that the documents have, with their types."""
     fs, path = storage.filesystem(corpus.parts[0].uri)
-    found = pq.read_schema(path, filesystem=fs)
-    return pa.schema([found.field(name) for name in names if name in found.names])
+    fields = {field.name: field for field in [*pq.read_schema(path, filesystem=fs), *(corpus.columns or ())]}
+    return pa.schema([fields[name] for name in names if name in fields])
 
 
 def columns_of(corpus: Corpus, names: Sequence[str]) -> dict[str, str]:
-    """The Arrow types of those of the columns that the parts hold."""
+    """The Arrow types of those of the columns that the documents have."""
     return {field.name: str(field.type) for field in schema_of(corpus, names)}
+
+
+def read_documents(corpus: Corpus, start: int, stop: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The columns of the schema of rows [start, stop), in batches; null where a part has none."""
+    for piece in slices(corpus.parts, start, stop):
+        for batch in read_slice(piece, schema.names):
+            yield fit(batch, schema)

@@ -50,9 +50,9 @@ def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, count: int, pat
     return written + rest.num_rows
 
 
-def column_types(path: Path) -> dict[str, str]:
-    """The columns of a file of documents, with their Arrow types."""
-    return {field.name: str(field.type) for field in pq.read_schema(path, memory_map=True)}
+def columns_in(path: Path) -> pa.Schema:
+    """The columns of a file of documents."""
+    return pq.read_schema(path, memory_map=True).remove_metadata()
 
 
 class Documents:

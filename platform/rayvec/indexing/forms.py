@@ -190,7 +190,7 @@ def check_shape(spec: Spec, count: int, dim: int) -> None:
     if spec.centroids > count:
         raise UserError(
             f"{name} needs at least {spec.centroids} vectors, one for each centroid, and there are {count}; "
-            f"about 4·√n is usual: IVF{usual_centroids(count)},{spec.codec}"
+            f"{_instead(f'IVF{usual_centroids(count)},{spec.codec}', count, dim)}"
         )
     if spec.subquantizers and count < 1 << spec.bits:
         raise UserError(
@@ -207,6 +207,15 @@ def check_shape(spec: Spec, count: int, dim: int) -> None:
             f"{name} cuts {inner} dimensions into {spec.subquantizers} parts, which must be equal; "
             f"choose a divisor of {inner}, such as {usual}"
         )
+
+
+def _instead(factory: str, count: int, dim: int) -> str:
+    """The index to take instead: that one, where it can be built of so many vectors."""
+    try:
+        check_shape(parse(factory), count, dim)
+    except UserError:
+        return "take Flat"
+    return f"about 4·√n is usual: {factory}"
 
 
 def usual_centroids(count: int) -> int:

@@ -24,11 +24,12 @@ from rayvec.errors import MismatchError, UserError
 from rayvec.failures import storage_errors
 from rayvec.faults import failpoint
 from rayvec.fingerprint import Fingerprint
-from rayvec.indexing import build, segments, spec, versions
-from rayvec.indexing.corpus import Corpus, check_parts, columns_of
-from rayvec.indexing.documents import Documents, column_types
+from rayvec.indexing import build, segments, spec, tasks, versions
+from rayvec.indexing.corpus import Corpus, check_parts, columns_of, schema_of
+from rayvec.indexing.documents import Documents, columns_in
 from rayvec.indexing.drafts import Draft
 from rayvec.indexing.estimate import estimate
+from rayvec.indexing.fitting import first_misfit, shown
 from rayvec.indexing.lexical import average_length
 from rayvec.indexing.proof import prove_again
 from rayvec.indexing.ranking import Rows
@@ -37,7 +38,8 @@ from rayvec.indexing.segments import DELTA, Segment, Source
 from rayvec.indexing.shards import Shard
 from rayvec.indexing.tasks import Clock
 from rayvec.indexing.upserts import Kept, Matches, ids_of, match
-from rayvec.schema import ID, TEXT, TITLE
+from rayvec.indexing.vectors import Part, Slice, read_slice
+from rayvec.schema import ID, TEXT, TITLE, WINDOW_FIELDS
 from rayvec.storage import JsonObject
 
 #: A delta is compared vector by vector; beyond this size it is stored in 16 bits, which costs no recall that shows.
@@ -113,14 +115,15 @@ class Delta:
     def of(cls, dataset: EmbeddingsDataset, before: Before, timed: Timed = untimed) -> Self:
         """Read embeddings that are to go into an index.
 
-        Raises MismatchError for those of another encoder, UserError, naming the column, for documents of other columns,
-        and VerificationError for a damaged part.
+        Raises MismatchError for those of another encoder, UserError, naming the column, for documents whose columns
+        those of the index cannot hold, and VerificationError for a damaged part.
         """
         check_encoder(dataset, before.manifest)
-        corpus = replace(Corpus.of(dataset), projection=projection_of(before.folder, before.manifest))
+        found, columns = Corpus.of(dataset), columns_in(before.folder / DOCUMENTS)
+        corpus = replace(found, projection=projection_of(before.folder, before.manifest), columns=columns)
         with timed("check"):
             check_parts(corpus)
-        _check_columns(corpus, dataset.payload, before.folder)
+            _check_columns(found, dataset.payload, columns)
         with timed("new ids"):
             return cls(corpus, (Source.of(dataset),), *ids_of(corpus.parts, before.manifest["payload"]))
 
@@ -172,24 +175,56 @@ def _deciding(settings: JsonObject, fingerprint: Fingerprint) -> JsonObject:
     return found
 
 
-def _check_columns(corpus: Corpus, payload: list[str], folder: Path) -> None:
-    """Raise UserError, naming the column, unless the new documents have the columns of the index's."""
-    mine = column_types(folder / DOCUMENTS)
-    theirs = columns_of(corpus, [ID, TITLE, TEXT, *payload])
-    for name in [*mine, *theirs]:
-        if name not in theirs:
+def _check_columns(corpus: Corpus, payload: list[str], columns: pa.Schema) -> None:
+    """Raise UserError, naming the column, unless the index's columns hold every value of the new documents.
+
+    A column that the new documents lack is null there. Where types differ, the values of all parts are looked through.
+    """
+    theirs = schema_of(corpus, [ID, TITLE, TEXT, *payload])
+    for field in columns:
+        if field.name not in theirs.names and not field.nullable:
             raise UserError(
-                f"the index's documents have a column {name!r}, and the new embeddings have none; embed with it"
+                f"the index's documents have a column {field.name!r}, and the new embeddings have none; "
+                f"{_as_before(field.name, 'true')}"
             )
-        if name not in mine:
+    for name in theirs.names:
+        if name not in columns.names:
             raise UserError(
-                f"the new embeddings have a column {name!r}, and the index's documents have none; embed without it"
+                f"the new embeddings have a column {name!r}, and the index's documents have none; "
+                f"{_as_before(name, 'false')}, or, to have it, embed all documents together and build a new index"
             )
-        if theirs[name] != mine[name]:
+    differing = pa.schema(
+        [columns.field(field.name) for field in theirs if field.type != columns.field(field.name).type]
+    )
+    if not differing.names:
+        return
+    for found in tasks.each(_misfit, [(part, differing) for part in corpus.parts]):
+        if found is not None:
+            name, value = found
             raise UserError(
-                f"column {name!r} is {theirs[name]} in the new embeddings and {mine[name]} in the index; embed it as "
-                "it was"
+                f"column {name!r} is {differing.field(name).type} in the index and {theirs.field(name).type} in the "
+                f"new embeddings, and {value} cannot be kept as it is: correct it where it comes from, embed without "
+                "the column (name the others in source.payload), or embed all documents together and build a new index"
             )
+
+
+def _as_before(name: str, keep_text: str) -> str:
+    """How to embed, so that a column is there, or is not."""
+    if name in (TITLE, TEXT):
+        return f"embed with keep_text={keep_text}"
+    if name in {field.name for field in WINDOW_FIELDS}:
+        return "embed with long=… as the index's documents were"
+    return "embed it too" if keep_text == "true" else "embed without it (name the others in source.payload)"
+
+
+def _misfit(part: Part, columns: pa.Schema) -> tuple[str, str] | None:
+    """A column of a part, and a value that it cannot keep as a column of that type; None where there is none."""
+    for batch in read_slice(Slice(part, 0, part.rows), columns.names):
+        for name in batch.schema.names:
+            value = first_misfit(batch.column(name), columns.field(name).type)
+            if value is not None:
+                return name, shown(value)
+    return None
 
 
 def fill(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rayvec import storage, uris
+from rayvec.data.embeddings import manifest_uri
 from rayvec.errors import ConcurrentWriterError, StorageError, UserError, VerificationError
 from rayvec.failures import storage_errors
 from rayvec.storage import JsonObject
@@ -61,13 +62,21 @@ def list_versions(output: str | Path) -> list[str]:
 
 
 def current(output: str | Path) -> str:
-    """The name of the live version. Raises UserError when there is no index, VerificationError when it is damaged."""
+    """The name of the live version.
+
+    Raises UserError when there is no index, or something else, VerificationError when it is damaged.
+    """
     folder = local_folder(output)
     try:
         name = (folder / CURRENT).read_bytes().strip().decode("utf-8", "replace")
     except FileNotFoundError:
         raise UserError(f"{folder} holds no index (no {CURRENT} file): build one with python -m jobs.index") from None
     if not NAME.fullmatch(name) or not (folder / VERSIONS / name).is_dir():
+        if NAME.fullmatch(name) and storage.exists(manifest_uri(str(folder), number(name))):
+            raise UserError(
+                f"{folder} holds embeddings, not an index: give the folder of an index, or build one of them with "
+                "python -m jobs.index"
+            )
         known = ", ".join(list_versions(folder)) or "none"
         raise VerificationError(f"{folder / CURRENT} names {name!r}, which is not a version here (there are: {known})")
     return name

@@ -12,6 +12,7 @@ import pytest
 from rayvec.data.embeddings import EmbeddingsDataset, read_part, vectors
 from rayvec.errors import UserError, VerificationError
 from rayvec.modeling.hash_encoder import HashEncoder
+from tests.artifacts import random_vectors, texts_for, write_index
 from tests.corpora import documents
 from tests.rayvec.encoding.test_publish import embed_all
 
@@ -64,6 +65,12 @@ def test_a_part_that_is_not_published_is_not_seen(folder: Path) -> None:
 def test_a_version_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="no version v7"):
         EmbeddingsDataset.open(str(folder), version=7)
+
+
+def test_an_index_is_not_taken_for_embeddings(tmp_path: Path) -> None:
+    write_index(tmp_path, random_vectors(5, 8), texts_for(5))
+    with pytest.raises(UserError, match="holds an index, not embeddings"):
+        EmbeddingsDataset.open(str(tmp_path))
 
 
 def test_a_damaged_current_is_refused(folder: Path) -> None:

@@ -157,6 +157,12 @@ def test_more_centroids_than_vectors_is_refused_and_a_usual_number_is_named() ->
         spec.choose("IVF4096,Flat", 1000, 64)
 
 
+@pytest.mark.parametrize("factory", ["IVF4,PQ5", "IVF4,PQ4x4fs"])
+def test_of_too_few_vectors_for_codes_flat_is_named(factory: str) -> None:
+    with pytest.raises(UserError, match="there are 3; take Flat"):
+        spec.choose(factory, 3, 64)
+
+
 def test_no_vectors_is_refused() -> None:
     with pytest.raises(UserError, match="0 rows"):
         spec.choose("auto", 0, 64)
