@@ -7,8 +7,10 @@ done is told in rayvec.encoding.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,6 +41,11 @@ LOG = logging.getLogger("rayvec.embed")
 
 #: How Ray's resources name the model of a GPU.
 ACCELERATOR = "accelerator_type:"
+#: So many values of a column may be null for not fitting it, whatever their share, unless none may: slips.
+_FEW_VALUES = 10
+_NULLED_CURE = "write its values as one type, or leave it out with --set 'source.payload=[…]' into another output"
+#: Of columns that began later, so many are named in a line, and so many, the most frequent, in the report.
+_NAMED, _TOLD_LATER = 8, 100
 #: The histogram of lengths, beside report.json.
 LENGTHS = "lengths.png"
 
@@ -79,7 +86,8 @@ class EmbedConfig(Config):
     #: Of records with the same id the first is kept and the others are recorded, or the run ends with an error.
     duplicates: Literal["first", "error"] = "first"
     #: The share of the records that may be quarantined. A run stops with status 6 as soon as it is certain to pass it;
-    #: what is committed stays, and the same run with a higher limit goes on from there.
+    #: what is committed stays, and the same run with a higher limit goes on from there. It is also the share of the
+    #: values of a payload column that may be null because they do not fit it.
     max_quarantine: float = Field(default=0.01, ge=0, le=1)
     #: Encoders at work at once; as many as the cluster has room for by default.
     actors: PositiveInt | None = None
@@ -133,6 +141,7 @@ def embed(config: EmbedConfig) -> Report:
         sweep(output, config.lease_s)
         report = _run(config, output, started, guard)
         storage.write_json(uris.join(output, "report.json"), report)
+    _tell_of_payload(report)
     _check_quarantine(config, report)
     return report
 
@@ -258,11 +267,20 @@ def _check_limit(config: EmbedConfig, limit: QuarantineLimit, output: str) -> No
             f"stopped with {len(limit.planned)} units to do: {limit.refused} of at most {limit.total} records are "
             f"quarantined ({_told(limit.reasons)}), more than max_quarantine = {config.max_quarantine:g} allows; see "
             f"{output}/quarantine, and go on with a higher --set max_quarantine=…"
+            f"{_encoding_cure(config, limit.reasons)}"
         )
 
 
 def _told(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
+
+
+def _encoding_cure(config: EmbedConfig, reasons: Mapping[str, int]) -> str:
+    if not reasons.get("invalid_utf8") or config.source.kind in ("parquet", "hf", "pydocs"):
+        return ""
+    if config.source.encoding:
+        return f"; invalid_utf8 may mean that the files are not {config.source.encoding}: check source.encoding"
+    return "; where invalid_utf8 is a text file in another encoding, name it, as in --set source.encoding=latin-1"
 
 
 def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
@@ -282,7 +300,7 @@ def _check_dimensions(config: EmbedConfig, dim: int) -> None:
     if config.dtype == "binary" and kept % 8:
         raise UserError(
             f"dtype = binary packs eight dimensions into a byte, and there are {kept}; "
-            f"set dimensions to {kept // 8 * 8}"
+            + (f"set dimensions to {max(8, kept // 8 * 8)}" if dim >= 8 else "choose another dtype")
         )
 
 
@@ -333,6 +351,33 @@ def _check_quarantine(config: EmbedConfig, report: Report) -> None:
             f"done and published, but {refused} of {total} records were quarantined "
             f"({_told(report['quarantined'])}), more than "
             f"max_quarantine = {config.max_quarantine:g} allows; see {config.output}/quarantine"
+            f"{_encoding_cure(config, report['quarantined'])}"
+        )
+    for name, lost in report.get("nulled", {}).items():
+        given = report["values"][name]
+        few = _FEW_VALUES if config.max_quarantine else 0
+        if lost > max(config.max_quarantine * given, few):
+            raise QuarantineExceededError(
+                f"done and published, but {lost:,} of {given:,} values of the payload column {name!r} do not fit its "
+                f"type and are null, more than max_quarantine = {config.max_quarantine:g} allows; {_NULLED_CURE}, or "
+                "accept it with a higher --set max_quarantine=…"
+            )
+
+
+def _tell_of_payload(report: Report) -> None:
+    """Warn of payload values that did not come into the result."""
+    for name, lost in report.get("nulled", {}).items():
+        values = f"{lost:,} of {report['values'][name]:,} values"
+        LOG.warning("payload column %r: %s do not fit its type and are null; %s", name, values, _NULLED_CURE)
+    later = report.get("began_later", {})
+    if later:
+        told = ", ".join(f"{name} {count:,}" for name, count in itertools.islice(later.items(), _NAMED))
+        more = f" and {len(later) - _NAMED} or more others" if len(later) > _NAMED else ""
+        LOG.warning(
+            "columns that began later than where the plan looked are not carried: %s%s; embed into another output with "
+            "--set 'source.payload=[…]' that names them beside the others",
+            told,
+            more,
         )
 
 
@@ -347,12 +392,15 @@ def _report(
     from rayvec.encoding.publish import totals
 
     sums = totals(records)
+    nulled = sums["nulled"]
+    later = dict(Counter(sums["later"]).most_common(_TOLD_LATER))
     return {
         "inputs": sums["records"],
         "embedded": sums["documents"],
         **({"rows": sums["rows"]} if config.long in ("windows", "late") else {}),
         "quarantined": sums["reasons"],
-        **({"nulled": sums["nulled"]} if sums["nulled"] else {}),
+        **({"nulled": nulled, "values": {name: sums["given"][name] for name in nulled}} if nulled else {}),
+        **({"began_later": later} if later else {}),
         "duplicates": sums["duplicates"],
         "truncated": sums["truncated"],
         "tokens": sums["tokens"],

@@ -213,6 +213,33 @@ def test_small_files_that_differ_in_types_are_one_unit_and_nothing_is_lost(ray_c
     assert years == {"a1": 1.5, "same": 2.5, "b1": None}
 
 
+def test_payload_values_that_are_lost_are_told_and_end_with_an_error(
+    ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The last records stand where none of the samples is taken.
+    texts = [{"id": i, "text": f"t {i % 9}", "year": 1 if i < 4200 else "no year"} for i in range(4212)]
+    texts[-1]["brand"] = "b"
+    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(row) for row in texts))
+    run = config(tmp_path / "c.jsonl", tmp_path / "out", unit_rows=5000, max_quarantine=0.001)
+    run = run.updated({"source": {"payload": "all"}})
+    with pytest.raises(QuarantineExceededError, match="12 of 4,212 values of the payload column 'year' do not fit"):
+        embed(run)
+    assert "12 of 4,212 values do not fit its type and are null" in caplog.text
+    assert "brand 1; embed into another output with --set 'source.payload=[…]'" in caplog.text
+    report = embed(run.replace(max_quarantine=0.01))
+    assert (report["nulled"], report["values"]) == ({"year": 12}, {"year": 4212})
+    assert report["began_later"] == {"brand": 1}
+
+
+def test_another_encoding_is_named_as_the_cure(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_bytes("id,text\n1,café\n2,thé\n".encode("latin-1"))
+    run = config(tmp_path / "c.csv", tmp_path / "out").updated({"source": {"payload": []}})
+    with pytest.raises(QuarantineExceededError, match=r"source\.encoding=latin-1"):
+        embed(run)
+    lines = [json.loads(line) for line in next((tmp_path / "out/quarantine").iterdir()).read_text().splitlines()]
+    assert all("source.encoding" in line["detail"] for line in lines)
+
+
 def test_half_precision_and_several_encoders_at_once(ray_cluster: None, corpus: Path, tmp_path: Path) -> None:
     run = config(corpus, tmp_path / "out", dtype="float16", actors=2, keep_text=False, title="ignore")
     embed(run)
@@ -303,6 +330,7 @@ def test_gpus_that_stand_by_are_told_of(
     [
         ({"dimensions": 65}, "dimensions = 65: the encoder's vectors have 64"),
         ({"dtype": "binary", "dimensions": 12}, "there are 12; set dimensions to 8"),
+        ({"dtype": "binary", "dimensions": 7}, "there are 7; set dimensions to 8"),
         ({"max_length": 3, "instruction": "one two three"}, "leaves none for the text"),
         ({"output": ""}, "output is required"),
         ({"encoder": ""}, "encoder is required"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -33,6 +33,8 @@ EXTENSIONS = {
     ".rst": "text",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+#: Endings of what is packed in ways that are not read.
+_PACKED = {".bz2", ".xz", ".lzma", ".lz4", ".br", ".snappy", ".zip", ".7z", ".rar", ".tar", ".tgz"}
 _THREADS = 16
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -75,7 +77,12 @@ def list_files(path: str | Sequence[str], kind: str | None = None) -> Listing:
         found = [file for file in walked if (kind_of(file.path) == kind if kind else kind_of(file.path))]
         if kind and not found:
             found = [file for file in walked if kind_of(file.path) is None]
-        return _listing(path, inner, prefix, found, f"holds no file that rayvec reads ({', '.join(EXTENSIONS)})")
+        packed = next((file.path for file in walked if packing_of(file.path)), None)
+        if packed is not None and not found:
+            raise UserError(_packed(prefix + packed, packing_of(packed) or ""))
+        other = "" if kind else "; source.kind=text reads others, such as code, mail, HTML and logs, as they stand"
+        otherwise = f"holds no file that rayvec reads ({', '.join(EXTENSIONS)}, plain, .gz or .zst{other})"
+        return _listing(path, inner, prefix, found, otherwise)
     if not _MAGIC.search(inner):
         raise UserError(f"{path} does not exist; check source.path")
     base, pattern = _split_pattern(inner)
@@ -100,14 +107,36 @@ def kind_of(name: str) -> str | None:
     ('jsonl', None)
     """
     path = PurePosixPath(name)
-    if path.suffix in COMPRESSIONS:
+    if path.suffix.lower() in COMPRESSIONS:
         path = path.with_suffix("")
     return EXTENSIONS.get(path.suffix.lower())
 
 
 def compression_of(name: str) -> str | None:
     """The name of the codec that a file is compressed with, or None."""
-    return COMPRESSIONS.get(PurePosixPath(name).suffix)
+    return COMPRESSIONS.get(PurePosixPath(name).suffix.lower())
+
+
+def packing_of(name: str) -> str | None:
+    """The ending of a file that is packed in a way that is not read, or None.
+
+    >>> packing_of("a/corpus.jsonl.BZ2"), packing_of("corpus.jsonl.gz")
+    ('.bz2', None)
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix if suffix in _PACKED else None
+
+
+def check_packing(files: Iterable[Input]) -> None:
+    """Raise UserError for a file that is packed in a way that is not read."""
+    for file in files:
+        packing = packing_of(file.uri)
+        if packing is not None:
+            raise UserError(_packed(file.uri, packing))
+
+
+def _packed(uri: str, packing: str) -> str:
+    return f"{uri}: {packing} is not read; unpack it, or pack it anew as .gz or .zst"
 
 
 def check_unchanged(uris: tuple[str, ...], bytes_: int, modified: int | None) -> None:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ class Layout:
     missing_id: Literal["quarantine", "make"] = "quarantine"
     make_ids: Literal["path", "content"] = "path"
     left: tuple[str, ...] = ()
+    #: Whether every column was to be carried: one that begins where none has looked is told then.
+    carries_all: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -115,7 +118,7 @@ def resolve_layout(where: str, columns: Mapping[str, pa.DataType], config: Sourc
     carried = tuple((name, columns[name]) for name in dict.fromkeys(chosen))
     used = {name for path in [*taken, *chosen] if path is not None for name in (path, path.partition(".")[0])}
     left = tuple(name for name in columns if name not in used and "." not in name)
-    return Layout(id_, title, text, carried, config.missing_id, config.make_ids, left)
+    return Layout(id_, title, text, carried, config.missing_id, config.make_ids, left, payload == "all")
 
 
 def _first(columns: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -133,8 +136,10 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
+#: A type of values, such as `int`, or `list[int]` of lists; `list` of lists that are empty.
+Kind = type | GenericAlias
 #: The kinds of values that were seen in each column.
-Kinds = dict[str, set[type]]
+Kinds = dict[str, set[Kind]]
 
 
 def kinds_of(sample: Iterable[Mapping[str, Any]], paths: Iterable[str] = ()) -> Kinds:
@@ -156,22 +161,44 @@ def infer_types(kinds: Kinds) -> dict[str, pa.DataType]:
     >>> infer_types(kinds_of([{"a": 1, "b": {"c": 2}}, {"a": None}], ["b.c"]))
     {'a': DataType(int64), 'b': DataType(string), 'b.c': DataType(int64)}
     """
-    return {name: _SIMPLE.get(frozenset(seen - {type(None)}), pa.string()) for name, seen in kinds.items()}
+    return {name: _SIMPLE.get(_decisive(seen), pa.string()) for name, seen in kinds.items()}
 
 
-_SIMPLE = {
+def _decisive(seen: set[Kind]) -> frozenset[Kind]:
+    """The kinds less those that fit others: null, and empty lists among lists."""
+    kinds = frozenset(seen - {type(None)})
+    others = kinds - {list}
+    return others if others and all(isinstance(kind, GenericAlias) for kind in others) else kinds
+
+
+_SIMPLE: dict[frozenset[Kind], pa.DataType] = {
     frozenset([bool]): pa.bool_(),
     frozenset([int]): pa.int64(),
     frozenset([float]): pa.float64(),
     frozenset([float, int]): pa.float64(),
     frozenset([list]): pa.list_(pa.string()),
+    frozenset([list[str]]): pa.list_(pa.string()),
+    frozenset([list[bool]]): pa.list_(pa.bool_()),
+    frozenset([list[int]]): pa.list_(pa.int64()),
+    frozenset([list[float]]): pa.list_(pa.float64()),
+    frozenset([list[float], list[int]]): pa.list_(pa.float64()),
+}
+
+#: The kinds of lists by the types of their items.
+_LISTS: dict[frozenset[type], Kind] = {
+    frozenset(): list,
+    frozenset([str]): list[str],
+    frozenset([bool]): list[bool],
+    frozenset([int]): list[int],
+    frozenset([float]): list[float],
+    frozenset([float, int]): list[float],
 }
 
 
-def _kind(value: Any) -> type:
-    """The type of a value; a list that holds anything but strings is as good as an object."""
-    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-        return dict
+def _kind(value: Any) -> Kind:
+    """The kind of a value; a list that holds objects, or what has no type in common, is as good as an object."""
+    if isinstance(value, list):
+        return _LISTS.get(frozenset(map(type, value)) - {type(None)}, dict)
     return type(value)
 
 
@@ -196,6 +223,10 @@ class RefusedError(Exception):
         self.reason, self.detail = reason, detail
 
 
+#: So many columns that the plan did not know are counted in a unit: records whose keys are data have any number.
+_MAX_LATER = 100
+
+
 class Builder:
     """Collects records given one by one as plain values, and gives them as a UnitData."""
 
@@ -206,6 +237,8 @@ class Builder:
         self.offsets: list[int] = []
         self.rejected: list[Rejected] = []
         self.nulled: Counter[str] = Counter()
+        self.later: Counter[str] = Counter()
+        self._known = {name for path in layout.columns for name in (path, path.partition(".")[0])}
         self._payload = [(name, type_, _TAKES[type_]) for name, type_ in layout.payload]
 
     def begin(self, file: str, base: int) -> None:
@@ -221,6 +254,8 @@ class Builder:
             return
         self.rows.append(row)
         self.offsets.append(offset)
+        if self.layout.carries_all and not record.keys() <= self._known:
+            self._note_later(record)
 
     def reject(self, position: int, offset: int, reason: str, *, detail: str = "", id_: str | None = None) -> None:
         """Note a record that is not taken."""
@@ -230,8 +265,16 @@ class Builder:
         """The records taken, less those without visible text, and all that were refused, by position."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.layout.schema)
         arrays = [pa.chunked_array([pa.array(c, f.type)]) for c, f in zip(columns, self.layout.schema, strict=True)]
-        data = refuse_blank(pa.Table.from_arrays(arrays, schema=self.layout.schema), self.offsets)
-        return UnitData.joined([data, UnitData(data.table.slice(0, 0), self.rejected, self.nulled)])
+        table = pa.Table.from_arrays(arrays, schema=self.layout.schema)
+        data = refuse_blank(table, self.offsets)
+        there = {name: len(table) - table[name].null_count + self.nulled[name] for name, _ in self.layout.payload}
+        rest = UnitData(data.table.slice(0, 0), self.rejected, self.nulled, Counter(there), self.later)
+        return UnitData.joined([data, rest])
+
+    def _note_later(self, record: Mapping[str, Any]) -> None:
+        for name in record.keys() - self._known:
+            if record[name] is not None and (name in self.later or len(self.later) < _MAX_LATER):
+                self.later[name] += 1
 
     def _row(self, position: int, record: Mapping[str, Any]) -> tuple[Any, ...]:
         layout = self.layout
@@ -305,6 +348,9 @@ _TAKES: dict[pa.DataType, type] = {
     pa.float64(): float,
     pa.string(): str,
     pa.list_(pa.string()): list,
+    pa.list_(pa.bool_()): list,
+    pa.list_(pa.int64()): list,
+    pa.list_(pa.float64()): list,
 }
 
 
@@ -315,8 +361,8 @@ def _fitted(value: Any, type_: pa.DataType, takes: type) -> Any:
             return check_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         kind = type(value)
         if kind is takes:
-            if takes is list and all(isinstance(item, str) for item in value):
-                return [check_unicode(item) for item in value]
+            if takes is list:
+                return _fitted_list(value, type_.value_type)
             if takes in (bool, float) or (takes is int and -(2**63) <= value < 2**63):
                 return value
         if bool in (kind, takes):
@@ -326,12 +372,19 @@ def _fitted(value: Any, type_: pa.DataType, takes: type) -> Any:
         return None
 
 
+def _fitted_list(values: Sequence[Any], type_: pa.DataType) -> list[Any] | None:
+    items = [None if item is None else _fitted(item, type_, _TAKES[type_]) for item in values]
+    return None if items.count(None) > values.count(None) else items
+
+
 def check_unicode(text: str) -> str:
     """Refuse what has no UTF-8 form: lone surrogates, from an escape or from undecodable bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RefusedError("invalid_utf8") from None
+        raise RefusedError(
+            "invalid_utf8", "a lone surrogate, or bytes that are not UTF-8; see source.encoding"
+        ) from None
     return text
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rayvec.config import Config
 
@@ -61,6 +61,18 @@ class SourceConfig(Config):
     def where(self) -> str:
         """The path or paths, to be told."""
         return self.path if isinstance(self.path, str) else ", ".join(self.path)
+
+    @field_validator("text_columns", "payload", "column_names", "packages", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, value: Any, field: ValidationInfo) -> Any:
+        is_name = isinstance(value, str) and (field.field_name, value) != ("payload", "all")
+        return (value,) if is_name else value
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _tab(cls, delimiter: Any) -> Any:
+        """A tab as a shell hands it on: in two characters."""
+        return "\t" if delimiter == "\\t" else delimiter
 
     @field_validator("encoding")
     @classmethod

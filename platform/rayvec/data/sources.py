@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 from rayvec import storage, uris
-from rayvec.data.files import Listing, check_unchanged, kind_of, list_files, newest
+from rayvec.data.files import Listing, check_packing, check_unchanged, kind_of, list_files, newest
 from rayvec.data.readers.base import Reader, Span
 from rayvec.data.readers.delimited import DelimitedReader
 from rayvec.data.readers.documents import DocumentReader
@@ -116,6 +116,8 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     if _is_dataset(config):
         config = config.replace(kind="hf")
     listing = list_source(config)
+    if config.kind != "hf":
+        check_packing(listing.files)
     if config.kind == "auto":
         config = config.replace(kind=_common_kind(config.where, listing))
     if config.lines and config.kind != "text":

@@ -6,6 +6,7 @@ Offsets count decompressed bytes of UTF-8 from 0. Knows bytes and line feeds. Kn
 from __future__ import annotations
 
 import codecs
+import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -165,6 +166,44 @@ def lines(uri: str, start: int, stop: int | None, max_bytes: int, encoding: str 
         parts = [] if too_long else [*parts, rest]
     if held:
         yield _line(offset, held, None if too_long else b"".join(parts))
+
+
+#: Places of a file that `spread` looks at, and how many lines it takes at each, of lines that begin in so many bytes.
+PLACES, LINES_AT_PLACE, BYTES_AT_PLACE = 32, 64, 1 << 18
+
+
+def spread(uri: str, start: int, max_bytes: int, encoding: str | None = None) -> Iterator[bytes]:
+    """Some lines from `start` on, from places spread over the rest of the file; the same file gives the same lines.
+
+    A file that can be read from anywhere is read at those places alone, any other once from its start. Lines over
+    `max_bytes`, and in files of the second kind those over BYTES_AT_PLACE, are passed over, as is what stands behind
+    damage.
+    """
+    if is_read_from_start(uri, encoding):
+        yield from _spread_over_stream(chunks(uri, start, encoding))
+        return
+    size = storage.size(uri)
+    for place in range(PLACES):
+        begin, end = (start + (size - start) * number // PLACES for number in (place, place + 1))
+        # From the byte before: what is left of the line that holds it is no line, and is empty where one begins.
+        found = lines(uri, max(begin - 1, 0), min(end, begin + BYTES_AT_PLACE), max_bytes)
+        for line in itertools.islice(found, 1 if begin else 0, LINES_AT_PLACE + 1):
+            if line.data is not None:
+                yield line.data
+
+
+def _spread_over_stream(content: Iterator[bytes]) -> list[bytes]:
+    """Some lines of every n-th chunk; n doubles whenever there are twice as many places as are to be kept."""
+    kept, step = list[list[bytes]](), 1
+    with contextlib.suppress(DamagedError):
+        for number, chunk in enumerate(content):
+            if number % step:
+                continue
+            if len(kept) == 2 * PLACES:
+                kept, step = kept[::2], step * 2
+            kept.append(chunk[:BYTES_AT_PLACE].split(b"\n")[1 if number else 0 : -1])
+    found = [line for place in kept for line in place]
+    return found[:: -(-len(found) // (2 * PLACES * LINES_AT_PLACE)) or 1]
 
 
 def _line(offset: int, size: int, data: bytes | None) -> Line:

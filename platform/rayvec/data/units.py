@@ -127,19 +127,31 @@ class UnitData:
     """What a unit holds: every record is a row of `table` or one of `rejected`.
 
     Columns: id string, title string or null, text string, the payload's columns, position int64 (see Unit.place).
-    `nulled`: how many values of which payload columns did not fit the column's type, and are null.
+    `given`: how many values of which payload columns there were; `nulled`: how many of them did not fit the column's
+    type, and are null; `later`: how many there were in columns that the plan did not know, where it was to carry all.
     """
 
     table: pa.Table
     rejected: list[Rejected] = field(default_factory=list)
     nulled: Counter[str] = field(default_factory=Counter)
+    given: Counter[str] = field(default_factory=Counter)
+    later: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def joined(cls, parts: Sequence[UnitData]) -> UnitData:
         """Several as one, what is refused by position."""
         rejected = sorted((refused for part in parts for refused in part.rejected), key=_position)
-        nulled = sum((part.nulled for part in parts), Counter[str]())
-        return cls(pa.concat_tables([part.table for part in parts]), rejected, nulled)
+        nulled, given, later = Counter[str](), Counter[str](), Counter[str]()
+        for part in parts:
+            nulled.update(part.nulled)
+            given.update(part.given)
+            later.update(part.later)
+        return cls(pa.concat_tables([part.table for part in parts]), rejected, nulled, given, later)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """`nulled`, `given` and `later` as plain values, by these names."""
+        return {"nulled": dict(self.nulled), "given": dict(self.given), "later": dict(self.later)}
 
 
 def _position(refused: Rejected) -> tuple[int, int]:

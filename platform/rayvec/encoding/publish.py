@@ -74,10 +74,12 @@ def totals(records: Sequence[Record]) -> dict[str, Any]:
     """Sums over all units."""
     names = ("rows", "documents", "bytes", "quarantined", "duplicates", "truncated", "tokens")
     reasons: Counter[str] = Counter()
-    nulled: Counter[str] = Counter()
+    nulled, given, later = Counter[str](), Counter[str](), Counter[str]()
     for record in records:
         reasons.update(record.reasons)
         nulled.update(record.nulled)
+        given.update(record.given)
+        later.update(record.later)
     sums = {name: sum(getattr(record, name) for record in records) for name in names}
     return {
         "records": sum(record.input_records for record in records),
@@ -86,6 +88,8 @@ def totals(records: Sequence[Record]) -> dict[str, Any]:
         "lengths_truncated": added([record.lengths_truncated for record in records]),
         "reasons": dict(sorted(reasons.items())),
         "nulled": dict(sorted(nulled.items())),
+        "given": dict(sorted(given.items())),
+        "later": dict(sorted(later.items())),
     }
 
 

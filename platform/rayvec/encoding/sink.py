@@ -65,6 +65,10 @@ class Record:
     quarantine_sha256: str | None
     #: How many payload values of which column did not fit it and are null.
     nulled: Mapping[str, int] = field(default_factory=dict)
+    #: How many payload values of which column there were, those included.
+    given: Mapping[str, int] = field(default_factory=dict)
+    #: How many values there were of which columns that the plan did not know, and that are not carried.
+    later: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object: the unit's record, and its entry in the manifest."""
@@ -112,13 +116,14 @@ class Sink:
         table: pa.Table,
         positions: npt.NDArray[np.int64],
         lines: Sequence[Line],
-        nulled: Mapping[str, int] | None = None,
+        counts: Mapping[str, Mapping[str, int]] | None = None,
     ) -> Record:
         """Write a unit's part, its refused records and its record; the record of the first commit wins.
 
-        positions: of each document of the part, in the input; nulled: see Record.
+        positions: of each document of the part, in the input; counts: see UnitData.counts.
         """
-        record = replace(self._write(unit, table, positions, lines), nulled=dict(sorted((nulled or {}).items())))
+        ordered = {name: dict(sorted(found.items())) for name, found in (counts or {}).items()}
+        record = replace(self._write(unit, table, positions, lines), **ordered)  # type: ignore[arg-type]
         failpoint("before_record")
         if not storage.put_if_absent(self._record_uri(unit), storage.to_json(record.to_json())):
             first = self.record(unit)
@@ -129,7 +134,8 @@ class Sink:
 
     def replace(self, old: Record, table: pa.Table, positions: npt.NDArray[np.int64], lines: Sequence[Line]) -> Record:
         """Commit a unit anew, with fewer rows and more refused records; its old part goes."""
-        record = replace(self._write(old.unit, table, positions, lines), nulled=old.nulled)
+        written = self._write(old.unit, table, positions, lines)
+        record = replace(written, nulled=old.nulled, given=old.given, later=old.later)
         failpoint("before_replace")
         storage.write_json(self._record_uri(old.unit), record.to_json())
         self._yield_to(record, old)

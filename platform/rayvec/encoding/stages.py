@@ -30,7 +30,7 @@ from rayvec.modeling.windows import Windows
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED = "unit", "documents", "tokens", "windows", "lines", "nulled"
+UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, COUNTS = "unit", "documents", "tokens", "windows", "lines", "counts"
 SPENT, RECORD = "spent", "record"
 #: Ray ends a run of which no unit has moved for so long. It does not see whether an encoder works: so, longer than a
 #: unit should take the slowest. Dead workers and lost nodes are noticed otherwise, and at once.
@@ -108,7 +108,7 @@ class ReadUnit:
     """unit → its documents, their tokens and windows, and the lines of the records refused."""
 
     needs = (UNIT,)
-    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED, SPENT)
+    adds = (DOCUMENTS, TOKENS, WINDOWS, LINES, COUNTS, SPENT)
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -125,7 +125,7 @@ class ReadUnit:
                     TOKENS: _to_ipc(prepared.tokens.to_arrow()),
                     WINDOWS: _to_ipc(prepared.windows.to_arrow()),
                     LINES: pa.array([json.dumps(prepared.lines)]),
-                    NULLED: pa.array([json.dumps(prepared.nulled)]),
+                    COUNTS: pa.array([json.dumps(prepared.counts)]),
                     SPENT: pa.array([json.dumps(prepared.spent.to_json())]),
                 }
             )
@@ -137,7 +137,7 @@ class EncodeUnit:
     Called by CALLS threads: while one waits for storage, another encodes.
     """
 
-    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, NULLED, SPENT)
+    needs = (UNIT, DOCUMENTS, TOKENS, WINDOWS, LINES, COUNTS, SPENT)
     adds = (RECORD, SPENT)
 
     def __init__(self, work: Work, threads: int | None) -> None:
@@ -169,7 +169,7 @@ class EncodeUnit:
                 windows=Windows.from_arrow(_from_ipc(batch[WINDOWS][row])),
                 lines=json.loads(batch[LINES][row].as_py()),
                 spent=Spent(**json.loads(batch[SPENT][row].as_py())),
-                nulled=json.loads(batch[NULLED][row].as_py()),
+                counts=json.loads(batch[COUNTS][row].as_py()),
             )
             record = complete(self.work, _unit(batch, row), prepared, self.encoder, self.turn)
             done = {RECORD: [json.dumps(record.to_json())], SPENT: [json.dumps(prepared.spent.to_json())]}

@@ -98,8 +98,8 @@ class Prepared:
     windows: Windows
     lines: list[Line]
     spent: Spent = field(default_factory=Spent)
-    #: Payload values that did not fit their column and are null, by column.
-    nulled: Mapping[str, int] = field(default_factory=dict)
+    #: Of the payload's values; see UnitData.counts.
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
@@ -120,7 +120,7 @@ def prepare(work: Work, unit: Unit, tokenizer: Tokenizing) -> Prepared:
         windows=windows.after(before_N[rows]),
         lines=refused + _failed(unit, data.table, outcome),
         spent=spent,
-        nulled=data.nulled,
+        counts=data.counts,
     )
     attempts.finish()
     return prepared
@@ -169,7 +169,7 @@ def _commit(
     positions = documents[POSITION].to_numpy()[kept]
     lines = prepared.lines + _failed(unit, documents, outcome) + repeated
     table = part_of(work, prepared, document_R, vectors_RD, np.flatnonzero(np.isin(document_R, kept)))
-    record = work.sink.commit(unit.name, table, positions, lines, prepared.nulled)
+    record = work.sink.commit(unit.name, table, positions, lines, prepared.counts)
     assert record.input_records == documents.num_rows + len(prepared.lines), "every record comes out once"
     return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_a_reason_outside_the_table_is_our_own_mistake() -> None:
         ([True, False], pa.bool_()),
         ([True, 1], pa.string()),
         ([["a"], []], pa.list_(pa.string())),
+        ([[], ["a", None]], pa.list_(pa.string())),
+        ([[1, None], []], pa.list_(pa.int64())),
+        ([[1], [2.5]], pa.list_(pa.float64())),
+        ([[1, 2.5]], pa.list_(pa.float64())),
+        ([[True]], pa.list_(pa.bool_())),
+        ([[True, 1]], pa.string()),
+        ([[1], ["a"]], pa.string()),
+        ([[], 1], pa.string()),
+        ([[{"a": 1}]], pa.string()),
         ([{"a": 1}], pa.string()),
         ([None], pa.string()),
     ],
@@ -119,8 +129,8 @@ def test_payload_types_come_from_the_first_records(values: list[Any], type_: pa.
 
 
 def read_after_the_sample(path: Path, name: str, usual: Any, odd: Any) -> UnitData:
-    """The sample that decides on the types ends before the odd record."""
-    lines = [json.dumps({**GOOD, name: usual})] * 1000 + [json.dumps({**GOOD, name: odd})]
+    """The odd record stands where none of the samples that decide on the types is taken."""
+    lines = [json.dumps({**GOOD, name: usual})] * 4200 + [json.dumps({**GOOD, name: odd})]
     path.write_text("\n".join(lines))
     source = open_source(SourceConfig(path=str(path), payload=(name,)))
     (unit,) = source.units(5000)
@@ -129,7 +139,17 @@ def read_after_the_sample(path: Path, name: str, usual: Any, odd: Any) -> UnitDa
 
 @pytest.mark.parametrize(
     ("usual", "odd"),
-    [(2024, 1.5), (2024, "MMXXIV"), (2024, True), (2024, 2**63), (2024, [1]), (True, 1), ("a", "\ud800"), (["a"], {})],
+    [
+        (2024, 1.5),
+        (2024, "MMXXIV"),
+        (2024, True),
+        (2024, 2**63),
+        (2024, [1]),
+        (True, 1),
+        ("a", "\ud800"),
+        (["a"], {}),
+        ([1], ["x", 2]),
+    ],
 )
 def test_a_payload_value_that_does_not_fit_is_null_and_counted(tmp_path: Path, usual: Any, odd: Any) -> None:
     data = read_after_the_sample(tmp_path / "c.jsonl", "year", usual, odd)
@@ -139,7 +159,15 @@ def test_a_payload_value_that_does_not_fit_is_null_and_counted(tmp_path: Path, u
 
 @pytest.mark.parametrize(
     ("usual", "odd", "found"),
-    [(2024, 3.0, 3), (2024, "12", 12), (1.5, 3, 3.0), ("a", {"b": 1}, '{"b": 1}'), (["a"], [1], ["1"])],
+    [
+        (2024, 3.0, 3),
+        (2024, "12", 12),
+        (1.5, 3, 3.0),
+        ("a", {"b": 1}, '{"b": 1}'),
+        (["a"], [1], ["1"]),
+        ([1], [2.0, None], [2, None]),
+        ([1.5], [1], [1.0]),
+    ],
 )
 def test_a_payload_value_that_can_be_made_to_fit_is_kept(tmp_path: Path, usual: Any, odd: Any, found: Any) -> None:
     data = read_after_the_sample(tmp_path / "c.jsonl", "year", usual, odd)
@@ -151,6 +179,33 @@ def test_a_column_that_the_sample_does_not_have_is_read_where_it_comes(tmp_path:
     path = tmp_path / "c.jsonl"
     path.write_text("\n".join([json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, "note": "n"})]))
     assert read_in_one(path, payload=("note",)).table["note"].to_pylist()[-2:] == [None, "n"]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
+def test_what_begins_after_the_first_records_is_known_to_the_plan(tmp_path: Path, name: str) -> None:
+    first = [{**GOOD, "price": 10}] * 1000
+    later = [{**GOOD, "price": 9.99, "brand": "b"}] * 20_000
+    data = "".join(json.dumps(record) + "\n" for record in [*first, *later]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data, 1) if name.endswith(".gz") else data)
+    source = open_source(SourceConfig(path=str(tmp_path / name), payload="all"))
+    assert source.layout.payload == (("price", pa.float64()), ("brand", pa.string()))
+    assert open_source(source.config).layout == source.layout, "two plans agree"
+
+
+def test_values_of_columns_that_the_plan_did_not_know_are_counted(tmp_path: Path) -> None:
+    records = [{**GOOD, "year": 1}] * 4200 + [{**GOOD, "year": None, "brand": "b", "none": None}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, records)))
+    data = read_in_one(tmp_path / "c.jsonl", payload="all")
+    assert data.counts == {"nulled": {}, "given": {"year": 4200}, "later": {"brand": 1}}
+
+
+@pytest.mark.parametrize(("type_", "value", "text"), [(pa.int16(), 7, "7"), (pa.float32(), 0.1, "0.1")])
+def test_titles_and_texts_of_parquet_may_be_numbers(tmp_path: Path, type_: pa.DataType, value: Any, text: str) -> None:
+    column = pa.array([value, None], type_)
+    pq.write_table(pa.table({"id": ["a", "b"], "text": column, "title": column}), tmp_path / "c.parquet")
+    data = read_in_one(tmp_path / "c.parquet")
+    assert data.table.select(["title", "text"]).to_pylist() == [{"title": text, "text": text}]
+    assert [refused.reason for refused in data.rejected] == ["missing_text"]
 
 
 def read_in_one(path: Path, **options: Any) -> UnitData:

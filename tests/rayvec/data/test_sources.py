@@ -195,6 +195,8 @@ def test_a_file_in_memory_is_read_through_fsspec() -> None:
         ("c.parquet", parquet([{"id": "1", "text": "a"}]), {"text_columns": ["txt"]}, "no column 'txt'"),
         ("c.jsonl.gz", gzip.compress(jsonl(make(9)))[:-9], {}, "damaged after|cannot be decompressed"),
         ("c.csv.gz", b"not gzip", {}, "cannot be decompressed"),
+        ("c.jsonl.bz2", b"x", {}, "c.jsonl.bz2: .bz2 is not read; unpack it, or pack it anew as .gz or .zst"),
+        ("c.csv", b"id\ttext\n1\ta\n", {}, r"parted by with --set source.delimiter='\\t'"),
         ("c.docx", b"x", {}, "does not say what it is; name it with --set source.kind="),
     ],
 )
@@ -205,6 +207,32 @@ def test_what_cannot_be_read_is_refused_before_the_work(
     with pytest.raises(UserError, match=message) as caught:
         open_path(path, **options).units(10)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tab_is_taken_as_a_shell_hands_it_on(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.csv", b"id\ttext\n1\ta\n")
+    assert read_all(open_path(path, delimiter=r"\t"))["text"].to_pylist() == ["a"]
+
+
+def test_one_name_is_a_list_of_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.jsonl", b'{"all": "a", "price": 1}\n')
+    source = open_path(path, text_columns="all", payload="price")
+    assert (source.layout.text, source.payload) == (("all",), ["price"])
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path) -> None:
+    path = write(tmp_path, "C.JSONL.GZ", gzip.compress(jsonl(make(3))))
+    assert len(read_all(open_path(path))) == 3
+
+
+def test_a_folder_without_a_file_that_is_read_names_the_cure(tmp_path: Path) -> None:
+    write(tmp_path, "a/main.py", b"print()\n")
+    with pytest.raises(UserError, match=r"source\.kind=text reads others, such as code"):
+        open_path(tmp_path / "a")
+    assert len(read_all(open_path(tmp_path / "a", kind="text"))) == 1
+    write(tmp_path, "b/c.jsonl.bz2", b"BZh")
+    with pytest.raises(UserError, match="bz2 is not read"):
+        open_path(tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from rayvec.data import streams
-from rayvec.data.streams import CHUNK, MAX_COMPRESSED_UNITS, DamagedError, lines, scan
+from rayvec.data.streams import CHUNK, LINES_AT_PLACE, MAX_COMPRESSED_UNITS, PLACES, DamagedError, lines, scan, spread
 
 
 def save(folder: Path, data: bytes, name: str = "f.txt") -> str:
@@ -51,6 +52,25 @@ def test_offsets_lead_to_the_lines(tmp_path: Path) -> None:
     data = b"\xef\xbb\xbfone\ntwo\r\n\nlast"
     found = list(lines(save(tmp_path, data), 0, None, 100))
     assert [(line.offset, line.data) for line in found] == [(0, b"one"), (7, b"two\r"), (12, b""), (13, b"last")]
+
+
+@pytest.mark.parametrize("name", ["f.txt", "f.txt.gz"])
+@pytest.mark.parametrize("count", [2, 1500, 300_000])
+def test_lines_from_places_all_over_a_file_are_whole_and_few(tmp_path: Path, name: str, count: int) -> None:
+    rest = [f"line {number}".encode() for number in range(count)]
+    path = save(tmp_path, b"first\n" + b"\n".join(rest) + b"\n", name)
+    found = list(spread(path, len(b"first\n"), 100))
+    numbers = [int(line.split()[1]) for line in found]
+    assert numbers == sorted(set(numbers)) and set(found) <= set(rest)
+    assert len(found) <= 2 * PLACES * LINES_AT_PLACE and found == list(spread(path, len(b"first\n"), 100))
+    assert numbers[0] == 0 and numbers[-1] >= count * 0.9 - 1
+    if count < PLACES * LINES_AT_PLACE:
+        assert found == rest
+
+
+def test_what_stands_behind_damage_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "f.gz").write_bytes(gzip.compress(random.Random(0).randbytes(1 << 18).hex().encode())[:-9])
+    assert list(spread(str(tmp_path / "f.gz"), 0, 100)) == []
 
 
 def test_a_line_over_the_limit_is_passed_by_without_being_held(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _check(config: SourceConfig, where: str, schema: pa.Schema, layout: Layout) 
     """Raise UserError for columns that cannot be what they are to be, and for what a file lacks that others have."""
     for name in [layout.title, *layout.text]:
         type_ = None if name is None else _type_at(schema, name)
-        if type_ is not None and not _is_text(type_) and not pa.types.is_null(type_):
+        if type_ is not None and not (_is_text(type_) or _is_number(_plain(type_)) or pa.types.is_null(type_)):
             raise UserError(f"{where}: column {name!r} is {type_}, not text; name another one{_inside(type_, name)}")
     id_type = None if layout.id is None else _type_at(schema, layout.id)
     if id_type is not None and not (_is_text(id_type) or _is_number(id_type) or pa.types.is_null(id_type)):
@@ -92,6 +92,20 @@ def _is_text(type_: pa.DataType) -> bool:
 def _is_number(type_: pa.DataType) -> bool:
     """Whether ids may be of this type; pandas makes whole numbers floats where some are missing."""
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
+
+
+def _written(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers as text, as JSON writes them, NaN (pandas' sign for nothing) as null; other columns as they are."""
+    array = _flat(column)
+    type_ = _plain(array.type)
+    if not _is_number(type_):
+        return column
+    array = array.cast(type_)
+    if pa.types.is_integer(type_):
+        return pa.chunked_array([array.cast(pa.string())])
+    # NumPy writes a float32 by its own digits: 0.1, where as a float64 it is 0.10000000149011612.
+    numbers = zip(array.to_numpy(zero_copy_only=False), _bools(array.is_valid()), strict=True)
+    return pa.chunked_array([pa.array([str(x) if valid and x == x else None for x, valid in numbers], pa.string())])
 
 
 def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
@@ -202,13 +216,13 @@ class Taker:
     def take(self, rows: pa.Table, first: int) -> UnitData:
         """The documents of these rows, which count from `first`; their positions count from `base` on."""
         layout, faults = self.layout, np.zeros(len(rows), dtype=np.int8)
-        texts = [_strings(column_at(rows, column), faults, "invalid_utf8") for column in layout.text]
+        texts = [_strings(_written(column_at(rows, column)), faults, "invalid_utf8") for column in layout.text]
         _mark(faults, _all_null(texts), "missing_text")
         text = texts[0] if len(texts) == 1 else _joined(texts)
         _mark(faults, _lengths(text) > self.max_bytes, "record_too_large")
         title = pa.nulls(len(rows), pa.string())
         if layout.title is not None:
-            title = _strings(column_at(rows, layout.title), faults, "invalid_utf8")
+            title = _strings(_written(column_at(rows, layout.title)), faults, "invalid_utf8")
         ids = self._ids(rows, first, title, text, faults)
         payload = [fitted(column_at(rows, name), type_) for name, type_ in layout.payload]
         positions = pa.array(np.arange(first, first + len(rows)) + self.base, pa.int64())
@@ -217,7 +231,8 @@ class Taker:
         data = refuse_blank(pa.Table.from_arrays(taken, schema=layout.schema))
         refused = [self._refuse(row, first, ids, faults) for row in np.flatnonzero(faults).tolist()]
         nulled = Counter({name: count for (name, _), (_, count) in zip(layout.payload, payload, strict=True) if count})
-        return UnitData(data.table, data.rejected + refused, nulled)
+        given = Counter({name: len(rows) - column_at(rows, name).null_count for name, _ in layout.payload})
+        return UnitData(data.table, data.rejected + refused, nulled, given)
 
     def _ids(self, rows: pa.Table, first: int, title: pa.Array, text: pa.Array, faults: Faults) -> pa.Array:
         if self.layout.id is None:

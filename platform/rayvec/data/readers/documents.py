@@ -79,4 +79,4 @@ def title_of(name: str) -> str:
     'ideas'
     """
     path = PurePosixPath(name)
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).stem
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).stem

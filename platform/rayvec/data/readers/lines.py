@@ -7,6 +7,7 @@ document, an array of objects or an object over several lines, is read whole: it
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -27,11 +28,11 @@ from rayvec.data.records import (
     resolve_layout,
 )
 from rayvec.data.source_config import SourceConfig
-from rayvec.data.streams import BOM, MAX_COMPRESSED_UNITS, DamagedError, Line, chunks, lines, scan
+from rayvec.data.streams import BOM, MAX_COMPRESSED_UNITS, DamagedError, Line, chunks, lines, scan, spread
 from rayvec.data.units import Input, Piece, Unit, UnitData
 from rayvec.errors import UserError
 
-#: How much of a file is looked at for its columns and their types.
+#: How much of a file's beginning is looked at for its columns and their types; of the rest see streams.spread.
 _SAMPLE_LINES = 1000
 _SAMPLE_BYTES = 4 << 20
 #: A JSON document is held in memory; larger ones are refused.
@@ -98,7 +99,7 @@ class JsonlReader(_LineReader):
     """One JSON object a line, or files that are one JSON document each."""
 
     def layout(self, config: SourceConfig, listing: Listing) -> Layout:
-        """See base.Reader; columns and their types come from the first records of each file."""
+        """See base.Reader; columns and their types come from the first records of each file, and some of the others."""
         files = sampled(listing.files)
         found = [(file, s) for file, s in inspect(config, files, lambda f: _json_sample(config, f)) if s.kinds]
         if not found:
@@ -209,9 +210,10 @@ def _json_sample(config: SourceConfig, file: Input) -> _Sample:
     if _is_document(config, file):
         items, _ = _items(config, file.uri)
         return _Sample(kinds_of((item for item in items if isinstance(item, dict)), paths), True)
-    sample, fault, left = [], "", _SAMPLE_LINES
+    sample, fault, left, end = [], "", _SAMPLE_LINES, 0
     for line in head(config, file):
-        left = left - 1 if line.offset + line.size < _SAMPLE_BYTES else 0
+        end = line.offset + line.size + 1
+        left = left - 1 if end <= _SAMPLE_BYTES else 0
         if line.data is None or not line.data.strip():
             continue
         try:
@@ -220,7 +222,16 @@ def _json_sample(config: SourceConfig, file: Input) -> _Sample:
             fault = fault or f"line 1 is no JSON object ({error.detail}); write one object a line, or set source.kind"
     if fault and not sample:
         raise BadFileError(f"not JSON lines: {fault}")
-    return _Sample(kinds_of(sample, paths), left > 0)
+    is_whole = left > 0
+    further = () if is_whole or not config.payload else _spread_records(config, file, end)  # else no types are needed
+    return _Sample(kinds_of(itertools.chain(sample, further), paths), is_whole)
+
+
+def _spread_records(config: SourceConfig, file: Input, start: int) -> Iterator[dict[str, Any]]:
+    """Some of the good records behind the first ones, so that what begins later is met too."""
+    for data in spread(file.uri, start, config.max_record_bytes, config.encoding):
+        with contextlib.suppress(RefusedError):
+            yield parse_json(data)
 
 
 def _is_document(config: SourceConfig, file: Input) -> bool:

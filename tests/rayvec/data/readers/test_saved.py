@@ -98,8 +98,8 @@ def test_rows_that_cannot_be_documents_are_refused_with_their_place(tmp_path: Pa
 
 
 def test_text_of_another_type_is_refused_before_the_work(tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({"text": [1, 2]}).save_to_disk(tmp_path / "numbers")
-    with pytest.raises(UserError, match="column 'text' is int64, not text"):
+    datasets.Dataset.from_dict({"text": [True, False]}).save_to_disk(tmp_path / "numbers")
+    with pytest.raises(UserError, match="column 'text' is bool, not text"):
         open_source(SourceConfig(path=str(tmp_path / "numbers")))
 
 
