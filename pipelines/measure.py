@@ -10,13 +10,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from pipelines._dense import DenseSearches
 from pipelines.report import Report
 from rayvec import storage
 from rayvec.config import Config
@@ -24,10 +24,9 @@ from rayvec.errors import UserError
 from rayvec.indexing.hybrid import DENSE_WEIGHT
 
 if TYPE_CHECKING:
-    from pipelines._vectors import Pool, Vectors
+    from pipelines._vectors import Pool
     from rayvec.data.source_config import SourceConfig
     from rayvec.evaluation.beir import Task
-    from rayvec.evaluation.exact import ExactSearch
     from rayvec.evaluation.retrieval import PerQuery
     from rayvec.indexing.ranking import Ranking
     from rayvec.modeling.encoder import Encoder
@@ -197,7 +196,7 @@ def _rank(
     from rayvec.evaluation.retrieval import own_places
 
     depth = config.k + 1  # a query may find itself
-    dense = _Dense.over(config, task, encoder, depth, pool) if encoder is not None else None
+    dense = DenseSearches.over(config, task, encoder, depth, pool) if encoder is not None else None
     ids: list[str] = []
     texts = _texts(config, task, dense, ids)
     rankings: dict[str, Ranking] = {}
@@ -216,7 +215,7 @@ def _rank(
     return _fused(config, rankings), ids
 
 
-def _texts(config: MeasureConfig, task: Task, dense: _Dense | None, ids: list[str]) -> Iterator[str]:
+def _texts(config: MeasureConfig, task: Task, dense: DenseSearches | None, ids: list[str]) -> Iterator[str]:
     """The corpus text by text, and on the way: its ids noted, its vectors shown to the dense searches."""
     for batch_ids, batch_texts in task.corpus.batches():
         ids.extend(batch_ids)
@@ -224,74 +223,6 @@ def _texts(config: MeasureConfig, task: Task, dense: _Dense | None, ids: list[st
             dense.add(batch_texts, config.batch)
         yield from batch_texts
         sys.stderr.write(f"measuring {task.name}: {len(ids):,} documents\n")
-
-
-@dataclass
-class _Dense:
-    """The exact searches: with and without the instruction, in full and in each shorter dimension."""
-
-    encoder: Encoder
-    pool: Pool | None
-    searches: dict[str, tuple[ExactSearch, int | None]] = field(default_factory=dict)
-
-    @classmethod
-    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder, depth: int, pool: Pool | None) -> _Dense:
-        from rayvec.evaluation.exact import ExactSearch, shortened
-
-        dense = cls(encoder, pool)
-        for name, instruction in _query_forms(config, encoder).items():
-            queries_QD = encoder.encode(list(task.queries), instruction)
-            dense.searches[name] = (ExactSearch(queries_QD, depth), None)
-            for dim in config.dimensions:
-                dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), depth), dim)
-        return dense
-
-    def add(self, texts: list[str], batch: int) -> None:
-        """The next documents. With workers, vectors of documents before them are looked at meanwhile."""
-        for start in range(0, len(texts), batch):
-            chunk = texts[start : start + batch]
-            if self.pool is None:
-                self._look(self.encoder.encode(chunk))
-            else:
-                self.pool.submit(chunk, None)
-                self._look_at_results(self.pool.ahead)
-
-    def _look_at_results(self, left: int = 0) -> None:
-        if self.pool is not None:
-            for vectors_ND, _ in self.pool.results(left):
-                self._look(vectors_ND)
-
-    def _look(self, vectors_ND: Vectors) -> None:
-        from rayvec.evaluation.exact import shortened
-
-        for search, dim in self.searches.values():
-            search.add(vectors_ND if dim is None else shortened(vectors_ND, dim))
-
-    def rankings(self) -> dict[str, Ranking]:
-        """The ranking of each search over all documents."""
-        from rayvec.indexing.ranking import Ranking
-
-        self._look_at_results()
-        return {name: Ranking(search.rows_QK, search.scores_QK) for name, (search, _) in self.searches.items()}
-
-
-def _query_forms(config: MeasureConfig, encoder: Encoder) -> dict[str, str | None]:
-    """What stands before the queries, by system: nothing, and the instruction if there is one.
-
-    Raises UserError where there is none, and nothing beside it shows that its system is the same as dense.
-    """
-    instruction = config.instruction or encoder.instructions.get("query")
-    if instruction is None:
-        if "instruction" in config.systems and "dense" not in config.systems:
-            raise UserError(
-                f"systems: {config.encoder} has no instruction for queries; give one with --set instruction=…, or "
-                "measure dense"
-            )
-        return {"dense": None}
-    wanted = {"dense": None, "instruction": instruction}
-    if "hybrid" in config.systems or {"dense", "instruction"} <= set(config.systems):
-        return wanted
-    return {name: form for name, form in wanted.items() if name in config.systems}
 
 
 def _fused(config: MeasureConfig, rankings: dict[str, Ranking]) -> dict[str, Ranking]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,16 +251,22 @@ def test_settings_that_memory_was_too_small_for_do_not_stand_in_the_way(
     assert train(run.replace(stage=run.stage.replace(accumulate=2)))["steps"] == 4
 
 
+@contextlib.contextmanager
+def _failing_after_three_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where memory becomes too small in the middle of a run."""
+    forward, calls = MntpModule.forward, iter(range(99))
+    with monkeypatch.context() as patch:
+        patch.setattr(MntpModule, "forward", lambda *given: forward(*given) if next(calls) < 3 else _fail())
+        yield
+
+
 def test_steps_that_were_made_are_not_lost_to_other_settings(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config(inputs, tmp_path / "run", stage=Mntp(lora=LORA.replace(dropout=0.2)))
     train(run.replace(output=str(tmp_path / "whole")))
-    forward, calls = MntpModule.forward, iter(range(99))
-    with monkeypatch.context() as patch:
-        patch.setattr(MntpModule, "forward", lambda *given: forward(*given) if next(calls) < 3 else _fail())
-        with pytest.raises(RayvecError, match="gradient_checkpointing=true"):
-            train(run)
+    with _failing_after_three_steps(monkeypatch), pytest.raises(RayvecError, match="gradient_checkpointing=true"):
+        train(run)
     with pytest.raises(MismatchError, match=r"stage.accumulate: 1 there, 2 asked for"):
         train(run.replace(stage=run.stage.replace(accumulate=2)))
     # What computes the same again may change, and gives the same to the bit.
@@ -273,11 +281,8 @@ def test_data_that_changed_is_noticed_but_for_examples_that_are_prepared(
     docs.write_bytes((inputs / "docs.jsonl").read_bytes())
     run = config(inputs, tmp_path / "run", data=Texts(source=SourceConfig(path=str(docs))))
     train(run.replace(output=str(tmp_path / "whole")))
-    forward, calls = MntpModule.forward, iter(range(99))
-    with monkeypatch.context() as patch:
-        patch.setattr(MntpModule, "forward", lambda *given: forward(*given) if next(calls) < 3 else _fail())
-        with pytest.raises(RayvecError, match="out of memory"):
-            train(run)
+    with _failing_after_three_steps(monkeypatch), pytest.raises(RayvecError, match="out of memory"):
+        train(run)
     docs.write_text(docs.read_text() + '{"id": "new", "text": "A document that came later."}\n')
     assert train(run)["resumed_from_step"] == 2
     assert "goes on with the examples that it has prepared" in caplog.text
