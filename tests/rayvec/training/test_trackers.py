@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
 
 def test_tensorboard_shows_a_run_that_was_gone_on_with_as_one(tmp_path: Path) -> None:
     for start_step, values in ((0, [4.0, 3.0, 9.0]), (2, [2.0, 1.0])):
+        if start_step:
+            time.sleep(1.1)  # TensorBoard reads files by name: within one second of one process, "10" comes before "9"
         trackers = opened(tmp_path, "tensorboard", [], start_step)
         for step, value in enumerate(values, start=start_step + 1):
             trackers.log(step, {"loss": value})
