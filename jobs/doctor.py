@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import main
 from pipelines import doctor
+from pipelines._finding import as_json, rendered
 from pipelines._ray import ray_session
 
 
@@ -31,8 +32,8 @@ def command(places: tuple[str, ...], address: str, nodes: bool, plain: bool) -> 
     if nodes:
         with ray_session():
             findings += doctor.on_every_node(places)
-    report = doctor.as_json(findings)
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if plain else doctor.rendered(findings))
+    report = as_json(findings)
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if plain else rendered(findings))
     if not report["ok"]:
         sys.exit(1)
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import doctor
+from pipelines import _ray_checks
+from pipelines._finding import Finding
 from rayvec.errors import UserError
 
 LOG = logging.getLogger("rayvec.ray")
@@ -50,7 +51,7 @@ def ray_session(**options: Any) -> Iterator[None]:
     Joins the cluster named by RAY_ADDRESS (Ray sets it for submitted jobs), else starts one on this machine alone,
     with `options` for `ray.init`. Raises UserError for what the doctor finds that endangers the run.
     """
-    _heed(doctor.quick())
+    _heed(_ray_checks.quick())
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -65,7 +66,7 @@ def ray_session(**options: Any) -> Iterator[None]:
         with _own_sigterm():
             cluster = ray.init(logging_level=logging.WARNING, log_to_driver=False)
         try:
-            _heed(doctor.joined(cluster.dashboard_url))
+            _heed(_ray_checks.joined(cluster.dashboard_url))
             yield
         finally:
             ray.shutdown()
@@ -90,7 +91,7 @@ def ray_session(**options: Any) -> Iterator[None]:
             ray.shutdown()
 
 
-def _heed(findings: Iterable[doctor.Finding]) -> None:
+def _heed(findings: Iterable[Finding]) -> None:
     """Raise UserError for an error; tell of a warning in one line."""
     for finding in findings:
         if finding.level == "error":

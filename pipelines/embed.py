@@ -7,30 +7,28 @@ done is told in rayvec.encoding.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from pipelines._losses import Losses, tell_of_payload
 from pipelines._ray import largest_node_cpus, ray_session, tell_of_idle_gpus, wait_for_room
 from pipelines.report import Report, recipe_family
 from rayvec import storage, uris
 from rayvec.config import Config
 from rayvec.data.source_config import SourceConfig
-from rayvec.errors import QuarantineExceededError, UserError
+from rayvec.errors import UserError
+from rayvec.modeling import references
 from rayvec.schema import Long, VectorType
 
 if TYPE_CHECKING:
     from rayvec.data.sources import Source
     from rayvec.encoding.lease import Guard
-    from rayvec.encoding.limit import QuarantineLimit
     from rayvec.encoding.shards import Plan
     from rayvec.encoding.sink import Record
     from rayvec.encoding.spent import Spent
@@ -41,11 +39,8 @@ LOG = logging.getLogger("rayvec.embed")
 
 #: How Ray's resources name the model of a GPU.
 ACCELERATOR = "accelerator_type:"
-#: So many values of a column may be null for not fitting it, whatever their share, unless none may: slips.
-_FEW_VALUES = 10
-_NULLED_CURE = "write its values as one type, or leave it out with --set 'source.payload=[…]' into another output"
-#: Of columns that began later, so many are named in a line, and so many, the most frequent, in the report.
-_NAMED, _TOLD_LATER = 8, 100
+#: Of columns that began later, so many, the most frequent, are in the report.
+_TOLD_LATER = 100
 #: The histogram of lengths, beside report.json.
 LENGTHS = "lengths.png"
 
@@ -141,8 +136,8 @@ def embed(config: EmbedConfig) -> Report:
         sweep(output, config.lease_s)
         report = _run(config, output, started, guard)
         storage.write_json(uris.join(output, "report.json"), report)
-    _tell_of_payload(report)
-    _check_quarantine(config, report)
+    tell_of_payload(report)
+    _losses(config).check(report)
     return report
 
 
@@ -168,7 +163,7 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
     from rayvec.encoding.work import Work, cut
     from rayvec.modeling.encoder import load_encoder, load_tokenizer_only
 
-    reference = _absolute_reference(config.encoder)
+    reference = references.canonical(config.encoder)
     source = open_source(config.source, cache=uris.join(output, "source"))
     if source.left:
         names = ", ".join(source.left[:8]) + (", …" if len(source.left) > 8 else "")
@@ -231,9 +226,9 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> 
     done = work.sink.committed([unit.name for unit in plan.units])
     pending = [unit for unit in plan.units if unit.name not in done]
     resumed, total = len(done), Spent()
-    limit = QuarantineLimit.of(config.max_quarantine, plan.units, done)
+    limit, losses = QuarantineLimit.of(config.max_quarantine, plan.units, done), _losses(config)
     if pending:
-        _check_limit(config, limit, work.output)
+        losses.check_running(limit)
         progress = Progress(sum(unit.rows_estimate for unit in pending))
         with (
             ray_session(),
@@ -248,8 +243,12 @@ def _work_through(config: EmbedConfig, work: Work, plan: Plan, guard: Guard) -> 
                 progress.add(record, spent)
                 metrics.add(record, spent)
                 limit.add(record)
-                _check_limit(config, limit, work.output)
+                losses.check_running(limit)
     return [done[unit.name] for unit in plan.units], resumed, total
+
+
+def _losses(config: EmbedConfig) -> Losses:
+    return Losses(config.source, config.max_quarantine, config.output)
 
 
 def _draw_lengths(output: str, records: list[Record]) -> None:
@@ -258,29 +257,6 @@ def _draw_lengths(output: str, records: list[Record]) -> None:
 
     sums = totals(records)
     storage.write_bytes(uris.join(output, LENGTHS), histogram(sums["lengths"], sums["lengths_truncated"]))
-
-
-def _check_limit(config: EmbedConfig, limit: QuarantineLimit, output: str) -> None:
-    """Stop a run that is certain to pass its limit; one whose units are all done is published first."""
-    if limit.planned and limit.is_passed:
-        raise QuarantineExceededError(
-            f"stopped with {len(limit.planned)} units to do: {limit.refused} of at most {limit.total} records are "
-            f"quarantined ({_told(limit.reasons)}), more than max_quarantine = {config.max_quarantine:g} allows; see "
-            f"{output}/quarantine, and go on with a higher --set max_quarantine=…"
-            f"{_encoding_cure(config, limit.reasons)}"
-        )
-
-
-def _told(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
-
-
-def _encoding_cure(config: EmbedConfig, reasons: Mapping[str, int]) -> str:
-    if not reasons.get("invalid_utf8") or config.source.kind in ("parquet", "hf", "pydocs"):
-        return ""
-    if config.source.encoding:
-        return f"; invalid_utf8 may mean that the files are not {config.source.encoding}: check source.encoding"
-    return "; where invalid_utf8 is a text file in another encoding, name it, as in --set source.encoding=latin-1"
 
 
 def _settings(config: EmbedConfig, source: Source) -> dict[str, Any]:
@@ -330,54 +306,12 @@ def _pool(config: EmbedConfig) -> Pool:
     return replace(pool, accelerator_type=config.accelerator_type)
 
 
-def _absolute_reference(reference: str) -> str:
-    """A folder is named so that workers find it too; a name of another kind stays."""
-    return uris.absolute(reference) if uris.is_local(reference) and Path(reference).is_dir() else reference
-
-
 def _check_duplicates(config: EmbedConfig, records: list[Record]) -> None:
     repeated = [record for record in records if record.duplicates]
     if config.duplicates == "error" and repeated:
         raise UserError(
             f"{sum(record.duplicates for record in repeated)} records have the id of an earlier one; see "
             f"quarantine/{repeated[0].unit}.jsonl in the output; keep the first of each with --set duplicates=first"
-        )
-
-
-def _check_quarantine(config: EmbedConfig, report: Report) -> None:
-    refused, total = sum(report["quarantined"].values()), report["inputs"]
-    if refused > config.max_quarantine * total:
-        raise QuarantineExceededError(
-            f"done and published, but {refused} of {total} records were quarantined "
-            f"({_told(report['quarantined'])}), more than "
-            f"max_quarantine = {config.max_quarantine:g} allows; see {config.output}/quarantine"
-            f"{_encoding_cure(config, report['quarantined'])}"
-        )
-    for name, lost in report.get("nulled", {}).items():
-        given = report["values"][name]
-        few = _FEW_VALUES if config.max_quarantine else 0
-        if lost > max(config.max_quarantine * given, few):
-            raise QuarantineExceededError(
-                f"done and published, but {lost:,} of {given:,} values of the payload column {name!r} do not fit its "
-                f"type and are null, more than max_quarantine = {config.max_quarantine:g} allows; {_NULLED_CURE}, or "
-                "accept it with a higher --set max_quarantine=…"
-            )
-
-
-def _tell_of_payload(report: Report) -> None:
-    """Warn of payload values that did not come into the result."""
-    for name, lost in report.get("nulled", {}).items():
-        values = f"{lost:,} of {report['values'][name]:,} values"
-        LOG.warning("payload column %r: %s do not fit its type and are null; %s", name, values, _NULLED_CURE)
-    later = report.get("began_later", {})
-    if later:
-        told = ", ".join(f"{name} {count:,}" for name, count in itertools.islice(later.items(), _NAMED))
-        more = f" and {len(later) - _NAMED} or more others" if len(later) > _NAMED else ""
-        LOG.warning(
-            "columns that began later than where the plan looked are not carried: %s%s; embed into another output with "
-            "--set 'source.payload=[…]' that names them beside the others",
-            told,
-            more,
         )
 
 

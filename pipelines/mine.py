@@ -7,17 +7,15 @@ run that was interrupted leaves no output; the same command does it again from t
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
 import sys
 import time
-from array import array
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -27,21 +25,16 @@ from rayvec import storage, uris
 from rayvec.data.pair_files import PairColumns, read_pairs
 from rayvec.errors import UserError
 from rayvec.indexing.mining import Rules, Titles
+from rayvec.modeling import references
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import pyarrow as pa
-
     from pipelines._mining import Tally, Task
+    from pipelines._mining_inputs import Staged
     from rayvec.encoding.stages import Pool
-    from rayvec.indexing.mining import Hashes, Positives
     from rayvec.indexing.searcher import Index
 
 #: Pairs shown in the report, spread over the output.
 SAMPLES = 5
-#: Row groups of the index's documents that are worth a task of their own.
-GROUPS_A_TASK = 256
 
 
 class MineConfig(Rules):
@@ -113,9 +106,7 @@ def _open(config: MineConfig) -> tuple[Index, str, str | None]:
             f"the index {config.index} keeps no texts, and negatives are texts; embed again with keep_text=true and "
             "index that"
         )
-    reference = config.encoder or str(opened.manifest["encoder"])
-    if uris.is_local(reference) and Path(reference).is_dir():
-        reference = uris.absolute(reference)
+    reference = references.canonical(config.encoder or str(opened.manifest["encoder"]))
     encoder = load_tokenizer_only(reference)
     opened.fingerprint.require(encoder.fingerprint, mine="the index", theirs="the encoder")
     given = config.instruction
@@ -158,13 +149,17 @@ def _task(config: MineConfig, opened: Index, encoder: str, instruction: str | No
 
 
 def _run(config: MineConfig, opened: Index, task: Task, output: Path, started: float) -> Report:
+    from pipelines._mining_inputs import check_windows, hash_documents, stage_pairs
+
     seconds: dict[str, float] = {}
     with _timed(seconds, "pairs"):
-        staged = _stage_pairs(config, task, output)
-        _check_windows(config, opened, staged)
+        cache = config.cache or f"{str(output).removesuffix('.jsonl')}.cache"
+        pairs = read_pairs(config.pairs, cache, config.columns)
+        staged = stage_pairs(task, pairs, config.unit_rows, where=config.pairs)
+        check_windows(opened, staged, where=config.index)
     with ray_session():
         with _timed(seconds, "documents"):
-            positives = _hash_documents(config, task, staged)
+            positives = hash_documents(task, staged, where=config.index)
         with _timed(seconds, "mine"):
             tallies = _work_through(config, task, staged)
     report = _report(config, opened, task, tallies, positives.queries)
@@ -183,111 +178,7 @@ def _run(config: MineConfig, opened: Index, task: Task, output: Path, started: f
     return report
 
 
-def _check_windows(config: MineConfig, opened: Index, staged: _Staged) -> None:
-    """Of a document that is there as windows, its whole text does not tell which they are: its id must."""
-    from rayvec.schema import PARENT_ID
-
-    if PARENT_ID in opened.columns and (without := staged.ids.null_count):
-        raise UserError(
-            f"{without} pairs have no positive_id, and the index {config.index} holds windows of documents, where a "
-            "document's id alone says which of them answer; give positive_id, or mine from an index of whole documents"
-        )
-
-
-class _Staged(NamedTuple):
-    """What the driver keeps of the pairs: hashes of query and positive text (0: none), ids, and where units start."""
-
-    queries: Hashes
-    texts: Hashes
-    ids: pa.Array
-    starts: list[int]
-
-
-def _stage_pairs(config: MineConfig, task: Task, output: Path) -> _Staged:
-    """Write the pairs unit by unit to the working folder. Raises UserError when a line is no pair, or none is there."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pipelines._mining import PAIR
-    from rayvec.indexing.mining import text_hash
-
-    cache = config.cache or f"{str(output).removesuffix('.jsonl')}.cache"
-    lines = read_pairs(config.pairs, cache, config.columns)
-    queries, texts, starts = array("Q"), array("Q"), []
-    ids: list[pa.Array] = []
-    task.pairs_file(0).parent.mkdir()
-    for unit in itertools.count():
-        some = list(itertools.islice(lines, config.unit_rows))
-        if not some:
-            break
-        starts.append(len(queries))
-        queries.extend(text_hash(line.query) for line in some)
-        texts.extend(text_hash(line.positive) if line.positive else 0 for line in some)
-        table = pa.Table.from_pylist([line._asdict() for line in some], schema=PAIR)
-        ids.append(table["positive_id"].combine_chunks())
-        pq.write_table(table, task.pairs_file(unit), use_dictionary=False)
-    if not starts:
-        raise UserError(f"pairs = {config.pairs}: no pairs are there; give lines with query and positive")
-    return _Staged(np.array(queries, np.uint64), np.array(texts, np.uint64), pa.concat_arrays(ids), starts)
-
-
-def _hash_documents(config: MineConfig, task: Task, staged: _Staged) -> Positives:
-    """Hash every document of the index, and find the positives among them; both go to the working folder."""
-    import numpy as np
-    import pyarrow.compute as pc
-    import ray
-
-    from rayvec.indexing import tasks
-    from rayvec.indexing.mining import Keys, Positives, scan_documents
-    from rayvec.indexing.ranking import NO_ROW
-    from rayvec.indexing.segments import load_dropped
-
-    wanted = staged.ids.drop_null().unique()
-    shared = ray.put(wanted)
-    ranges = _document_ranges(task)
-    found = list(tasks.each(scan_documents, [(*range_, config.title, shared) for _, range_ in ranges]))
-    dropped = load_dropped(task.index, task.manifest)
-    Keys.concatenate([keys for keys, _, _ in found]).save(task.folder / "keys")
-    # One more place, at the end, stands for pairs without an id.
-    row_of = np.full(len(wanted) + 1, NO_ROW, np.int64)
-    # Backwards: of a document's windows the first one stands for it.
-    for (start, _), (_, places, rows) in reversed(list(zip(ranges, found, strict=True))):
-        live = ~np.isin(rows + start, dropped)
-        row_of[places[live][::-1]] = rows[live][::-1] + start
-    rows = row_of[pc.index_in(staged.ids, value_set=wanted, skip_nulls=True).fill_null(len(wanted)).to_numpy()]
-    _check_positives(config, staged, (staged.texts == 0) & (rows == NO_ROW))
-    positives = Positives.group(staged.queries, staged.texts, rows)
-    positives.save(task.folder / "positives")
-    return positives
-
-
-def _document_ranges(task: Task) -> list[tuple[int, tuple[Path, int, int]]]:
-    """The row groups of all segments' documents, so many a task, each with the row where its segment starts."""
-    import pyarrow.parquet as pq
-
-    from rayvec.indexing.searcher import DOCUMENTS
-    from rayvec.indexing.segments import segments_of
-
-    files = [(segment.start, segment.file(task.index, DOCUMENTS)) for segment in segments_of(task.manifest)]
-    counts = [pq.read_metadata(path, memory_map=True).num_row_groups for _, path in files]
-    return [
-        (row, (path, start, min(start + GROUPS_A_TASK, count)))
-        for (row, path), count in zip(files, counts, strict=True)
-        for start in range(0, count, GROUPS_A_TASK)
-    ]
-
-
-def _check_positives(config: MineConfig, staged: _Staged, missing: npt.NDArray[np.bool_]) -> None:
-    if missing.any():
-        id_ = staged.ids[int(missing.argmax())].as_py()
-        raise UserError(
-            f"{int(missing.sum())} pairs give positive_id alone, and no such document is in the index {config.index} "
-            f"({id_!r} is the first); give their texts as positive, or leave them out"
-        )
-
-
-def _work_through(config: MineConfig, task: Task, staged: _Staged) -> list[Tally]:
+def _work_through(config: MineConfig, task: Task, staged: Staged) -> list[Tally]:
     """The tallies in the order of the units."""
     from pipelines._mining import mine_units
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines._ray import worker_environment
-from pipelines.doctor import ALLOW_OPEN
+from pipelines._ray_checks import ALLOW_OPEN
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.serving.config import is_loopback

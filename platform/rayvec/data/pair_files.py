@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from rayvec import storage
 from rayvec.config import Config
 from rayvec.data.files import Listing, kind_of, list_files
+from rayvec.data.layout import TEXT_NAMES
 from rayvec.data.pairs import docstring_pairs
 from rayvec.data.readers.columns import UNREADABLE, raise_storage_fault
 from rayvec.data.readers.delimited import rows
 from rayvec.data.readers.lines import parse_json
-from rayvec.data.records import TEXT_NAMES, RefusedError
+from rayvec.data.records import RefusedError
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.sources import open_source
 from rayvec.data.streams import DamagedError, lines

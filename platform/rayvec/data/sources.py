@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from rayvec import storage, uris
 from rayvec.data.files import Listing, check_packing, check_unchanged, kind_of, list_files, newest
+from rayvec.data.layout import Layout
 from rayvec.data.readers.base import Reader, Span
 from rayvec.data.readers.delimited import DelimitedReader
 from rayvec.data.readers.documents import DocumentReader
 from rayvec.data.readers.lines import JsonlReader, TextLinesReader
 from rayvec.data.readers.parquet import ParquetReader
 from rayvec.data.readers.saved import SavedReader, is_saved, list_saved
-from rayvec.data.records import Layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Input, Rejected, Unit, UnitData, unit_name
 from rayvec.errors import UserError

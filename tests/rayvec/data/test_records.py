@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayvec.data.records import infer_types, kinds_of
+from rayvec.data.json_types import infer_types, kinds_of
 from rayvec.data.sources import Rejected, SourceConfig, UnitData, open_source
 
 GOOD = {"id": "good", "title": "T", "text": "words"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from rayvec.data.files import Listing
-from rayvec.data.records import Layout
+from rayvec.data.layout import Layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Input, Unit, UnitData
 from rayvec.errors import UserError

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayvec.data.files import Listing
+from rayvec.data.layout import Layout, named_columns, resolve_layout
 from rayvec.data.readers.base import UNIT_BYTES, inspect
-from rayvec.data.records import MAX_ID_BYTES, Layout, content_id, named_columns, refuse_blank, resolve_layout
+from rayvec.data.records import MAX_ID_BYTES, content_id, refuse_blank
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import REASONS, Input, Rejected, UnitData
 from rayvec.errors import UserError

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from rayvec.data.files import Listing
+from rayvec.data.layout import Layout, resolve_layout
 from rayvec.data.readers.base import ALONE, UNIT_BYTES, BadFileError, Span, grouped, inspect, sampled
 from rayvec.data.readers.lines import check_columns, check_text, head
-from rayvec.data.records import Builder, Layout, resolve_layout
+from rayvec.data.records import Builder
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.streams import END, Cut, DamagedError, Line, affordable, lines
 from rayvec.data.units import Input, Piece, Unit, UnitData

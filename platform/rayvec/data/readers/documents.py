@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from rayvec.data.files import COMPRESSIONS, Listing
+from rayvec.data.layout import Layout
 from rayvec.data.readers.base import UNIT_BYTES, Span
 from rayvec.data.readers.lines import check_all_text
-from rayvec.data.records import Builder, Layout
+from rayvec.data.records import Builder
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.streams import BOM, DamagedError, chunks
 from rayvec.data.units import Input, Unit, UnitData

@@ -16,17 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rayvec.data.files import Listing
+from rayvec.data.json_types import Kinds, infer_types, kinds_of
+from rayvec.data.layout import Layout, named_columns, resolve_layout
 from rayvec.data.readers.base import ALONE, UNIT_BYTES, BadFileError, Span, grouped, inspect, sampled
-from rayvec.data.records import (
-    Builder,
-    Kinds,
-    Layout,
-    RefusedError,
-    infer_types,
-    kinds_of,
-    named_columns,
-    resolve_layout,
-)
+from rayvec.data.records import Builder, RefusedError
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.streams import BOM, MAX_COMPRESSED_UNITS, DamagedError, Line, chunks, lines, scan, spread
 from rayvec.data.units import Input, Piece, Unit, UnitData

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from rayvec import storage
 from rayvec.data.files import Listing
+from rayvec.data.layout import Layout
 from rayvec.data.readers.base import ALONE, BadFileError, Span, grouped, inspect
 from rayvec.data.readers.columns import UNREADABLE, Taker, common_layout, cut, raise_storage_fault
-from rayvec.data.records import Layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Input, Piece, Rejected, Unit, UnitData
 

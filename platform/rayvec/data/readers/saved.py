@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from rayvec import storage, uris
 from rayvec.data.files import Listing, stat
+from rayvec.data.layout import Layout
 from rayvec.data.readers.base import BadFileError, Span, inspect
 from rayvec.data.readers.columns import UNREADABLE, Taker, common_layout, cut, raise_storage_fault
-from rayvec.data.records import Layout
 from rayvec.data.source_config import SourceConfig
 from rayvec.data.units import Input, Rejected, Unit, UnitData
 from rayvec.errors import UserError
