@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from rayvec import __version__
@@ -89,11 +90,13 @@ def make_api(
     loopback_only: bool = True,
     cors_origins: Sequence[str] = (),
     access_log: logging.Logger | None = None,
+    mcp: bool = False,
     under_serve: bool = False,
 ) -> ASGIApp:
     """The whole interface as an ASGI application. `/docs` is left out: its page loads scripts from elsewhere.
 
-    under_serve: whether Serve stands around it, which sends a request's id back by itself.
+    mcp: whether assistants find tools at POST /mcp. under_serve: whether Serve stands around it, which sends a
+    request's id back by itself.
     """
     app = _Application(
         title="rayvec",
@@ -110,10 +113,14 @@ def make_api(
     app.include_router(v2)
     app.include_router(_health(gateway))
     app.include_router(_page())
+    if mcp:
+        from rayvec.serving import tools
+
+        app.router.routes.append(Route(tools.PATH, tools.Tools(gateway, body_bytes), methods=["POST"]))
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_bug)
-    routes = frozenset([*app.openapi()["paths"], *PAGE])
+    routes = frozenset([*app.openapi()["paths"], *PAGE, *([tools.PATH] if mcp else [])])
     app.openapi_schema = None  # made anew when it is asked for, with the prefix that it is asked below
     guarded: ASGIApp = Guard(Door(Shortcut(app, v1, v2), gateway.admission), keys, loopback_only=loopback_only)
     if cors_origins:  # outside the guard: a browser asks for permission without its key

@@ -102,6 +102,8 @@ class ServeConfig(Config):
     cors_origins: tuple[str, ...] = ()
     #: Whether documents may be put in and taken out over HTTP; where keys are set, by those of scope write.
     writable: bool = False
+    #: Whether assistants find `search` and `fetch` at POST /mcp, by the Model Context Protocol; see docs/serving.md.
+    mcp: bool = False
     #: A file for one JSON line a request: time, id, route, status, milliseconds, its stages', key's id; never a text.
     access_log: str | None = None
     #: Where spans of requests are sent: an OpenTelemetry collector's OTLP address, "http://host:4318/v1/traces".

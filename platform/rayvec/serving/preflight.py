@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 from rayvec import uris
@@ -54,6 +55,8 @@ def plan(config: ServeConfig) -> Plan:
         Keys.load(config.keys)
     if config.traces:
         Tracer(config.traces)
+    if config.mcp and find_spec("mcp") is None:
+        raise UserError("mcp=true needs a library that is not installed; pip install 'rayvec[mcp]', or leave mcp out")
     if config.access_log:
         open_log(config.access_log)
     if config.reranker:

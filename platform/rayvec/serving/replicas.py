@@ -165,6 +165,7 @@ def _api(gateway: Gateway, config: ServeConfig) -> ASGIApp:
         loopback_only=is_loopback(config.host) and keys is None,
         cors_origins=config.cors_origins,
         access_log=open_log(config.access_log) if config.access_log else None,
+        mcp=config.mcp,
         under_serve=True,
     )
     FrontDoor.stands_before(gateway.admission, interface)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import time
@@ -29,7 +30,9 @@ TEXT = "sort the list in place"
 @pytest.fixture(scope="module")
 def service(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     index = shutil.copytree(index, tmp_path_factory.mktemp("served") / "index")  # its versions change here
-    with serving(index, "limits.in_flight=8", "replicas.encoder=2", "replicas.retriever=2", "writable=true") as service:
+    with serving(
+        index, "limits.in_flight=8", "replicas.encoder=2", "replicas.retriever=2", "writable=true", "mcp=true"
+    ) as service:
         yield service
 
 
@@ -96,6 +99,18 @@ def test_many_at_once_are_each_answered_or_told_to_wait(service: Service) -> Non
             assert answer.json()["results"][0]["hits"][0]["id"] == f"doc-{row % COUNT}"
         else:
             assert answer.headers["retry-after"] == "1"
+
+
+def test_an_assistant_finds_by_its_tools(service: Service) -> None:
+    from mcp import Client as Assistant
+
+    async def ask() -> str:
+        async with Assistant(f"{service.address}/mcp") as assistant:
+            found = await assistant.call_tool("search", {"query": texts_for(COUNT)[5], "k": 1})
+            assert found.structured_content is not None
+            return str(found.structured_content["results"][0]["id"])
+
+    assert asyncio.run(ask()) == "doc-5"
 
 
 def test_langchain_s_openai_embeddings_read_the_encoder_s_vectors(service: Service) -> None:
