@@ -169,7 +169,7 @@ class Tools:
             "id": found["id"],
             "title": found["title"] or found["id"],
             "text": found["text"] or "",
-            "metadata": found["payload"] or {},
+            **_payload(found),
             "index_version": found["index_version"],
         }
 
@@ -180,9 +180,15 @@ def _shown(hit: dict[str, Any]) -> dict[str, Any]:
         "id": hit["id"],
         "title": hit["title"] or hit["id"],
         "text": text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…",
-        "metadata": hit["payload"] or {},
+        **_payload(hit),
         "score": hit["score"],
     }
+
+
+def _payload(found: dict[str, Any]) -> dict[str, Any]:
+    """The other columns; one that is a link stands by itself, where assistants look for what they cite."""
+    payload = found["payload"] or {}
+    return {"metadata": payload} | ({"url": payload["url"]} if isinstance(payload.get("url"), str) else {})
 
 
 def _told(answer: dict[str, Any]) -> protocol.CallToolResult:

@@ -97,6 +97,13 @@ def test_long_texts_are_shown_in_part_and_fetched_whole(client: Client, monkeypa
     assert call(client, "fetch", id=hit["id"])["structuredContent"]["text"] == text
 
 
+def test_a_link_among_the_columns_stands_by_itself() -> None:
+    hit = {"id": "a", "title": None, "text": None, "payload": {"url": "https://example.org/a", "n": 1}, "score": 0.5}
+    shown = tools._shown(hit)
+    assert (shown["url"], shown["title"], shown["metadata"]["n"]) == ("https://example.org/a", "a", 1)
+    assert "url" not in tools._shown({**hit, "payload": {"url": 7}})
+
+
 def test_a_fault_of_ours_is_told_without_its_text(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*_: object) -> None:
         raise RuntimeError("a very private question")
