@@ -19,7 +19,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from jobs._cli import job, main
 from pipelines import versions
-from pipelines.advise import AdviseConfig, advise, render
+from pipelines._advise_config import AdviseConfig
+from pipelines.advise import advise, render
 from pipelines.compact import CompactConfig, compact
 from pipelines.index import IndexConfig, index
 from pipelines.report import Report, summary

@@ -19,7 +19,7 @@ from rayvec.evaluation.trade_offs import Choice, pareto
 from rayvec.indexing.spec import human_bytes
 
 if TYPE_CHECKING:
-    from pipelines.advise import AdviseConfig
+    from pipelines._advise_config import AdviseConfig
 
 #: Sizes this close are the same size: then the faster one is the cheaper.
 SAME_SIZE = 1.1

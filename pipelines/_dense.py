@@ -5,14 +5,12 @@ Shapes: Q queries, N documents, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rayvec.errors import UserError
-
 if TYPE_CHECKING:
     from pipelines._vectors import Pool, Vectors
-    from pipelines.measure import MeasureConfig
     from rayvec.evaluation.beir import Task
     from rayvec.evaluation.exact import ExactSearch
     from rayvec.indexing.ranking import Ranking
@@ -28,14 +26,23 @@ class DenseSearches:
     searches: dict[str, tuple[ExactSearch, int | None]] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, config: MeasureConfig, task: Task, encoder: Encoder, depth: int, pool: Pool | None) -> DenseSearches:
+    def over(
+        cls,
+        task: Task,
+        encoder: Encoder,
+        forms: Mapping[str, str | None],
+        dimensions: Sequence[int],
+        depth: int,
+        pool: Pool | None,
+    ) -> DenseSearches:
+        """forms: by the name of a search, the instruction that stands before its queries."""
         from rayvec.evaluation.exact import ExactSearch, shortened
 
         dense = cls(encoder, pool)
-        for name, instruction in query_forms(config, encoder).items():
+        for name, instruction in forms.items():
             queries_QD = encoder.encode(list(task.queries), instruction)
             dense.searches[name] = (ExactSearch(queries_QD, depth), None)
-            for dim in config.dimensions:
+            for dim in dimensions:
                 dense.searches[f"{name}@{dim}"] = (ExactSearch(shortened(queries_QD, dim), depth), dim)
         return dense
 
@@ -66,22 +73,3 @@ class DenseSearches:
 
         self._look_at_results()
         return {name: Ranking(search.rows_QK, search.scores_QK) for name, (search, _) in self.searches.items()}
-
-
-def query_forms(config: MeasureConfig, encoder: Encoder) -> dict[str, str | None]:
-    """What stands before the queries, by system: nothing, and the instruction if there is one.
-
-    Raises UserError where there is none, and nothing beside it shows that its system is the same as dense.
-    """
-    instruction = config.instruction or encoder.instructions.get("query")
-    if instruction is None:
-        if "instruction" in config.systems and "dense" not in config.systems:
-            raise UserError(
-                f"systems: {config.encoder} has no instruction for queries; give one with --set instruction=…, or "
-                "measure dense"
-            )
-        return {"dense": None}
-    wanted = {"dense": None, "instruction": instruction}
-    if "hybrid" in config.systems or {"dense", "instruction"} <= set(config.systems):
-        return wanted
-    return {name: form for name, form in wanted.items() if name in config.systems}

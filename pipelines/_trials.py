@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pipelines.advise import AdviseConfig
+    from pipelines._advise_config import AdviseConfig
     from rayvec.indexing.pca import Axes, Projection
     from rayvec.indexing.reductions import Kept
     from rayvec.indexing.samples import Sample

@@ -196,7 +196,10 @@ def _rank(
     from rayvec.evaluation.retrieval import own_places
 
     depth = config.k + 1  # a query may find itself
-    dense = DenseSearches.over(config, task, encoder, depth, pool) if encoder is not None else None
+    dense = None
+    if encoder is not None:
+        forms = _query_forms(config, encoder)
+        dense = DenseSearches.over(task, encoder, forms, config.dimensions, depth, pool)
     ids: list[str] = []
     texts = _texts(config, task, dense, ids)
     rankings: dict[str, Ranking] = {}
@@ -213,6 +216,25 @@ def _rank(
         own_QK = own_places(found.rows, ids, task.query_ids, task.qrels)
         rankings[name] = found.without(own_QK).top(config.k)
     return _fused(config, rankings), ids
+
+
+def _query_forms(config: MeasureConfig, encoder: Encoder) -> dict[str, str | None]:
+    """What stands before the queries, by system: nothing, and the instruction if there is one.
+
+    Raises UserError where there is none, and nothing beside it shows that its system is the same as dense.
+    """
+    instruction = config.instruction or encoder.instructions.get("query")
+    if instruction is None:
+        if "instruction" in config.systems and "dense" not in config.systems:
+            raise UserError(
+                f"systems: {config.encoder} has no instruction for queries; give one with --set instruction=…, or "
+                "measure dense"
+            )
+        return {"dense": None}
+    wanted = {"dense": None, "instruction": instruction}
+    if "hybrid" in config.systems or {"dense", "instruction"} <= set(config.systems):
+        return wanted
+    return {name: form for name, form in wanted.items() if name in config.systems}
 
 
 def _texts(config: MeasureConfig, task: Task, dense: DenseSearches | None, ids: list[str]) -> Iterator[str]:

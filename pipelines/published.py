@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.advise import AdviseConfig
+from pipelines._advise_config import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig

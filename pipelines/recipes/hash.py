@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.advise import AdviseConfig
+from pipelines._advise_config import AdviseConfig
 from pipelines.compact import CompactConfig
 from pipelines.embed import EmbedConfig
 from pipelines.index import IndexConfig

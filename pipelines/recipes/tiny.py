@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipelines._advise_config import AdviseConfig
 from pipelines._systems import SystemConfig
 from pipelines._tasks import ClassificationTask, ClusteringTask, RerankingTask, RetrievalTask, SimilarityTask, WordTask
 from pipelines.adaptation import AdaptationConfig
-from pipelines.advise import AdviseConfig
 from pipelines.analyses import MaskMapConfig, PrefixConfig
 from pipelines.compact import CompactConfig
 from pipelines.demo import DemoConfig

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.index import command
+from pipelines._advise_config import AdviseConfig
 from pipelines._trials import documents_once
-from pipelines.advise import AdviseConfig, _questions, advise, render
+from pipelines.advise import _questions, advise, render
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import MismatchError, UserError

@@ -98,7 +98,7 @@ class Gateway:
             begin = time.perf_counter()
             queries = request.queries
             encoded = None
-            options = request.options(self._defaults)
+            options = Options.asked(request, self._defaults)
             if options.encodes:
                 with self.tracer.part("encode"):
                     encoded = await self._cached.encode(queries, self._instruction(request.instruction, "query"))

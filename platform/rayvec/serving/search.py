@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rayvec.indexing.ranking import Ranking
     from rayvec.indexing.searcher import Index
     from rayvec.indexing.selection import Selection
+    from rayvec.serving.config import SearchDefaults
+    from rayvec.serving.schemas import SearchRequest
 
 #: A hybrid search looks this much deeper in each ranking than it answers: a good hit may stand low in one of them.
 POOL_FACTOR = 4
@@ -40,6 +42,9 @@ ROWS_AT_MOST = MAX_QUERIES * MAX_K
 MAX_PAIRS = 1_000
 #: Of coordinates on a map: finer than a screen's dots.
 MAP_DECIMALS = 4
+
+#: Fields of a request that are passed on as they were asked.
+_AS_ASKED = ("k", "filter", "min_score", "unique_by", "rerank", "min_index_version", "allow_partial")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,21 @@ class Options:
     rerank: int | None = None
     min_index_version: str | None = None
     allow_partial: bool = True
+
+    @classmethod
+    def asked(cls, request: SearchRequest, defaults: SearchDefaults) -> Options:
+        """All of a request but the queries and their instruction; what it does not say is as the service has it."""
+        weight = request.dense_weight
+        if weight is None and request.fusion is None:  # a weight is of one way of fusing
+            weight = defaults.dense_weight
+        return cls(
+            by="query" if request.query is not None else "vectors" if request.vectors is not None else "like",
+            mode="dense" if request.query is None else request.mode or defaults.mode,
+            fusion=request.fusion or defaults.fusion,
+            dense_weight=weight,
+            include=tuple(request.include),
+            **{name: getattr(request, name) for name in _AS_ASKED},
+        )
 
     @property
     def encodes(self) -> bool:

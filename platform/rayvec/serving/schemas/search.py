@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -23,10 +23,6 @@ from rayvec.serving.schemas.base import (
     Vector,
     Version,
 )
-
-if TYPE_CHECKING:
-    from rayvec.serving.config import SearchDefaults
-    from rayvec.serving.search import Options
 
 
 class SearchRequest(Request):
@@ -126,21 +122,6 @@ class SearchRequest(Request):
                 raise ValueError(f"instruction and rerank need the words of a query, and {given[0]} has none")
         return self
 
-    def options(self, defaults: SearchDefaults) -> Options:
-        """All but the queries and their instruction; what is not said is as the service has it."""
-        from rayvec.serving.search import Options
-
-        decided: dict[str, Any] = {
-            "by": "query" if self.query is not None else "vectors" if self.vectors is not None else "like",
-            "mode": "dense" if self.query is None else self.mode or defaults.mode,
-            "fusion": self.fusion or defaults.fusion,
-            "dense_weight": self.dense_weight,
-            "include": tuple(self.include),
-        }
-        if self.dense_weight is None and self.fusion is None:  # a weight is of one way of fusing
-            decided["dense_weight"] = defaults.dense_weight
-        return Options(**decided, **{name: getattr(self, name) for name in _AS_ASKED})
-
     @property
     def queries(self) -> list[str]:
         """The queries, or the ids that stand for them, as a list; an empty text for a vector."""
@@ -150,10 +131,6 @@ class SearchRequest(Request):
             return self.like or []
         # What stands around a query is of whoever typed or pasted it; to many encoders it would be another text.
         return [query.strip() for query in ([self.query] if isinstance(self.query, str) else self.query)]
-
-
-#: Fields that are passed on as they were asked.
-_AS_ASKED = ("k", "filter", "min_score", "unique_by", "rerank", "min_index_version", "allow_partial")
 
 
 class Signal(Answer):
