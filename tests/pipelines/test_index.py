@@ -292,7 +292,8 @@ def test_embeddings_of_nothing_are_refused(tmp_path: Path) -> None:
         index(config(tmp_path / "in", tmp_path / "out"))
 
 
-def test_a_build_beside_another_is_refused(embeddings: Path, tmp_path: Path) -> None:
+def test_a_build_beside_another_is_refused(embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "WAIT_S", 0)
     with versions.writing(tmp_path), pytest.raises(ConcurrentWriterError):
         index(config(embeddings, tmp_path))
 

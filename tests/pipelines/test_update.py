@@ -390,7 +390,8 @@ def test_a_folder_that_is_no_index_is_not_made_one(tmp_path: Path) -> None:
     assert not (tmp_path / "typo").exists()
 
 
-def test_a_second_writer_is_refused(model: Model) -> None:
+def test_a_second_writer_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "WAIT_S", 0)
     with versions.writing(model.index), pytest.raises(ConcurrentWriterError):
         model.delete(["doc-1"])
 

@@ -115,9 +115,12 @@ class Draft:
 
 
 @contextlib.contextmanager
-def new_version(output: str | Path) -> Iterator[Draft]:
-    """A draft of the next version; what is not committed when the block ends is removed. Names are never used twice."""
-    with writing(output) as folder:
+def new_version(output: str | Path, *, waits: bool = True) -> Iterator[Draft]:
+    """A draft of the next version; what is not committed when the block ends is removed. Names are never used twice.
+
+    waits: as in `writing`, which also says what it raises.
+    """
+    with writing(output, waits=waits) as folder:
         given = [*list_versions(folder), *had_lived(folder)]  # one that was removed by hand was seen all the same
         name = f"v{max(map(number, given), default=0) + 1}"
         place = temporary(folder, name)

@@ -313,18 +313,38 @@ def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
         float: pa.types.is_floating(kind),
     }
     if not fits.get(type(value), False):
-        raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {_shown(value)}")
+        cure = "; embed what is inside it as a column of its own (source.payload)" if pa.types.is_nested(kind) else ""
+        raise UserError(f"filter: {name} is a column of {kind}, and cannot be compared with {_shown(value)}{cure}")
     try:
-        if isinstance(value, str):
-            return pa.scalar(time.fromisoformat(value), kind) if pa.types.is_time(kind) else pa.scalar(value).cast(kind)
-        return pa.scalar(value, kind)
+        return time_scalar(value, kind) if isinstance(value, str) else pa.scalar(value, kind)
     except (pa.ArrowException, OverflowError, ValueError):
-        message = f"filter: {name} is a column of {kind}, and {_shown(value)} is none of its values{_example(kind)}"
+        message = f"filter: {name} is a column of {kind}, and {_shown(value)} is none of its values{written_as(kind)}"
         raise UserError(message) from None
 
 
-def _example(kind: pa.DataType) -> str:
-    """A value of a column of times, which may be with a zone or without, and is refused otherwise."""
+def time_scalar(value: str, kind: pa.DataType) -> pa.Scalar:
+    """Text as a value of a column of dates, times of day or points in time, as ISO 8601 has it, or of text.
+
+    Raises ValueError, of which Arrow's errors are some.
+
+    >>> time_scalar("13:05", pa.time32("s")).as_py()
+    datetime.time(13, 5)
+    """
+    if not pa.types.is_time(kind):
+        return pa.scalar(value).cast(kind)
+    parsed = time.fromisoformat(value)  # Arrow casts no text to times of day
+    scalar = pa.scalar(parsed, kind)
+    if scalar.as_py() != parsed:  # it has a zone, or parts of a second that the column does not keep
+        raise ValueError(value)
+    return scalar
+
+
+def written_as(kind: pa.DataType) -> str:
+    """The end of a message: a value of a column of times, as it is to be written; of other columns nothing."""
+    if pa.types.is_date(kind):
+        return "; write it as 2024-01-31"
+    if pa.types.is_time(kind):
+        return "; write it as 13:05:00"
     if not pa.types.is_timestamp(kind):
         return ""
     return f"; write it as {'2024-01-31T00:00:00Z' if kind.tz else '2024-01-31T00:00:00'}"

@@ -20,6 +20,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ SEAL = "sha256"
 GONE_LINES = 256
 #: How a version that is removed is called until its files are gone.
 TRASH = "old"
+#: Seconds to wait for another writer, and between two looks: a service's writes hold the index for a moment each.
+WAIT_S, POLL_S = 5.0, 0.01
 #: What a commit writes itself.
 WRITTEN = ("format", "version", "parent", "made", "files", SEAL)
 NAME = re.compile(r"v[1-9][0-9]*")
@@ -266,28 +269,37 @@ def temporary(folder: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def writing(output: str | Path) -> Iterator[Path]:
+def writing(output: str | Path, *, waits: bool = True) -> Iterator[Path]:
     """Hold the output for writing, and remove what killed builds left there. The system frees it however we end.
 
-    Raises ConcurrentWriterError when another process holds it, StorageError where the file system has no locks.
+    waits: for a service's writes, which hold it for a moment each, one after another.
+    Raises ConcurrentWriterError when another process goes on holding it, StorageError where the file system has no
+    locks.
     """
     folder = local_folder(output)
     storage.make_folder(folder / VERSIONS)
     with storage_errors(folder):
         opened = (folder / ".lock").open("w")
     with opened as lock:
-        try:
-            storage.lock(lock.fileno(), folder)
-        except BlockingIOError:
-            raise ConcurrentWriterError(
-                f"another process is writing {folder}; wait for it, or choose another"
-            ) from None
+        _lock(lock.fileno(), folder, WAIT_S if waits else 0)
         with storage_errors(folder):
             _sweep(folder)
         try:
             yield folder
         finally:
             _remove_drafts(folder)  # and what workers of a killed writer wrote while they were still at it
+
+
+def _lock(descriptor: int, folder: Path, wait_s: float) -> None:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return storage.lock(descriptor, folder)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                message = f"another process is writing {folder}; wait for it, or choose another"
+                raise ConcurrentWriterError(message) from None
+        time.sleep(POLL_S)
 
 
 def _sweep(folder: Path) -> None:

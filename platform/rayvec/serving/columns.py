@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayvec.indexing.filters import time_scalar, written_as
+
 
 class MisfitError(ValueError):
     """A value that its column cannot hold: the row, and why."""
@@ -63,10 +65,17 @@ def _converted(value: Any, kind: pa.DataType) -> Any:
     if types.is_string(kind) or types.is_large_string(kind):
         return _checked(value, str)
     if types.is_temporal(kind) and not types.is_duration(kind):
-        return pa.scalar(_checked(value, str)).cast(kind).as_py()
+        return _time(_checked(value, str), kind)
     if types.is_binary(kind) or types.is_large_binary(kind):
         return base64.b64decode(_checked(value, str), validate=True)
     raise ValueError("has values that cannot be written over HTTP; use python -m jobs.embed and jobs.index")
+
+
+def _time(text: str, kind: pa.DataType) -> Any:
+    try:
+        return time_scalar(text, kind).as_py()
+    except ValueError:  # Arrow's are ValueErrors too
+        raise ValueError(f"{_shown(text)} is none of its values{written_as(kind)}") from None
 
 
 def _struct(value: dict[str, Any], kind: pa.StructType) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Committer:
         is changed.
         """
         clock = _Clock()
-        with drafts.new_version(self._uri) as draft, tasks.here():
+        with drafts.new_version(self._uri, waits=False) as draft, tasks.here():
             before = Before.live(self._uri)
             mine = Fingerprint.parse(before.manifest["fingerprint"])
             mine.require(self._work.fingerprint, mine="index", theirs="encoder")

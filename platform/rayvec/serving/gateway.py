@@ -299,8 +299,9 @@ class Gateway:
             raise Problem(404, "model_not_found", message, "model")
 
     async def models(self) -> Models:
-        """The one model that is served."""
+        """The one model that is served, with the index's version: the last one seen where it does not answer."""
         facts = await self._encoder_facts()
+        await asyncio.gather(self._index_facts(), return_exceptions=True)
         model = Model(
             id=self._model,
             created=self._started,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,8 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
     assert storage.list_names(tmp_path / "versions") == ["v1"]
 
 
-def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "WAIT_S", 0)
     with drafts.new_version(tmp_path), pytest.raises(ConcurrentWriterError, match="another process is writing"):
         publish(tmp_path, "two")
 
@@ -194,6 +197,24 @@ def test_the_history_is_shortened_to_what_is_there_and_the_highest_number(
             publish(tmp_path, "killed")
     assert versions.list_versions(tmp_path)[-1] == "v42" and content_of(tmp_path) == "39"
     assert publish(tmp_path, "last") == "v42" and content_of(tmp_path, "v42") == "last"
+
+
+def test_a_writer_waits_for_one_that_is_soon_done_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service's writes hold the index for a moment each: what a job does is not a matter of chance beside them."""
+    publish(tmp_path, "one")
+    with contextlib.ExitStack() as service:
+        service.enter_context(versions.writing(tmp_path))
+        done = threading.Timer(0.3, service.pop_all().close)
+        done.start()
+        with pytest.raises(ConcurrentWriterError), drafts.new_version(tmp_path, waits=False):
+            pass
+        assert publish(tmp_path, "two") == "v2"
+        done.join()
+    monkeypatch.setattr(versions, "WAIT_S", 0.1)
+    with versions.writing(tmp_path), pytest.raises(ConcurrentWriterError, match="another process is writing"):
+        publish(tmp_path, "three")
 
 
 def test_prune_keeps_the_newest_and_the_live(tmp_path: Path) -> None:

@@ -297,6 +297,11 @@ def test_a_key_needs_the_scope(folder: Path) -> None:
     client.close()
 
 
+def test_the_list_of_models_names_the_version_that_is_live(service: Client) -> None:
+    written = put(service, document("m"), wait=True)["index_version"]
+    assert service.get("/v1/models").json()["data"][0]["index_version"] == written
+
+
 def test_while_a_job_writes_the_index_it_is_503_with_the_time_to_wait(service: Client, folder: Path) -> None:
     with versions.writing(folder):
         answer = service.post("/v1/documents", documents=[document("m")])
