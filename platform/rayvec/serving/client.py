@@ -32,6 +32,7 @@ from rayvec.serving.schemas import (
     DocumentAnswer,
     EmbeddingAnswer,
     Fusion,
+    Hit,
     Include,
     Indexes,
     MapAnswer,
@@ -117,6 +118,15 @@ def _search_body(query: str | Sequence[str] | None, options: SearchOptions) -> d
     if "like" in body:
         body["like"] = list(_as_list(body["like"]))
     return body
+
+
+def _write_body(documents: Sequence[DocumentFields | Hit | DocumentAnswer], *, wait: bool) -> dict[str, Any]:
+    fields = set(DocumentFields.__annotations__)
+    plain = [
+        one.model_dump(mode="json", include=fields, exclude_none=True) if isinstance(one, BaseModel) else one
+        for one in documents
+    ]
+    return {"documents": plain, "wait": wait}
 
 
 def _rerank_body(query: str, documents: Sequence[str], top_n: int | None, *, return_documents: bool) -> dict[str, Any]:
@@ -227,13 +237,13 @@ class Client:
         """A sample of the documents as points of a plane. Raises ServiceError."""
         return self._ask("GET", "/v1/map", MapAnswer, params={"limit": limit})
 
-    def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
-        """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
+    def upsert(self, documents: Sequence[DocumentFields | Hit | DocumentAnswer], *, wait: bool = False) -> WriteAnswer:
+        """Put documents in by id, also hits as they are: they are on disk when this returns. Raises ServiceError.
 
         wait: return only when every search finds them. To see them in one search, ask it with
         `min_index_version=answer.index_version`.
         """
-        return self._post("/v1/documents", {"documents": list(documents), "wait": wait}, WriteAnswer)
+        return self._post("/v1/documents", _write_body(documents, wait=wait), WriteAnswer)
 
     def delete(self, ids: str | Sequence[str], *, wait: bool = False) -> WriteAnswer:
         """Take one document out or several, by id; ids that are not there are told. Raises ServiceError."""
@@ -309,13 +319,15 @@ class AsyncClient:
         """A sample of the documents as points of a plane. Raises ServiceError."""
         return await self._ask("GET", "/v1/map", MapAnswer, params={"limit": limit})
 
-    async def upsert(self, documents: Sequence[DocumentFields], *, wait: bool = False) -> WriteAnswer:
-        """Put documents in, by id: they are on disk when this returns. Raises ServiceError.
+    async def upsert(
+        self, documents: Sequence[DocumentFields | Hit | DocumentAnswer], *, wait: bool = False
+    ) -> WriteAnswer:
+        """Put documents in by id, also hits as they are: they are on disk when this returns. Raises ServiceError.
 
         wait: return only when every search finds them. To see them in one search, ask it with
         `min_index_version=answer.index_version`.
         """
-        return await self._post("/v1/documents", {"documents": list(documents), "wait": wait}, WriteAnswer)
+        return await self._post("/v1/documents", _write_body(documents, wait=wait), WriteAnswer)
 
     async def delete(self, ids: str | Sequence[str], *, wait: bool = False) -> WriteAnswer:
         """Take one document out or several, by id; ids that are not there are told. Raises ServiceError."""

@@ -27,7 +27,7 @@ from rayvec.serving.problems import ENCODER_CHANGED, Problem, invalid, unavailab
 from rayvec.serving.recall import recall_now
 from rayvec.serving.refusals import NotYetError, Refusal
 from rayvec.serving.rerank import load_reranker
-from rayvec.serving.search import Options, index_modes, scores_of, search_index, shown
+from rayvec.serving.search import Options, index_modes, scores_of, search_index, shown, told_of_windows
 from rayvec.serving.services import Fetched, Found, IndexFacts, Reached
 from rayvec.serving.threads import Threads
 
@@ -213,7 +213,8 @@ class Retriever:
 
     def _require_reranker(self, param: str | None) -> None:
         if self._reranker is None:
-            message = "rerank: this service has no reranker; leave it out, or serve with --set reranker=…"
+            asked, other = (f"{param}: ", "leave it out, or ") if param else ("", "")
+            message = f"{asked}this service has no reranker; {other}start it with --set reranker=…"
             raise invalid(message, param, code="no_reranker")
 
     async def document(self, id_: str) -> Fetched:
@@ -221,7 +222,8 @@ class Retriever:
         index = self._live()
         (row,) = (await self._threads.run(index.rows_of, [id_])).tolist()
         if row < 0:
-            raise Problem(404, "document_not_found", f"there is no document {id_!r} in {index.version}", "id")
+            message = f"there is no document {id_!r} in {index.version}{told_of_windows(index)}"
+            raise Problem(404, "document_not_found", message, "id")
         (document,) = await self._threads.run(index.documents, [row])
         return Fetched(index.version, shown(document, ("text", "payload")))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from rayvec.errors import UserError
 from rayvec.indexing.filters import Filter
-from rayvec.schema import ID, TEXT, TITLE
+from rayvec.schema import ID, PARENT_ID, TEXT, TITLE
 from rayvec.serving.problems import unavailable
 from rayvec.serving.rerank import Reranker
 from rayvec.serving.schemas import MAX_K, MAX_QUERIES, MAX_VALUES, Fusion, Hit, Include, Mode, Signal
@@ -101,6 +101,11 @@ def index_modes(index: Index) -> list[Mode]:
     return ["hybrid", "dense", "lexical"] if index.has_lexical else ["dense"]
 
 
+def told_of_windows(index: Index) -> str:
+    """The end of a message about an id that is not there, where documents are there as windows of theirs."""
+    return "; its documents are windows, with ids such as 'ID#0'" if PARENT_ID in index.columns else ""
+
+
 def search_index(
     index: Index,
     queries: list[str],
@@ -131,7 +136,7 @@ def search_index(
     if options.by == "like":
         for id_, row in zip(queries, index.rows_of(queries).tolist(), strict=True):
             if row < 0:
-                raise UserError(f"like: there is no document {id_!r}")
+                raise UserError(f"like: there is no document {id_!r}{told_of_windows(index)}")
     if (
         "vector" in options.include
         and (values := len(queries) * options.k * int(index.manifest["dim_index"])) > MAX_VALUES

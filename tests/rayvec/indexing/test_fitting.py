@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pytest
 
 from rayvec.indexing.fitting import first_misfit, fit, shown
 
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DAY = datetime(2026, 1, 2)
 
 
@@ -23,6 +24,11 @@ DAY = datetime(2026, 1, 2)
         (pa.array([3, None]), pa.string(), ["3", None]),
         (pa.array([{"a": 1}]), pa.string(), ['{"a": 1}']),
         (pa.array(["7"]), pa.int64(), [7]),
+        (pa.array(["2026-01-02T03:04:05Z", None]), pa.timestamp("us", "UTC"), [MOMENT, None]),
+        (pa.array(["2026-01-02T05:04:05+02:00"]), pa.timestamp("us", "UTC"), [MOMENT]),
+        (pa.array(["2026-01-02T03:04:05"]), pa.timestamp("s"), [MOMENT.replace(tzinfo=None)]),
+        (pa.array(["2026-01-02"]), pa.date32(), [date(2026, 1, 2)]),
+        (pa.array(["13:05", None, "13:05:00.5"]), pa.time64("us"), [time(13, 5), None, time(13, 5, 0, 500_000)]),
         (pa.array([DAY], pa.timestamp("ns")), pa.timestamp("us"), [DAY]),
         (pa.array([DAY], pa.timestamp("ms")), pa.date32(), [date(2026, 1, 2)]),
         (pa.array([[1], None]), pa.list_(pa.float64()), [[1.0], None]),
@@ -51,6 +57,12 @@ def test_what_stays_the_same_is_taken(column: pa.Array, type_: pa.DataType, valu
         (pa.array([10**9, 1], pa.timestamp("ns")), pa.timestamp("us"), "1970-01-01 00:00:00.000000001"),
         (pa.array([1]), pa.timestamp("us"), "1"),
         (pa.array([0], pa.timestamp("us", "UTC")), pa.timestamp("us"), "1970-01-01 00:00:00.000000Z"),
+        (pa.array(["2026-01-02T03:04:05"]), pa.timestamp("us", "UTC"), "'2026-01-02T03:04:05'"),
+        (pa.array(["2026-01-02T03:04:05Z"]), pa.timestamp("us"), "'2026-01-02T03:04:05Z'"),
+        (pa.array(["2026-01-02T03:04:05.5"]), pa.timestamp("s"), "'2026-01-02T03:04:05.5'"),
+        (pa.array(["2026-01-02", "02/01/2026"]), pa.date32(), "'02/01/2026'"),
+        (pa.array(["10:00", "10 o'clock"]), pa.time32("s"), '"10 o\'clock"'),
+        (pa.array(["10:00:00.5"]), pa.time32("s"), "'10:00:00.5'"),
         (pa.array([[1.0], [1.5]]), pa.list_(pa.int64()), "[1.5]"),
         (pa.array([{"a": 1, "b": 2}]), pa.struct({"a": pa.int64()}), "[('a', 1), ('b', 2)]"),
     ],

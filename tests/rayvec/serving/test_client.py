@@ -148,6 +148,8 @@ def test_documents_are_written_and_the_index_is_listed_by_either_client(index: P
 
     with listening(service.app) as address, Client(address) as client:
         answer = client.upsert([{"id": "a", "title": "One", "text": "marmot", "payload": {"line": 5}}])
+        found = client.search("marmot", k=1, min_index_version=answer.index_version).results[0].hits
+        assert client.upsert([*found, client.document("doc-3")]).unchanged == 2  # as they are
         hit = (
             client.search("marmot", k=1, include=["vector"], min_index_version=answer.index_version).results[0].hits[0]
         )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayvec.errors import UserError
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.serving.rerank import load_reranker
 from tests.artifacts import texts_for, write_index
-from tests.services import COUNT, Client
+from tests.services import COUNT, MODEL, Client
 
 QUERY = "sort the list in place"
 
@@ -202,6 +203,28 @@ def test_what_the_service_does_not_have_is_refused_by_name(client: Client) -> No
     assert refused(client, rerank=3) == (422, "rerank")
     assert refused(client, unique_by="nope") == (422, "unique_by")
     assert refused(client, dense_weight=-1) == (422, "dense_weight")
+
+
+def test_where_documents_are_windows_an_id_that_is_not_there_is_told_so(tmp_path: Path) -> None:
+    encoder = HashEncoder.parse(MODEL)
+    texts, ids = texts_for(2), ["a#0", "a#1"]
+    index = tmp_path / "index"
+    write_index(
+        index,
+        encoder.encode(texts),
+        texts,
+        made_by=encoder.fingerprint,
+        encoder=MODEL,
+        ids=ids,
+        extra={"parent_id": pa.array(["a", "a"])},
+    )
+    client = Client(index)
+    try:
+        assert client.get("/v1/documents/a%231").json()["id"] == "a#1"
+        for refused in (client.get("/v1/documents/a"), client.post("/v1/search", like=["a"])):
+            assert "windows, with ids such as 'ID#0'" in refused.json()["error"]["message"]
+    finally:
+        client.close()
 
 
 def test_texts_are_put_in_the_order_of_the_reranker(reranking: Client, client: Client) -> None:

@@ -72,7 +72,11 @@ def inspect(config: SourceConfig, files: Iterable[Input], look: Callable[[Input]
     bad = [f"{file.uri}: {result}" for file, result in zip(files, results, strict=True) if _is_bad(result)]
     if bad and (config.on_bad_input == "fail" or len(bad) == len(files)):
         more = f"; and {len(bad) - _NAMED} more files" if len(bad) > _NAMED else ""
-        cure = "" if len(bad) == len(files) else " (or quarantine them with --set source.on_bad_input=quarantine)"
+        cure = (
+            ""
+            if len(bad) == len(files)
+            else "; mend them, or quarantine them with --set source.on_bad_input=quarantine"
+        )
         raise UserError(f"{'; '.join(bad[:_NAMED])}{more}{cure}")
     for file, result in zip(files, results, strict=True):
         if not isinstance(result, BadFileError):
