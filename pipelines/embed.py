@@ -168,6 +168,13 @@ def plan_and_work(config: EmbedConfig, output: str) -> tuple[Plan, Work]:
     if source.left:
         names = ", ".join(source.left[:8]) + (", …" if len(source.left) > 8 else "")
         LOG.info("left behind: %s; source.payload=all carries them, to be shown and filtered by", names)
+    for name, types in source.mixed.items():
+        LOG.warning(
+            "payload column %r has values of %s, and is carried as text, which filters compare by its characters; "
+            "write them as one type where they mean one",
+            name,
+            types,
+        )
     fingerprint = load_tokenizer_only(reference).fingerprint
     _check_dimensions(config, fingerprint.dim)
     work = Work(

@@ -73,6 +73,20 @@ def lines(output: str) -> dict[str, str]:
     return {line["id"] or str(line["position"]): line["reason"] for line in found}
 
 
+def test_a_column_that_is_text_for_want_of_one_type_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [{"id": "a", "text": "x", "price": 3, "n": 1, "o": {}}, {"id": "b", "text": "y", "price": "4", "n": 0.5}]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    zoned = pa.array([0], pa.timestamp("us", "UTC"))
+    for name, seen in (("a", zoned), ("b", zoned.cast(pa.timestamp("us")))):
+        pq.write_table(pa.table({"id": [name], "text": ["x"], "seen": seen}), tmp_path / f"{name}.parquet")
+    for path, told in (("c.jsonl", "'price' has values of int and str"), ("*.parquet", "'seen' has values of time")):
+        caplog.clear()
+        values = {"source": {"path": str(tmp_path / path), "payload": "all"}, "encoder": "hash"}
+        plan_and_work(EmbedConfig.parse(values), str(tmp_path / "out" / path[0]))
+        (message,) = [record.message for record in caplog.records if record.name == "rayvec.embed"]
+        assert told in message and "carried as text" in message
+
+
 def test_columns_that_are_left_behind_are_told(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, payload in enumerate(([], ["year"], "all")):
         with caplog.at_level("INFO", logger="rayvec.embed"):

@@ -40,6 +40,20 @@ def infer_types(kinds: Kinds) -> dict[str, pa.DataType]:
     return {name: _SIMPLE.get(_decisive(seen), pa.string()) for name, seen in kinds.items()}
 
 
+def mixtures(kinds: Kinds) -> dict[str, str]:
+    """Of columns whose values are of several types that are no one type: which types those are.
+
+    >>> mixtures(kinds_of([{"a": 1, "b": 1, "c": {}}, {"a": "1", "b": 1.5, "c": None}]))
+    {'a': 'int and str'}
+    """
+    decisive = {name: _decisive(seen) for name, seen in kinds.items()}
+    return {
+        name: " and ".join(sorted(kind.__name__ if type(kind) is type else str(kind) for kind in seen))
+        for name, seen in decisive.items()
+        if len(seen) > 1 and seen not in _SIMPLE
+    }
+
+
 def _decisive(seen: set[Kind]) -> frozenset[Kind]:
     """The kinds less those that fit others: null, and empty lists among lists."""
     kinds = frozenset(seen - {type(None)})

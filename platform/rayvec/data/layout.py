@@ -38,6 +38,8 @@ class Layout:
     left: tuple[str, ...] = ()
     #: Whether every column was to be carried: one that begins where none has looked is told then.
     carries_all: bool = False
+    #: Of payload columns that are text because their values are of several types: which types those are.
+    mixed: tuple[tuple[str, str], ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -65,10 +67,13 @@ def named_columns(config: SourceConfig) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def resolve_layout(where: str, columns: Mapping[str, pa.DataType], config: SourceConfig) -> Layout:
+def resolve_layout(
+    where: str, columns: Mapping[str, pa.DataType], config: SourceConfig, mixed: Mapping[str, str] | None = None
+) -> Layout:
     """Find the columns by configured or usual name. Raises UserError that lists what is there.
 
-    columns: those that are there, and of those inside others the ones that the configuration names.
+    columns: those that are there, and of those inside others the ones that the configuration names. mixed: of those
+    that are text for want of one type, which types their values are of.
     """
     id_column, title_column, payload = config.id_column, config.title_column, config.payload
     for key, names in (
@@ -97,7 +102,8 @@ def resolve_layout(where: str, columns: Mapping[str, pa.DataType], config: Sourc
     carried = tuple((name, columns[name]) for name in dict.fromkeys(chosen))
     used = {name for path in [*taken, *chosen] if path is not None for name in (path, path.partition(".")[0])}
     left = tuple(name for name in columns if name not in used and "." not in name)
-    return Layout(id_, title, text, carried, config.missing_id, config.make_ids, left, payload == "all")
+    mixtures = tuple((name, mixed[name]) for name, _ in carried if name in mixed) if mixed else ()
+    return Layout(id_, title, text, carried, config.missing_id, config.make_ids, left, payload == "all", mixtures)
 
 
 def _first(columns: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:

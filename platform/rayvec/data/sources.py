@@ -7,6 +7,7 @@ format is one file in `readers/` and one row in READERS. Knows no encoder, no Ra
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayvec import storage, uris
@@ -47,6 +48,11 @@ class Source:
     def payload(self) -> list[str]:
         """The names of the columns carried beside id, title and text."""
         return [name for name, _ in self.layout.payload]
+
+    @property
+    def mixed(self) -> Mapping[str, str]:
+        """Payload columns that are text because their values are of several types, and which types those are."""
+        return dict(self.layout.mixed)
 
     @property
     def left(self) -> tuple[str, ...]:

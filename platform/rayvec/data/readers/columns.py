@@ -50,7 +50,9 @@ def common_layout(config: SourceConfig, listing: Listing, look: Callable[[Input]
             if found is not None:
                 types.setdefault(name, []).append(found)
     where = next(iter(file_of.values())) if len(file_of) == 1 else config.where
-    layout = resolve_layout(where, {name: _common_type(found) for name, found in types.items()}, config)
+    common = {name: _common_type(found) for name, found in types.items()}
+    mixed = {name: told for name, type_ in common.items() if type_ == pa.string() and (told := _mixture(types[name]))}
+    layout = resolve_layout(where, common, config, mixed)
     for schema, uri in file_of.items():
         _check(config, uri, schema, layout)
     return layout
@@ -154,6 +156,12 @@ def _common_type(types: Iterable[pa.DataType]) -> pa.DataType:
         return pa.unify_schemas(schemas, promote_options="permissive").field("column").type
     except pa.ArrowException:
         return pa.string()
+
+
+def _mixture(types: Iterable[pa.DataType]) -> str:
+    """Which types values are of, where they are of several and not all are text; empty otherwise."""
+    plain = {_plain(type_) for type_ in types if not pa.types.is_null(type_)}
+    return " and ".join(sorted(map(str, plain))) if len(plain) > 1 and not all(map(_is_text, plain)) else ""
 
 
 def fitted(column: pa.ChunkedArray, type_: pa.DataType) -> tuple[pa.ChunkedArray, int]:

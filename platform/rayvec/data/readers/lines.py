@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rayvec.data.files import Listing
-from rayvec.data.json_types import Kinds, infer_types, kinds_of
+from rayvec.data.json_types import Kinds, infer_types, kinds_of, mixtures
 from rayvec.data.layout import Layout, named_columns, resolve_layout
 from rayvec.data.readers.base import ALONE, UNIT_BYTES, BadFileError, Span, grouped, inspect, sampled
 from rayvec.data.records import Builder, RefusedError
@@ -103,7 +103,7 @@ class JsonlReader(_LineReader):
                 seen.setdefault(name, set()).update(types)
         if isinstance(config.payload, tuple) and not (files is listing.files and all(s.is_whole for _, s in found)):
             seen = {**{name: set() for name in config.payload}, **seen}  # records after the samples may have it
-        layout = resolve_layout(config.where, infer_types(seen), config)
+        layout = resolve_layout(config.where, infer_types(seen), config, mixtures(seen))
         for file, sample in found:
             check_columns(config, file.uri, sample.kinds, layout)
         return layout
