@@ -107,9 +107,9 @@ def test_keys_are_told_as_they_are_set() -> None:
 
 
 def test_values_that_do_not_go_together_are_told_in_a_sentence() -> None:
-    with pytest.raises(UserError, match="^part: name is too much$"):
+    with pytest.raises(UserError, match=r"^part: name is too much$"):
         Whole.parse({"part": {"kind": "other", "name": "long"}})
-    with pytest.raises(UserError, match="^name is too much$"):
+    with pytest.raises(UserError, match=r"^name is too much$"):
         Other().replace(name="long")
 
 
