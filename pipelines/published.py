@@ -26,7 +26,8 @@ from rayvec.training.stages import Mntp, Pairs, PairSet, PromptSettings, Simcse,
 
 LORA = LoraSettings(rank=16, alpha=32, dropout=0.05)
 #: One text a line; set data.source.path to WikiText-103 raw (mntp) or wiki1m_for_simcse.txt (simcse).
-LINES = SourceConfig(kind="text", lines=True)
+#: Not kind="text": records of jsonl or csv put there are to be refused, not read as they stand.
+LINES = SourceConfig(lines=True)
 
 _MIRACL = "Given a question, retrieve Wikipedia passages that answer the question"
 _WEB = "Given a web search query, retrieve relevant {} that answer the query"

@@ -139,38 +139,32 @@ def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError, config: type[BaseModel]) -> str:
     """One line for the first thing that is wrong: the key, the value, and what is allowed."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or config.__name__
+    keys, models = _lead(config, first["loc"])
+    key = ".".join(keys)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = ", ".join(_fields_at(config, first["loc"][:-1]))
-        return f"unknown key {key!r}; known keys here: {known}{more}"
+        return f"unknown key {key!r}; known keys here: {', '.join(models[0].model_fields)}{more}"
     if first["type"] == "missing":
         return f"{key} is required; give it with --set {key}=…{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    told = f"{message[0].lower()}{message[1:]}{more}"
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # its keys do not fit each other
+        return f"{key}: {told}" if key else told
+    return f"{key} = {first['input']!r}: {told}"
 
 
-def _fields_at(config: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model that `location` leads to; tags of unions and list positions are stepped over."""
-    model = config
+def _lead(config: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The keys that lead to a location, without the tags that pydantic puts after unions, and the models around it."""
+    keys, models = [], [config]
     for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            candidates = [m for m in _models_in(model) if _tag_of(m) == part]
-            model = candidates[0] if candidates else model
+        tagged = [model for model in models if len(models) > 1 and _tag_of(model) == part]
+        if tagged:
+            models = tagged
             continue
-        inner = _models_of(field.annotation)
-        if len(inner) == 1:
-            model = inner[0]
-        elif inner:
-            rest = location[location.index(part) + 1 :]
-            tagged = [m for m in inner if rest and _tag_of(m) == rest[0]]
-            model = tagged[0] if tagged else inner[0]
-    return list(model.model_fields)
-
-
-def _models_in(model: type[BaseModel]) -> list[type[BaseModel]]:
-    return [inner for field in model.model_fields.values() for inner in _models_of(field.annotation)]
+        keys.append(str(part))
+        field = models[0].model_fields.get(str(part))
+        models = (field and _models_of(field.annotation)) or models
+    return keys, models
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayvec import storage
 from rayvec.config import Config, parse_overrides, read_yaml
@@ -21,6 +21,25 @@ class Inner(Config):
 class Outer(Config):
     name: str = "x"
     inner: Inner = Inner()
+
+
+class Other(Config):
+    kind: Literal["other"] = "other"
+    name: str = "x"
+
+    @model_validator(mode="after")
+    def _short(self) -> Other:
+        if len(self.name) > 1:
+            raise ValueError("name is too much")
+        return self
+
+
+Part = Annotated[Inner | Other, Field(discriminator="kind")]
+
+
+class Whole(Config):
+    part: Part
+    parts: tuple[Part, ...] = ()
 
 
 def test_overrides_reach_nested_values() -> None:
@@ -76,6 +95,22 @@ def test_an_unknown_key_lists_the_known_ones() -> None:
 def test_a_wrong_value_names_key_value_and_bound() -> None:
     with pytest.raises(UserError, match=r"inner\.size = 0: input should be greater than or equal to 1"):
         Outer().updated({"inner": {"size": 0}})
+
+
+def test_keys_are_told_as_they_are_set() -> None:
+    """Without the tags of unions, which lead nowhere with --set."""
+    for values, key in (({"kind": "other", "sise": 1}, "part.sise"), ({"kind": "inner", "size": 0}, "part.size")):
+        with pytest.raises(UserError, match=f"^(unknown key ')?{key}('; known keys here: kind, name| = 0: input)"):
+            Whole.parse({"part": values})
+    with pytest.raises(UserError, match=r"^unknown key 'parts\.0\.sise'; known keys here: kind, size"):
+        Whole.parse({"part": {"kind": "other"}, "parts": [{"kind": "inner", "sise": 1}]})
+
+
+def test_values_that_do_not_go_together_are_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^part: name is too much$"):
+        Whole.parse({"part": {"kind": "other", "name": "long"}})
+    with pytest.raises(UserError, match=r"^name is too much$"):
+        Other().replace(name="long")
 
 
 def test_a_missing_value_says_how_to_give_it() -> None:

@@ -125,9 +125,13 @@ def open_source(config: SourceConfig, cache: str | None = None) -> Source:
     if config.kind != "hf":
         check_packing(listing.files)
     if config.kind == "auto":
-        config = config.replace(kind=_common_kind(config.where, listing))
-    if config.lines and config.kind != "text":
-        raise UserError(f"source.lines is for plain text, and {config.where} is {config.kind}; leave it out")
+        kind = _common_kind(config.where, listing, "text" if config.lines else None)
+        if config.lines and kind != "text":
+            raise UserError(
+                f"source.lines is for plain text, and {config.where} is {kind}; read its records with --set "
+                "source.lines=false"
+            )
+        config = config.replace(kind=kind)
     reader = READERS["lines" if config.lines else config.kind]
     return Source(config, listing, reader.layout(config, listing))
 
@@ -144,8 +148,9 @@ def _is_dataset(config: SourceConfig) -> bool:
     return config.kind == "hf" or (config.kind == "auto" and bool(one) and is_saved(one))
 
 
-def _common_kind(path: str, listing: Listing) -> str:
-    kinds = {file.uri: kind_of(file.uri) for file in listing.files}
+def _common_kind(path: str, listing: Listing, otherwise: str | None) -> str:
+    """The kind of all files; `otherwise` is that of those whose extension says none."""
+    kinds = {file.uri: kind_of(file.uri) or otherwise for file in listing.files}
     unknown = [uri for uri, kind in kinds.items() if kind is None]
     if unknown:
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from rayvec.training.stages import Mntp, Pairs, PairSet, Pretrain, Supervised, T
 
 LOG = logging.getLogger("rayvec.training")
 CHUNK = 512
+_SETTING = re.compile(rf"(?<![\w./])source\.(?=(?:{'|'.join(SourceConfig.model_fields)})\b)")
 UNIT_ROWS = 4096
 T = TypeVar("T")
 
@@ -62,7 +64,7 @@ class Records:
         """Raise QuarantineExceededError when more than a share is refused: what is left may be a choice of its own."""
         if self.refused.total() > share * self.count:
             ((reason, _),) = self.refused.most_common(1)
-            why = REASONS[reason].replace("source.", "data.source.")
+            why = _in_training(REASONS[reason])
             raise QuarantineExceededError(
                 f"training would leave out {self.told}, more than data.max_quarantine = {share:g} allows; {reason}: "
                 f"{why}; mend them, or raise data.max_quarantine"
@@ -97,11 +99,24 @@ def _documents(table: Any, *, titles: bool) -> Iterator[tuple[str, str]]:
 
 
 def _tables(config: SourceConfig, cache: str, records: Records) -> Iterator[Any]:
-    source = open_source(config, cache)
-    for unit in source.units(UNIT_ROWS):
+    try:
+        source = open_source(config, cache)
+        units = source.units(UNIT_ROWS)
+    except UserError as error:
+        raise UserError(_in_training(str(error))) from None
+    for unit in units:
         data = source.read(unit)
         records.add(data)
         yield data.table
+
+
+def _in_training(message: str) -> str:
+    """A message of sources with its settings named as a stage has them.
+
+    >>> _in_training("/a/source.path is empty; check source.path, or --set source.kind=text")
+    '/a/source.path is empty; check data.source.path, or --set data.source.kind=text'
+    """
+    return _SETTING.sub("data.source.", message)
 
 
 def iter_pairs(

@@ -285,6 +285,14 @@ def test_an_option_of_another_kind_is_refused() -> None:
         SourceConfig.parse({"kind": "jsonl", "lines": True})
 
 
+def test_lines_are_of_plain_text_whatever_its_name(tmp_path: Path) -> None:
+    """WikiText's files end with .raw and .tokens; records are not taken for lines of text."""
+    assert len(read_all(open_path(write(tmp_path, "wiki.train.raw", b"a\n\nb\n"), lines=True))) == 2
+    path = write(tmp_path, "a.jsonl", jsonl(make(2)))
+    with pytest.raises(UserError, match=r"^source\.lines is for plain text, and .*a\.jsonl is jsonl; .*lines=false"):
+        open_path(path, lines=True)
+
+
 def test_beir_field_names_are_found(tmp_path: Path) -> None:
     path = write(tmp_path, "corpus.jsonl", jsonl([{"_id": "7", "title": "", "text": "a", "metadata": {}}]))
     row = read_all(open_path(path)).to_pylist()[0]

@@ -57,6 +57,12 @@ def test_of_pydocs_the_held_out_documents_are_left_out(tmp_path: Path) -> None:
     assert ids == [id_ for id_ in everything if not is_held_out(id_)] and len(ids) < len(everything)
 
 
+def test_settings_of_a_source_are_named_as_a_stage_has_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("nr;text\n1;one\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"--set data\.source\.delimiter=';'"):
+        list(iter_texts(Texts(source=SourceConfig(path=str(tmp_path / "a.csv"))), str(tmp_path)))
+
+
 def test_joined_texts_fill_every_row(inputs: Path, tmp_path: Path) -> None:
     run = config(inputs, tmp_path, "mntp", stage=Mntp(lora=LORA, documents="joined"), max_length=16)
     prepare_masked(run, tmp_path / "data", str(tmp_path))
