@@ -7,6 +7,7 @@ buckets. Knows texts and ids. Knows no tokenizer, no model, no index.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ NAMES = {
     "negative": ("negative", "neg"),
     "positive_id": ("positive_id",),
 }
+#: Columns of one negative each, as sentence-transformers names them.
+_NUMBERED = re.compile(r"(negative|neg)_[0-9]+")
 #: A record, or why there is none.
 Record = Mapping[str, Any] | str
 
@@ -46,15 +49,25 @@ class PairColumns(Config):
     query: str | None = None
     #: A text, or a list of texts of which each makes a pair. Else `positive` or `pos`.
     positive: str | None = None
-    #: A text or a list of texts. Else `negative` or `neg`.
-    negative: str | None = None
+    #: A text or a list of texts; several columns of them too. Else `negative` or `neg`, or all of `negative_1`, …
+    negative: str | tuple[str, ...] | None = None
     #: Mining: the id of a document that is the positive. Else `positive_id`.
     positive_id: str | None = None
 
     def of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a record by what they are; None for what it lacks."""
-        named = {key: (name,) if (name := getattr(self, key)) else usual for key, usual in NAMES.items()}
-        return {key: next((record[name] for name in names if name in record), None) for key, names in named.items()}
+        named = {key: _names(getattr(self, key)) or usual for key, usual in NAMES.items()}
+        found = {key: next((record[name] for name in names if name in record), None) for key, names in named.items()}
+        several = self.negative if isinstance(self.negative, tuple) else ()
+        if not (self.negative or found["negative"]):
+            several = tuple(name for name in record if _NUMBERED.fullmatch(name))
+        if several:
+            found["negative"] = [text for name in several for text in _listed(record.get(name))]
+        return found
+
+
+def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
 
 
 class PairLine(NamedTuple):
@@ -144,8 +157,11 @@ def _pairs(record: Record, columns: PairColumns, place: str) -> list[PairLine]:
 
 def _texts(value: Any) -> list[Any]:
     """A text, a list of them or nothing as a list, without blank ones."""
-    texts = [] if value is None else value if isinstance(value, list) else [value]
-    return [text for text in texts if text is not None and text.strip()]
+    return [text for text in _listed(value) if text is not None and text.strip()]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _jsonl(uri: str) -> Iterator[tuple[int, Record]]:

@@ -122,6 +122,11 @@ def open_model(
     from rayvec.modeling.backbone import read_config
 
     weights = references.resolve(reference, weights=verify)
+    if (weights / adapters.SETTINGS).is_file() and not (weights / "config.json").is_file():
+        raise UserError(
+            f"{reference} is a LoRA adapter without its base; open it with TextEncoder.from_llm2vec, and give the "
+            "folder that its save() writes"
+        )
     config = read_config(weights)
     prompts = prompts or _usual_prompts(str(reference), settings.get("pooling", "mean"))
     length = max_length or min(DEFAULT_MAX_LENGTH, _positions(config))

@@ -135,7 +135,7 @@ def mask_policy(tokenizer: Any, stage: Mntp, model: Any) -> MaskPolicy:
     """What is masked with what, for a tokenizer. Raises UserError when the mask token is not one token."""
     name = stage.mask_token or tokenizer.mask_token or "_"
     mask_id = tokenizer.convert_tokens_to_ids(name)
-    if mask_id is None or mask_id == tokenizer.unk_token_id:
+    if mask_id is None or (mask_id == tokenizer.unk_token_id and name != tokenizer.unk_token):
         raise UserError(f"mask token {name!r} is not in the vocabulary; name one that is with stage.mask_token")
     vocabulary = min(len(tokenizer), int(model.get_text_config().vocab_size))
     return MaskPolicy(stage.probability, stage.masking, int(mask_id), vocabulary, tuple(tokenizer.all_special_ids))

@@ -93,6 +93,15 @@ def test_lists_of_positives_make_a_pair_each_and_columns_may_be_named(tmp_path: 
     assert [line[1:] for line in found] == [("ask", text, None, ("no", "never")) for text in ("one", "two")]
 
 
+def test_negatives_may_lie_in_several_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("anchor,positive,negative_1,negative_2,b\nask,yes,no,never,nay\nsay,so,,nope,\n")
+    assert [line.negatives for line in read_pairs(str(path), "")] == [("no", "never"), ("nope",)]
+    for given, found in ((["b", "negative_1"], [("nay", "no"), ()]), ("b", [("nay",), ()])):
+        columns = PairColumns.parse({"negative": given})
+        assert [line.negatives for line in read_pairs(str(path), "", columns)] == found
+
+
 def test_pairs_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(monkeypatch) as bucket:
         storage.write_bytes(f"{bucket}/p/a.jsonl.gz", gzip.compress(json.dumps(RECORDS[0]).encode()))

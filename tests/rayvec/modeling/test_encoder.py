@@ -254,6 +254,12 @@ def test_a_manifest_changed_by_hand_is_found_out(old: str, new: str, copied: Pat
         TextEncoder.load(copied)
 
 
+def test_an_adapter_alone_is_told_from_a_damaged_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"LoRA adapter without its base; open it with TextEncoder\.from_llm2vec"):
+        TextEncoder.load(tmp_path)
+
+
 def test_an_unknown_dtype_lists_the_known_ones(llama: Path) -> None:
     with pytest.raises(UserError, match="bfloat16"):
         TextEncoder.load(llama, dtype="fp4")

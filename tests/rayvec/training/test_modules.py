@@ -247,5 +247,6 @@ def test_a_mask_token_that_is_none_is_named(inputs: Path) -> None:
     model = AutoConfig.from_pretrained(inputs / "base")
     assert mask_policy(tokenizer, Mntp(lora=LORA), model).mask_id == tokenizer.mask_token_id
     assert mask_policy(tokenizer, Mntp(mask_token="_"), model).mask_id == tokenizer.convert_tokens_to_ids("_")
+    assert mask_policy(tokenizer, Mntp(mask_token="<unk>"), model).mask_id == tokenizer.unk_token_id
     with pytest.raises(UserError, match="mask token 'no such token' is not in the vocabulary"):
         mask_policy(tokenizer, Mntp(mask_token="no such token"), model)
