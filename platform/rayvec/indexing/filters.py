@@ -322,6 +322,26 @@ def _scalar(name: str, value: Value | None, kind: pa.DataType) -> pa.Scalar:
         raise UserError(message) from None
 
 
+def is_filterable(kind: pa.DataType) -> bool:
+    """Whether conditions but `exists` can test a column of this type.
+
+    >>> is_filterable(pa.list_(pa.string())), is_filterable(pa.struct([pa.field("a", pa.int8())]))
+    (True, False)
+    """
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return is_filterable(kind.value_type)
+    return bool(
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_decimal(kind)
+        or (types.is_temporal(kind) and not types.is_duration(kind))
+    )
+
+
 def time_scalar(value: str, kind: pa.DataType) -> pa.Scalar:
     """Text as a value of a column of dates, times of day or points in time, as ISO 8601 has it, or of text.
 

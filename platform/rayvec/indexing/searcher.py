@@ -26,7 +26,7 @@ from rayvec.errors import UserError, VerificationError
 from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import pca, shards, trial, versions
 from rayvec.indexing.documents import Documents, SegmentDocuments
-from rayvec.indexing.filters import Filter, mask
+from rayvec.indexing.filters import Filter, is_filterable, mask
 from rayvec.indexing.lexical import Lexical
 from rayvec.indexing.lexical_segments import LexicalSegments, Texts
 from rayvec.indexing.part import WHOLE, Part
@@ -187,7 +187,7 @@ class Index:
 
     def _filtered(self, name: str) -> pa.ChunkedArray:
         """A column to filter by. Raises UserError for a name that is none, and for the texts, which may be too many."""
-        usable = ", ".join(column for column in self.columns if column != TEXT)
+        usable = ", ".join(name for name, kind in self.column_types().items() if name != TEXT and is_filterable(kind))
         if name not in self.columns:
             raise UserError(
                 f"filter: no column {name!r}; the documents can be filtered by {usable} (what else was embedded with "

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
+from rayvec.indexing.filters import is_filterable
 from rayvec.schema import TEXT
 from rayvec.serving.search import index_modes
 
@@ -55,23 +54,3 @@ def described(index: Index) -> dict[str, Any]:
         },
         "advice": advice(manifest),
     }
-
-
-def is_filterable(kind: pa.DataType) -> bool:
-    """Whether `filters` can test a column of this type.
-
-    >>> is_filterable(pa.list_(pa.string())), is_filterable(pa.struct([pa.field("a", pa.int8())]))
-    (True, False)
-    """
-    types = pa.types
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return is_filterable(kind.value_type)
-    return bool(
-        types.is_string(kind)
-        or types.is_large_string(kind)
-        or types.is_boolean(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_decimal(kind)
-        or (types.is_temporal(kind) and not types.is_duration(kind))
-    )
