@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from rayvec.errors import RayvecError
 from rayvec.fingerprint import Fingerprint
-from rayvec.indexing import mining
+from rayvec.indexing import mining, places
 from rayvec.indexing.mining import BELOW_ALL, DIGITS, KEPT, RULES, Keys, Positives, Rules, Scores
 from rayvec.indexing.ranking import Rows
 from rayvec.indexing.vectors import Vectors, as_array
@@ -50,7 +50,7 @@ class Task:
     """What every worker must know. `folder` is the run's working folder: pairs/, keys/, positives/, parts/."""
 
     folder: Path
-    index: Path
+    index: str
     manifest: JsonObject
     encoder: str
     fingerprint: Fingerprint
@@ -58,6 +58,11 @@ class Task:
     rules: Rules
     titles: mining.Titles
     incomplete: Literal["keep", "drop"]
+
+    @property
+    def version_folder(self) -> Path:
+        """The version that is mined, on this machine."""
+        return places.version_folder(self.index, self.manifest["version"])
 
     def pairs_file(self, unit: int) -> Path:
         """Where the pairs of a unit lie."""
@@ -142,7 +147,7 @@ class MinePairs:
 
         self.task = task
         # The driver has verified this very version; a worker only opens it.
-        self.index: Index = Index(task.index, task.manifest, threads=1)
+        self.index: Index = Index(task.version_folder, task.manifest, threads=1)
         self.keys = Keys.load(task.folder / "keys")
         self.positives = Positives.load(task.folder / "positives")
 

@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from pipelines._mining import PAIR, Task
 from rayvec.data.pair_files import PairLine
 from rayvec.errors import UserError
-from rayvec.indexing import tasks
+from rayvec.indexing import places, tasks
 from rayvec.indexing.mining import Hashes, Keys, Positives, scan_documents, text_hash
 from rayvec.indexing.ranking import NO_ROW
 from rayvec.indexing.searcher import DOCUMENTS, Index
 from rayvec.indexing.segments import load_dropped, segments_of
 from rayvec.schema import PARENT_ID
+from rayvec.storage import JsonObject
 
 #: Row groups of the index's documents that are worth a task of their own.
 GROUPS_A_TASK = 256
@@ -81,16 +82,18 @@ def hash_documents(task: Task, staged: Staged, *, where: str) -> Positives:
 
     wanted = staged.ids.drop_null().unique()
     shared = ray.put(wanted)
-    ranges = _document_ranges(task)
-    found = list(tasks.each(scan_documents, [(*range_, task.titles, shared) for _, range_ in ranges]))
-    dropped = load_dropped(task.index, task.manifest)
+    folder = task.version_folder
+    ranges = _document_ranges(folder, task.manifest)
+    with places.where_it_is_read(task.index):
+        found = list(tasks.each(scan_documents, [(*range_, task.titles, shared) for _, range_ in ranges]))
+    dropped = load_dropped(folder, task.manifest)
     Keys.concatenate([keys for keys, _, _ in found]).save(task.folder / "keys")
     # One more place, at the end, stands for pairs without an id.
     row_of = np.full(len(wanted) + 1, NO_ROW, np.int64)
     # Backwards: of a document's windows the first one stands for it.
-    for (start, _), (_, places, rows) in reversed(list(zip(ranges, found, strict=True))):
+    for (start, _), (_, positions, rows) in reversed(list(zip(ranges, found, strict=True))):
         live = ~np.isin(rows + start, dropped)
-        row_of[places[live][::-1]] = rows[live][::-1] + start
+        row_of[positions[live][::-1]] = rows[live][::-1] + start
     rows = row_of[pc.index_in(staged.ids, value_set=wanted, skip_nulls=True).fill_null(len(wanted)).to_numpy()]
     _check_positives(staged, (staged.texts == 0) & (rows == NO_ROW), where)
     positives = Positives.group(staged.queries, staged.texts, rows)
@@ -98,9 +101,9 @@ def hash_documents(task: Task, staged: Staged, *, where: str) -> Positives:
     return positives
 
 
-def _document_ranges(task: Task) -> list[tuple[int, tuple[Path, int, int]]]:
+def _document_ranges(folder: Path, manifest: JsonObject) -> list[tuple[int, tuple[Path, int, int]]]:
     """The row groups of all segments' documents, so many a task, each with the row where its segment starts."""
-    files = [(segment.start, segment.file(task.index, DOCUMENTS)) for segment in segments_of(task.manifest)]
+    files = [(segment.start, segment.file(folder, DOCUMENTS)) for segment in segments_of(manifest)]
     counts = [pq.read_metadata(path, memory_map=True).num_row_groups for _, path in files]
     return [
         (row, (path, start, min(start + GROUPS_A_TASK, count)))

@@ -12,7 +12,7 @@ from pipelines.index import IndexConfig, build_version, bytes_by_use, one_segmen
 from pipelines.report import Report, recipe_family
 from rayvec.config import Config
 from rayvec.errors import UserError
-from rayvec.indexing import drafts, versions
+from rayvec.indexing import drafts, places, versions
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class CompactConfig(Config):
     """Which index to compact. How it is built is what its first build was told."""
 
     kind: Literal["compact"] = "compact"
-    #: The folder of an index.
+    #: The folder of an index, or its place in a bucket.
     index: str = ""
 
 
@@ -40,14 +40,14 @@ def compact(config: CompactConfig) -> Report:
     """
     if not config.index:
         raise UserError("index is required; give the folder of an index with --set index=DIR")
-    versions.current(config.index)
+    places.current(config.index)
     seconds: dict[str, float] = {}
-    with drafts.new_version(config.index) as draft:
+    with places.working(config.index) as output, drafts.new_version(output) as draft:
         from rayvec.indexing.documents import columns_in
         from rayvec.indexing.searcher import DOCUMENTS
         from rayvec.indexing.segments import names_of_sources
 
-        folder = versions.version_folder(config.index)
+        folder = versions.version_folder(output)
         before = manifest = versions.read_manifest(folder)
         if len(manifest["segments"]) == 1 and not manifest["dropped"]:
             return _report(config, manifest, before, seconds)

@@ -28,12 +28,12 @@ from rayvec.schema import Long, VectorType
 
 if TYPE_CHECKING:
     from rayvec.data.sources import Source
-    from rayvec.encoding.lease import Guard
     from rayvec.encoding.shards import Plan
     from rayvec.encoding.sink import Record
     from rayvec.encoding.spent import Spent
     from rayvec.encoding.stages import Pool
     from rayvec.encoding.work import Work
+    from rayvec.lease import Guard
 
 LOG = logging.getLogger("rayvec.embed")
 
@@ -122,9 +122,9 @@ def embed(config: EmbedConfig) -> Report:
     Raises UserError, MismatchError (another plan is there), ConcurrentWriterError, StorageError, or
     QuarantineExceededError: too much was refused, and the run was stopped, or is done and published.
     """
-    from rayvec.encoding.lease import sole_writer
     from rayvec.encoding.shards import check_output
     from rayvec.encoding.sweep import sweep
+    from rayvec.lease import sole_writer
 
     for key in ("encoder", "output"):
         if not getattr(config, key):

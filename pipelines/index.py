@@ -12,15 +12,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from pipelines._ray import ray_session
 from pipelines.report import Report, recipe_family
-from rayvec import storage, uris
+from rayvec import storage
 from rayvec.config import Config
 from rayvec.errors import MismatchError, UserError, VerificationError
-from rayvec.indexing import drafts, spec, versions
+from rayvec.indexing import drafts, places, spec, versions
 from rayvec.indexing.spec import AUTO, Spec
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rayvec.data.embeddings import EmbeddingsDataset
     from rayvec.indexing.corpus import Corpus
     from rayvec.indexing.drafts import Draft
@@ -44,7 +46,7 @@ class IndexConfig(Config):
 
     #: The output of the embed job.
     embeddings: str = ""
-    #: Where the versions of the index go: a local or mounted folder.
+    #: Where the versions of the index go: a folder, or a bucket, for which they are built on the driver's machine.
     output: str = ""
     #: "auto", or a FAISS factory string such as "Flat", "IVF1024,SQ8", "HNSW32" or "RR768,IVF4096,RaBitQ,Refine(SQ8)".
     factory: str = AUTO
@@ -114,20 +116,20 @@ def index(config: IndexConfig) -> Report:
             raise UserError(f"{key} is required; give a folder with --set {key}=DIR")
     dataset = EmbeddingsDataset.open(config.embeddings)
     queries = _queries(config, dataset)
-    versions.local_folder(config.output)
     recipe, source = _recipe(config, dataset, queries), Source.of(dataset)
-    live = None if config.rebuild else _live(config.output, recipe, source)
-    if live is not None:
-        return _report(config, live, {}, reused=True)
-    seconds: dict[str, float] = {}
-    with drafts.new_version(config.output) as draft, ray_session():
-        asked = Corpus.of(queries) if queries else None
-        facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds, asked)
-        embedded = {"embedded": _embedded(dataset)}
-        manifest = draft.commit({**recipe, **embedded, **facts, **one_segment(facts, [source])})
-    report = _report(config, manifest, seconds, reused=False)
-    storage.write_bytes(uris.join(config.output, "config.yaml"), config.to_yaml().encode())
-    storage.write_json(uris.join(config.output, "report.json"), report)
+    with places.working(config.output, resumes=True) as folder:
+        live = _live(folder, recipe, source, rebuild=config.rebuild)
+        if live is not None:
+            return _report(config, live, {}, reused=True)
+        seconds: dict[str, float] = {}
+        with drafts.new_version(folder) as draft, ray_session():
+            asked = Corpus.of(queries) if queries else None
+            facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds, asked)
+            embedded = {"embedded": _embedded(dataset)}
+            manifest = draft.commit({**recipe, **embedded, **facts, **one_segment(facts, [source])})
+        report = _report(config, manifest, seconds, reused=False)
+        storage.write_bytes(folder / "config.yaml", config.to_yaml().encode())
+        storage.write_json(folder / "report.json", report)
     return report
 
 
@@ -212,7 +214,7 @@ def build_version(
         )
     if corpus.projection:
         with timed(seconds, "dimensions"):
-            proof["fewer_dimensions"] = _fewer_dimensions(config, corpus, axes)
+            proof["fewer_dimensions"] = _fewer_dimensions(config, corpus, axes, draft.output)
     return {
         "count": corpus.count,
         "dim": corpus.dim,
@@ -258,7 +260,7 @@ def _transform(config: IndexConfig, corpus: Corpus, axes: Axes | None) -> JsonOb
     return facts
 
 
-def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None) -> list[JsonObject]:
+def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None, output: Path) -> list[JsonObject]:
     """Exact search in fewer dimensions on a sample, each way, as a table and a picture beside the report."""
     from rayvec.evaluation.trade_offs import draw_dimensions
     from rayvec.indexing import reducing
@@ -268,7 +270,7 @@ def _fewer_dimensions(config: IndexConfig, corpus: Corpus, axes: Axes | None) ->
     for row in kept:
         if row.way:
             recalls.setdefault(row.way, {})[row.dimensions] = row.recall
-    draw_dimensions(explained, recalls, uris.join(config.output, "dimensions.png"))
+    draw_dimensions(explained, recalls, str(output / "dimensions.png"))
     return [{"way": row.way, "dimensions": row.dimensions, "recall@10": round(row.recall, 4)} for row in kept]
 
 
@@ -291,16 +293,19 @@ def _embedded(dataset: EmbeddingsDataset) -> JsonObject | None:
     return None if settings is None else {name: value for name, value in settings.items() if name != "source"}
 
 
-def _live(output: str, recipe: JsonObject, source: Source) -> JsonObject | None:
-    """The manifest of the live version, if it is whole and of this very recipe over these very embeddings."""
+def _live(output: Path, recipe: JsonObject, source: Source, *, rebuild: bool) -> JsonObject | None:
+    """The manifest of the live version, if it is whole and of this very recipe over these very embeddings.
+
+    Raises UserError where the output is the place of something else.
+    """
     from rayvec.indexing.segments import segments_of
 
-    if not storage.exists(uris.join(output, versions.CURRENT)):
+    if not (output / versions.CURRENT).exists():
         return None
     try:
         folder = versions.version_folder(output)
         manifest = versions.read_manifest(folder)
-        if any(manifest.get(key) != value for key, value in recipe.items()):
+        if rebuild or any(manifest.get(key) != value for key, value in recipe.items()):
             return None
         sources = [found.manifest_sha256 for segment in segments_of(manifest) for found in segment.sources]
         if sources != [source.manifest_sha256] or manifest["count"] != source.rows:

@@ -126,9 +126,6 @@ def _stages(config: LineConfig) -> dict[str, TrainConfig]:
 def _check(config: LineConfig, line: Line, home: str) -> None:
     """Raise UserError for what a step that is not done would refuse: hours after the first has begun, perhaps."""
     pending = {step.name for step in line.pending}
-    place = index_place(config.index, home)
-    if not uris.is_local(place):
-        raise UserError(f"the index would go to {place}: give a local or mounted folder with --set index.output=DIR")
     for name, stage in _stages(config).items():
         # One that has begun has prepared its examples, and needs no more.
         if name in pending and not storage.exists(uris.join(home, name, "training", "config.yaml")):
@@ -257,14 +254,14 @@ def _score(measuring: MeasureConfig) -> float:
 
 def _served_encoder(live: str) -> str:
     """The encoder of the service that the file describes; empty when there is none."""
-    from rayvec.indexing import versions
+    from rayvec.indexing import places
 
     if not storage.exists(live):
         return ""
     served = ServeConfig.from_yaml(live)
     if served.encoder:
         return served.encoder
-    return str(versions.read_manifest(versions.version_folder(served.index, served.index_version))["encoder"])
+    return str(places.read_manifest(served.index, served.index_version)["encoder"])
 
 
 def _swap_step(config: LineConfig, home: str, encoder: str) -> Step:

@@ -119,7 +119,7 @@ def _working_folder(output: Path) -> Iterator[Path]:
 
     Raises ConcurrentWriterError when another run works there.
     """
-    from rayvec.encoding.lease import sole_writer
+    from rayvec.lease import sole_writer
 
     held = output.with_name(f".{output.name}.mining")
     with sole_writer(str(held)):
@@ -133,11 +133,10 @@ def _working_folder(output: Path) -> Iterator[Path]:
 
 def _task(config: MineConfig, opened: Index, encoder: str, instruction: str | None, work: Path) -> Task:
     from pipelines._mining import Task
-    from rayvec.indexing import versions
 
     return Task(
         folder=work,
-        index=versions.version_folder(config.index, opened.version),
+        index=uris.absolute(config.index),
         manifest=opened.manifest,
         encoder=encoder,
         fingerprint=opened.fingerprint,

@@ -78,7 +78,7 @@ def train(config: TrainConfig) -> Report:
     Raises UserError, MismatchError (the output holds another run, or one on files that have changed since),
     QuarantineExceededError (too many of the records are no documents), ConcurrentWriterError, or DivergedError.
     """
-    from rayvec.encoding.lease import sole_writer
+    from rayvec.lease import sole_writer
     from rayvec.training.run_folder import RunFolder
     from rayvec.training.trackers import require_trackers
 

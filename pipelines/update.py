@@ -18,7 +18,7 @@ from pipelines.index import bytes_by_use, timed
 from pipelines.report import Report, recipe_family
 from rayvec.config import Config
 from rayvec.errors import UserError
-from rayvec.indexing import drafts, versions
+from rayvec.indexing import drafts, places
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class UpdateConfig(Config):
     """What to put into an index, and what to take out of it."""
 
     kind: Literal["update"] = "update"
-    #: The folder of an index.
+    #: The folder of an index, or its place in a bucket.
     index: str = ""
     #: The output of the embed job over new and changed documents; a document with an id that is there replaces it.
     embeddings: str = ""
@@ -77,10 +77,10 @@ def update(config: UpdateConfig) -> Report:
         raise UserError("index is required; give the folder of an index with --set index=DIR")
     if not config.embeddings and not config.delete:
         raise UserError("nothing to do; give --set embeddings=DIR, --set delete=FILE of ids, or both")
-    versions.current(config.index)
+    places.current(config.index)
     seconds: dict[str, float] = {}
-    with drafts.new_version(config.index) as draft:
-        before = Before.live(config.index)
+    with places.working(config.index) as folder, drafts.new_version(folder) as draft:
+        before = Before.live(folder)
         asked = _asked(config, before.manifest)
         if _is_done(before.manifest, asked.facts):
             return _report(config, before.manifest, {}, seconds, drift=None)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.compact import corpus_over, sources_of
 from pipelines.report import Report
 from rayvec.errors import UserError, VerificationError
-from rayvec.indexing import versions
+from rayvec.indexing import places, versions
 from rayvec.storage import JsonObject
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from rayvec.data.ids import Hashes
@@ -41,21 +42,22 @@ COLUMNS = (
 
 def list_index(uri: str) -> list[Report]:
     """What there is to know of each version of an index, oldest first. A damaged manifest is told, not raised."""
-    live = versions.current(uri)
-    seen: set[tuple[int, int]] = set()
-    return [_listed(versions.version_folder(uri, name), name == live, seen) for name in versions.list_versions(uri)]
+    live = places.current(uri)
+    seen: set[str] = set()
+    return [_listed(uri, name, name == live, seen) for name in places.list_versions(uri)]
 
 
-def _listed(folder: Path, live: bool, seen: set[tuple[int, int]]) -> Report:
-    """One line; `seen` holds the files of the versions before, by device and inode, and takes in this one's."""
-    stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    new = sum(stat.st_size for stat in stats if (stat.st_dev, stat.st_ino) not in seen)
-    seen.update((stat.st_dev, stat.st_ino) for stat in stats)
-    row: Report = {"version": folder.name, "live": live, "bytes": sum(stat.st_size for stat in stats), "new_bytes": new}
+def _listed(uri: str, name: str, live: bool, seen: set[str]) -> Report:
+    """One line; `seen` holds the files of the versions before, by checksum, and takes in this one's."""
+    row: Report = {"version": name, "live": live, "bytes": 0, "new_bytes": 0}
     try:
-        manifest = versions.read_manifest(folder)
+        manifest = places.read_manifest(uri, name)
     except VerificationError as error:
         return row | {"damage": str(error)}
+    sizes = {str(facts["sha256"]): int(facts["bytes"]) for facts in manifest["files"].values()}
+    row |= {"bytes": sum(int(facts["bytes"]) for facts in manifest["files"].values())}
+    row |= {"new_bytes": sum(size for sha256, size in sizes.items() if sha256 not in seen)}
+    seen.update(sizes)
     return row | {
         "made": str(manifest["made"])[:19].replace("T", " "),
         "documents": manifest["count"],
@@ -86,15 +88,15 @@ def _cells(row: Report) -> tuple[str, ...]:
 
 def roll_back(uri: str, version: str | None) -> Report:
     """Make the version before the live one, or the one named, the live one."""
-    before = versions.current(uri)
-    return {"live": versions.rollback(uri, version), "before": before, "output": uri}
+    before = places.current(uri)
+    return {"live": places.rollback(uri, version), "before": before, "output": uri}
 
 
 def prune(uri: str, keep: int) -> Report:
     """Remove all but the newest versions and the live one."""
-    versions.current(uri)
-    removed = versions.prune(uri, keep)
-    return {"removed": removed or "none", "kept": versions.list_versions(uri), "output": uri}
+    places.current(uri)
+    removed = places.prune(uri, keep)
+    return {"removed": removed or "none", "kept": places.list_versions(uri), "output": uri}
 
 
 def verify_index(uri: str) -> Report:
@@ -107,7 +109,7 @@ def verify_index(uri: str) -> Report:
     from rayvec.indexing.upserts import live_hashes
 
     opened = Index.open(uri)
-    folder = versions.version_folder(uri, opened.version)
+    folder = opened.folder
     again = opened.count - count_distinct(live_hashes(folder, opened.manifest), opened.count)
     if again:
         raise VerificationError(
@@ -131,7 +133,6 @@ class _Side:
     """One of the two versions that are compared."""
 
     name: str
-    folder: Path
     index: Index
 
     @classmethod
@@ -140,9 +141,13 @@ class _Side:
         from rayvec.indexing.searcher import Index
 
         if versions.NAME.fullmatch(given):
-            return cls(given, versions.version_folder(uri, given), Index.open(uri, given))
+            return cls(given, Index.open(uri, given))
         index = Index.open(given)
-        return cls(f"{given}@{index.version}", versions.version_folder(given, index.version), index)
+        return cls(f"{given}@{index.version}", index)
+
+    @property
+    def folder(self) -> Path:
+        return self.index.folder
 
     @property
     def manifest(self) -> JsonObject:

@@ -141,6 +141,12 @@ def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None
             pafs.copy_files(f"{path}/{name}".rstrip("/"), place, fs, other, use_threads=False)
 
 
+def cache_folder(kind: str, uri: str) -> Path:
+    """Where this machine keeps a copy of what lies at a URI, in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+    return cache / "rayvec" / kind / sha256_bytes(uri.rstrip("/").encode())[:16]
+
+
 def delete_tree(uri: str | Path) -> None:
     """Remove a folder and all in it; nothing happens when it is not there."""
     fs, path = filesystem(uri)
@@ -263,13 +269,18 @@ def sync_folder(path: Path) -> None:
 def read_json(uri: str | Path) -> JsonObject:
     """A JSON object. Raises FileNotFoundError, or VerificationError when the file is not a JSON object."""
     try:
-        try:
-            value = json.loads(read_bytes(uri))
-        except ValueError:
-            if is_local(uri):
-                raise
-            # Of an object that grew between pyarrow's two requests, its size and its bytes, the end is missing.
-            value = json.loads(read_bytes(uri))
+        return parse_json(read_bytes(uri), uri)
+    except VerificationError:
+        if is_local(uri):
+            raise
+        # Of an object that grew between pyarrow's two requests, its size and its bytes, the end is missing.
+        return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str | Path) -> JsonObject:
+    """The JSON object that a file holds. Raises VerificationError when it holds another thing."""
+    try:
+        value = json.loads(data)
     except ValueError as error:
         raise VerificationError(f"{uri} is not valid JSON ({error}); it was damaged or not written by rayvec") from None
     if not isinstance(value, dict):

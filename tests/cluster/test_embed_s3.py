@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines._ray import worker_environment
+from pipelines.compact import CompactConfig, compact
 from pipelines.embed import EmbedConfig, embed, verify
 from pipelines.index import IndexConfig, index
+from pipelines.update import UpdateConfig, update
+from pipelines.versions import list_index, prune, roll_back, verify_index
 from rayvec import storage, uris
 from rayvec.data.embeddings import EmbeddingsDataset
-from rayvec.encoding.lease import sole_writer
-from rayvec.errors import ConcurrentWriterError, MismatchError, VerificationError
+from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
+from rayvec.lease import sole_writer
+from rayvec.serving.config import ServeConfig
+from rayvec.serving.preflight import plan
+from rayvec.serving.retriever import Retriever
+from rayvec.serving.search import Options
 from tests.buckets import s3_server
 
 pytestmark = [
@@ -113,6 +121,49 @@ def test_it_verifies_and_a_damaged_part_is_found(done: Done) -> None:
 def test_an_index_is_built_from_the_bucket(done: Done, tmp_path: Path) -> None:
     report = index(IndexConfig.parse({"embeddings": done[0].output, "output": str(tmp_path / "index")}))
     assert report["documents"] == RECORDS
+
+
+def test_an_index_lives_in_the_bucket(done: Done, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built, served elsewhere, changed by jobs while it is served, compacted, gone back in."""
+    place = f"{bucket}/index"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "jobs"))
+    build = IndexConfig.parse({"embeddings": done[0].output, "output": place, "dimensions": 16, "recall_target": 0.5})
+    report = index(build)
+    assert (report["version"], report["documents"], report["output"]) == ("v1", RECORDS, place)
+    assert f"--set index={place}" in report["next"]
+    files = {".lease", "CURRENT", "config.yaml", "dimensions.png", "files", "report.json", "versions"}
+    assert set(storage.list_names(place)) == files
+    assert index(build)["reused"]
+
+    def on_the_service(call: Callable[[], Any]) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path / "service"))
+            return call()
+
+    service = ServeConfig(index=place, encoder="hash")
+    assert (plan(service).version, plan(service).name) == ("v1", "index")
+    with pytest.raises(UserError, match="is a bucket, which is changed by jobs alone"):
+        plan(service.replace(writable=True))
+    retriever = Retriever(place, plan(service).fingerprint)
+    on_the_service(lambda: asyncio.run(retriever.reconfigure({"version": None})))
+    found = asyncio.run(retriever.search(["record 7"], None, Options(k=1, mode="lexical")))
+    assert (found.version, found.hits[0][0].id) == ("v1", "d7")
+
+    assert update(UpdateConfig(index=place, delete=("d7", "d8")))["deleted"] == 2
+    assert update(UpdateConfig(index=place, delete=("d7", "d8")))["unchanged"]
+    on_the_service(lambda: asyncio.run(retriever.look()))
+    found = asyncio.run(retriever.search(["record 7"], None, Options(k=1, mode="lexical")))
+    assert (found.version, found.hits[0][0].id != "d7") == ("v2", True)
+    assert compact(CompactConfig(index=place))["version"] == "v3"
+    assert [row["documents"] for row in list_index(place)] == [RECORDS, RECORDS - 2, RECORDS - 2]
+    assert list_index(place)[1]["new_bytes"] < list_index(place)[0]["bytes"] / 4
+    assert (verify_index(place)["version"], verify_index(place)["documents"]) == ("v3", RECORDS - 2)
+    assert roll_back(place, "v1")["live"] == "v1"
+    on_the_service(lambda: asyncio.run(retriever.look()))
+    assert asyncio.run(retriever.facts()).count == RECORDS
+    assert prune(place, 1)["removed"] == ["v2"]
+    with pytest.raises(UserError, match="holds embeddings, not an index"):
+        index(build.replace(output=done[0].output, rebuild=True))
 
 
 def test_a_run_beside_another_is_refused(done: Done) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from pipelines._ray import worker_environment
 from rayvec.data.embeddings import EmbeddingsDataset
-from rayvec.encoding.lease import sole_writer
 from rayvec.errors import UserError
+from rayvec.lease import sole_writer
 from tests.rayvec.encoding.test_publish import state
 
 pytestmark = pytest.mark.cluster

@@ -272,7 +272,6 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ({"whiten": True}, "set dimensions=N"),
         ({"whiten": True, "dimensions": 8, "reduce": "truncate"}, "is a part of PCA"),
         ({"lexical_columns": ["body"]}, "set lexical=false"),
-        ({"output": "s3://bucket/index"}, "mounted folder"),
         ({"output": ""}, "output is required"),
         ({"embeddings": ""}, "embeddings is required"),
         ({"embeddings": "nowhere"}, "no finished embeddings"),

@@ -18,10 +18,10 @@ from pipelines.mine import MineConfig, mine
 from pipelines.update import UpdateConfig, update
 from rayvec import storage
 from rayvec.data.pairs import is_held_out
-from rayvec.encoding.lease import sole_writer
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
 from rayvec.indexing import documents, drafts, versions
 from rayvec.indexing.searcher import DOCUMENTS
+from rayvec.lease import sole_writer
 from rayvec.modeling.encoder import TextEncoder
 from rayvec.modeling.hash_encoder import HashEncoder
 from rayvec.training.examples import iter_pairs

@@ -24,7 +24,7 @@ from cachetools import LRUCache
 
 from rayvec.errors import UserError, VerificationError
 from rayvec.fingerprint import Fingerprint
-from rayvec.indexing import pca, shards, trial, versions
+from rayvec.indexing import pca, places, shards, trial, versions
 from rayvec.indexing.documents import Documents, SegmentDocuments
 from rayvec.indexing.filters import Filter, is_filterable, mask
 from rayvec.indexing.lexical import Lexical
@@ -120,13 +120,12 @@ class Index:
 
         Raises UserError when there is no such index or version, VerificationError naming the file that is damaged.
         """
-        folder = versions.version_folder(uri, version)
+        folder = places.version_folder(uri, version, part)
         held = versions.hold(folder)
         try:
             manifest = versions.read_manifest(folder)
-            own = part.cut(manifest)
-            seen = versions.verify(folder, own, frozenset() if before is None else before.seen)
-            trial.run(trial.candidates(folder, own, TRANSFORM))
+            seen = places.verify(uri, folder, manifest, part, frozenset() if before is None else before.seen)
+            trial.run(trial.candidates(folder, part.cut(manifest), TRANSFORM))
             index = cls(folder, manifest, threads, before, part)
         except BaseException:
             os.close(held)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from rayvec.errors import RayvecError
+from rayvec.errors import RayvecError, UserError
 
 T = TypeVar("T")
 _HERE: ContextVar[bool] = ContextVar("here", default=False)
+_ON_THIS_NODE: ContextVar[bool] = ContextVar("on_this_node", default=False)
 
 
 @contextlib.contextmanager
@@ -28,6 +29,16 @@ def here() -> Iterator[None]:
         yield
     finally:
         _HERE.reset(token)
+
+
+@contextlib.contextmanager
+def on_this_node() -> Iterator[None]:
+    """For the length of the block, tasks of this thread run on the machine of this process, whose folders they need."""
+    token = _ON_THIS_NODE.set(True)
+    try:
+        yield
+    finally:
+        _ON_THIS_NODE.reset(token)
 
 
 def each(
@@ -62,7 +73,7 @@ def outcomes(
     import ray
 
     wanted: dict[str, Any] = {"num_cpus": cpus} | ({"num_gpus": gpus} if gpus else {})
-    remote = ray.remote(function).options(**wanted, **_runtime_env(environment))
+    remote = ray.remote(function).options(**wanted, **_runtime_env(environment), **_placed())
     window = 2 * max(1, cluster_cpus() // cpus)
     waiting: deque[Any] = deque()
     for values in arguments:
@@ -77,7 +88,7 @@ def start(function: Callable[..., Any], *values: Any, cpus: int = 1) -> Any:
     """Run function(*values) as a task and leave its result in the object store: a reference for other tasks."""
     import ray
 
-    return ray.remote(function).options(num_cpus=cpus).remote(*values)
+    return ray.remote(function).options(num_cpus=cpus, **_placed()).remote(*values)
 
 
 def one(function: Callable[..., T], *values: Any, cpus: int = 1, gpus: int = 0) -> T:
@@ -121,31 +132,43 @@ def shared(value: Any) -> Any:
 
 
 def cluster_cpus() -> int:
-    """CPUs of the whole cluster, as Ray counts them."""
-    if _HERE.get():
-        return 1
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """CPUs of the whole cluster, as Ray counts them; of this node where tasks run on it alone."""
+    return 1 if _HERE.get() else max(1, sum(_counts("CPU")))
 
 
 def cluster_gpus() -> int:
-    """GPUs of the whole cluster, as Ray counts them."""
-    if _HERE.get():
-        return 0
-    import ray
-
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs of the whole cluster, as Ray counts them; of this node where tasks run on it alone."""
+    return 0 if _HERE.get() else sum(_counts("GPU"))
 
 
 def node_cpus() -> int:
     """CPUs of the smallest node that has any: what a task may ask for and be placed anywhere."""
-    if _HERE.get():
-        return 1
+    return 1 if _HERE.get() else min((count for count in _counts("CPU") if count > 0), default=1)
+
+
+def _counts(resource: str) -> list[int]:
+    """What Ray counts of each node on which tasks may run. Raises UserError where that is one that takes none."""
     import ray
 
-    counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return min((count for count in counts if count > 0), default=1)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if _ON_THIS_NODE.get():
+        mine = ray.get_runtime_context().get_node_id()
+        alive = [node for node in alive if node["NodeID"] == mine]
+        if not any(node["Resources"].get("CPU", 0) >= 1 for node in alive):
+            raise UserError(
+                "an index in a bucket is built on the machine of the job's driver, and Ray gives no work to this one; "
+                "submit the job with --entrypoint-num-cpus 1, which takes it to a node that works"
+            )
+    return [int(node["Resources"].get(resource, 0)) for node in alive]
+
+
+def _placed() -> dict[str, Any]:
+    if not _ON_THIS_NODE.get():
+        return {}
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)}
 
 
 def threads(cpus: int) -> int:

@@ -10,7 +10,7 @@
       versions/.v2.….tmp    a build at work, or one that was killed: the next build removes it
 
 Knows folders, checksums and names. Knows no FAISS, no vectors. A local (or mounted) folder only: object stores cannot
-rename a folder.
+rename a folder, and have an arrangement of their own (see `bucket`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +99,24 @@ def read_manifest(folder: Path) -> JsonObject:
     """The manifest of a version. Raises VerificationError unless it is exactly as it was written, in its own place."""
     path = folder / MANIFEST
     try:
-        manifest = storage.read_json(path)
+        return parse_manifest(storage.read_bytes(path), folder.name, path)
     except FileNotFoundError:
         raise VerificationError(f"{path} is missing; restore it or build the index again") from None
+
+
+def parse_manifest(data: bytes, version: str, place: str | Path) -> JsonObject:
+    """The manifest of this version, as it lies at `place`. Raises VerificationError unless it is as it was written."""
+    manifest = storage.parse_json(data, place)
     if manifest.get("format") != FORMAT:
-        raise VerificationError(f"{path} is not a manifest of {FORMAT}; build the index again with this rayvec")
+        raise VerificationError(f"{place} is not a manifest of {FORMAT}; build the index again with this rayvec")
     # Compared as bytes: a flipped bit may leave equal JSON behind (1e-05 and 1E-05), and is damage all the same.
     body = {key: value for key, value in manifest.items() if key != SEAL}
-    if storage.to_json(sealed(body)) != storage.read_bytes(path):
-        raise VerificationError(f"{path} does not match its own seal; it was damaged or changed: build the index again")
-    if manifest["version"] != folder.name:
-        raise VerificationError(f"{path} is of version {manifest['version']}, not {folder.name}; files were swapped")
+    if storage.to_json(sealed(body)) != data:
+        raise VerificationError(
+            f"{place} does not match its own seal; it was damaged or changed: build the index again"
+        )
+    if manifest["version"] != version:
+        raise VerificationError(f"{place} is of version {manifest['version']}, not {version}; files were swapped")
     return manifest
 
 
@@ -183,16 +190,22 @@ def rollback(output: str | Path, version: str | None = None) -> str:
 
 
 def _before(folder: Path) -> str:
-    """The version that was live when the live one was made; where that is gone, the newest older one."""
     live = current(folder)
-    there = list_versions(folder)
+    return before(live, list_versions(folder), lambda: read_manifest(version_folder(folder, live)), folder)
+
+
+def before(live: str, there: Sequence[str], manifest: Callable[[], JsonObject], place: str | Path) -> str:
+    """The version that was live when the live one was made; where that is gone, the newest older one that is there.
+
+    manifest: reads that of the live version. Raises UserError where there is no older one.
+    """
     try:
-        parent = read_manifest(version_folder(folder, live)).get("parent")
+        parent = manifest().get("parent")
     except VerificationError:  # a damaged version is the best reason to go back
         parent = None
     older = [name for name in there if number(name) < number(live)]
     if not older:
-        raise UserError(f"{folder} has no version before {live} to go back to")
+        raise UserError(f"{place} has no version before {live} to go back to")
     return str(parent) if parent in there else older[-1]
 
 
@@ -201,13 +214,18 @@ def prune(output: str | Path, keep: int = 2) -> list[str]:
 
     Returns the names removed.
     """
-    if keep < 1:
-        raise UserError(f"keep = {keep}: keep at least 1 version")
+    check_kept(keep)
     folder = local_folder(output)
     with writing(folder):
         gone = remove(folder, list_versions(folder)[:-keep])
         empty_trash(folder)
     return gone
+
+
+def check_kept(keep: int) -> None:
+    """Raise UserError unless a version is kept."""
+    if keep < 1:
+        raise UserError(f"keep = {keep}: keep at least 1 version")
 
 
 def remove(folder: Path, names: Iterable[str]) -> list[str]:
@@ -216,7 +234,7 @@ def remove(folder: Path, names: Iterable[str]) -> list[str]:
     Their files stay until `empty_trash`: a version of many segments has hundreds, and a writer need not wait for them.
     """
     live = current(folder)
-    return [name for name in names if name != live and _remove_unless_held(folder, name)]
+    return [name for name in names if name != live and remove_unless_held(folder, name)]
 
 
 def empty_trash(output: str | Path) -> None:
@@ -225,7 +243,8 @@ def empty_trash(output: str | Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _remove_unless_held(folder: Path, name: str) -> bool:
+def remove_unless_held(folder: Path, name: str) -> bool:
+    """Take a version away unless a process has it open (see `hold`); whether it went."""
     try:
         descriptor = _open_to_lock(folder / VERSIONS / name / MANIFEST)
     except FileNotFoundError:  # damaged: nobody can have it open
@@ -307,9 +326,9 @@ def _sweep(folder: Path) -> None:
     _remove_drafts(folder)
     there = list_versions(folder)
     if not (folder / HISTORY).exists():  # a new index, or a copy without its history: nothing is taken to be left over
-        _record(folder, *there)
+        record(folder, *there)
     lived, live = had_lived(folder), live_name(folder)
-    _record(folder, *(name for name in live if name not in lived))
+    record(folder, *(name for name in live if name not in lived))
     newest = max(map(number, [*lived, *live]), default=0)
     for name in there:
         if number(name) > newest:
@@ -340,7 +359,8 @@ def live_name(folder: Path) -> list[str]:
         return list_versions(folder)
 
 
-def _record(folder: Path, *names: str) -> None:
+def record(folder: Path, *names: str) -> None:
+    """Set down in the history that these versions have been live."""
     if not names and (folder / HISTORY).exists():
         return
     with storage_errors(folder / HISTORY), (folder / HISTORY).open("a") as stream:
@@ -353,7 +373,7 @@ def point_to(output: Path, version: str) -> None:
     """Make a finished version the live one. Raises StorageError; then the one before stays live."""
     storage.write_bytes(output / CURRENT, f"{version}\n".encode())
     with contextlib.suppress(OSError, StorageError):  # it is live by now, and the next writer sets down what is
-        _record(output, version)
+        record(output, version)
 
 
 def sealed(body: Mapping[str, Any]) -> JsonObject:

@@ -81,14 +81,15 @@ class VectorPart:
         self._follower = asyncio.create_task(self._follow()) if user_config.get("version") is None else None
 
     async def _follow(self) -> None:
-        from rayvec.indexing import versions
+        from rayvec.indexing import places
+        from rayvec.indexing.versions import CURRENT
 
         refusal = Refusal(self._poll_seconds)
         while True:
             await asyncio.sleep(self._poll_seconds)
-            name = versions.CURRENT
+            name = CURRENT
             try:
-                name = await asyncio.to_thread(versions.current, self._uri)
+                name = await asyncio.to_thread(places.current, self._uri)
                 if refusal.allows(name):
                     await self._versions.get(name)
                     refusal.clear()

@@ -45,11 +45,11 @@ def plan(config: ServeConfig) -> Plan:
     Raises UserError for a missing index, an unknown version or a bad keys file, and MismatchError for an encoder that
     did not make this index, naming the field that differs.
     """
-    from rayvec.indexing import versions
+    from rayvec.indexing import places
     from rayvec.modeling.encoder import load_tokenizer_only
 
     if not config.index:
-        raise UserError("index is required; give the folder of an index with --set index=DIR")
+        raise UserError("index is required; give the place of an index with --set index=DIR")
     proxy.check(config)
     if config.keys:
         Keys.load(config.keys)
@@ -61,8 +61,7 @@ def plan(config: ServeConfig) -> Plan:
         open_log(config.access_log)
     if config.reranker:
         load_reranker(config.reranker)
-    folder = versions.version_folder(config.index, config.index_version)
-    manifest = versions.read_manifest(folder)
+    manifest = places.read_manifest(config.index, config.index_version)
     if config.writable:
         _check_writable(config.index)
     if config.replicas.parts > len(manifest["shards"]):
@@ -79,7 +78,7 @@ def plan(config: ServeConfig) -> Plan:
     own = {"query": tokenizer.instructions.get("query"), "document": embedded.get("instruction")}
     instructions = {kind: text for kind, text in own.items() if text}
     model = config.model_name or PurePosixPath(reference.rstrip("/")).name
-    name = versions.local_folder(config.index).name
+    name = uris.name_of(uris.absolute(config.index))
     return Plan(str(manifest["version"]), int(manifest["count"]), reference, fingerprint, model, name, instructions)
 
 
@@ -87,6 +86,11 @@ def _check_writable(index: str) -> None:
     """Raise UserError when the index's folder may not be written, or does not say how its documents were embedded."""
     from rayvec.indexing import versions
 
+    if not uris.is_local(index):
+        raise UserError(
+            f"writable=true, and {index} is a bucket, which is changed by jobs alone (python -m jobs.index --recipe "
+            "….update --set index=…, which the service follows); leave out writable, or serve a folder"
+        )
     folder = versions.local_folder(index)
     if not all(os.access(place, os.W_OK) for place in (folder, folder / versions.VERSIONS)):
         raise UserError(f"writable=true, and {folder} may not be written; see its permissions, or leave out writable")

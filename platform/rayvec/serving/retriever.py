@@ -126,11 +126,12 @@ class Retriever:
             await self._look()
 
     async def _look(self) -> None:
-        from rayvec.indexing import versions
+        from rayvec.indexing import places
+        from rayvec.indexing.versions import CURRENT
 
-        live, name = self._live(), versions.CURRENT
+        live, name = self._live(), CURRENT
         try:
-            name = await self._looker.run(versions.current, self._uri)
+            name = await self._looker.run(places.current, self._uri)
             if name != live.version:
                 if not self._refusal.allows(name):
                     return
@@ -228,9 +229,9 @@ class Retriever:
         return Fetched(index.version, shown(document, ("text", "payload")))
 
     def _not_served(self, version: str) -> Problem:
-        from rayvec.indexing import versions
+        from rayvec.indexing import places
 
-        if all(_number(name) < _number(version) for name in versions.list_versions(self._uri)):
+        if all(_number(name) < _number(version) for name in places.list_versions(self._uri)):
             message = f"min_index_version: there is no version {version}; give the one that a write answered"
             return invalid(message, "min_index_version")
         return unavailable(f"{version} is not served yet; try again shortly", code="version_not_served")

@@ -7,7 +7,6 @@ no stage and no Ray.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +39,7 @@ class RunFolder:
         """Where this machine works: the folder itself, or a place of its own in the user's cache."""
         if not self.remote:
             return uris.local_path(self.uri)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return cache / "rayvec" / "runs" / storage.sha256_bytes(self.uri.encode())[:16] / self.run
+        return storage.cache_folder("runs", self.uri) / self.run
 
     @property
     def checkpoints(self) -> str:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rayvec import object_stores, storage
-from rayvec.encoding import lease
-from rayvec.encoding.lease import Lease, sole_writer
+from rayvec import lease, object_stores, storage
 from rayvec.errors import ConcurrentWriterError, StorageError, UserError
+from rayvec.lease import Lease, sole_writer
 from tests.buckets import s3_server
 from tests.corpora import in_a_process
 
@@ -70,7 +69,7 @@ def test_in_a_bucket_a_writer_that_is_done_leaves_the_output_free_at_once(output
 
 
 def test_the_lease_of_a_killed_run_expires(output: str) -> None:
-    code = f"from rayvec.encoding.lease import *; w = sole_writer({output!r}, 3600); w.__enter__(); os._exit(137)"
+    code = f"from rayvec.lease import *; w = sole_writer({output!r}, 3600); w.__enter__(); os._exit(137)"
     assert in_a_process(code) == 137
     assert storage.read_json(f"{output}/.lease/000001.json")["released"] is False
     with sole_writer(output, DEAD_S):
