@@ -393,7 +393,7 @@ from rayvec.serving.schemas import Document
 STEPS = {
     "embeddings": (commits, "publish_part"), "vectors": (shards, "fill"), "documents": (documents, "write"),
     "words": (lexical.Lexical, "save"), "dropped": (segments, "save_rows"), "manifest": (drafts.Draft, "commit"),
-    "history": (versions, "_record"),
+    "history": (versions, "record"),
 }
 encoder, usual = HashEncoder.parse("hash:64"), resource.getrlimit(resource.RLIMIT_FSIZE)
 settings = writer.settings_of(sys.argv[1])
