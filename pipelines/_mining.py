@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayvec import uris
 from rayvec.errors import RayvecError
 from rayvec.fingerprint import Fingerprint
 from rayvec.indexing import mining, places
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from rayvec.encoding.stages import Pool
-    from rayvec.indexing.searcher import Index
     from rayvec.modeling.encoder import Encoder
 
 UNIT, START, QUERIES, POSITIVES, RECORD = "unit", "start", "queries", "positives", "record"
@@ -58,11 +58,6 @@ class Task:
     rules: Rules
     titles: mining.Titles
     incomplete: Literal["keep", "drop"]
-
-    @property
-    def version_folder(self) -> Path:
-        """The version that is mined, on this machine."""
-        return places.version_folder(self.index, self.manifest["version"])
 
     def pairs_file(self, unit: int) -> Path:
         """Where the pairs of a unit lie."""
@@ -147,7 +142,11 @@ class MinePairs:
 
         self.task = task
         # The driver has verified this very version; a worker only opens it.
-        self.index: Index = Index(task.version_folder, task.manifest, threads=1)
+        version = str(task.manifest["version"])
+        if uris.is_local(task.index):
+            self.index = Index(places.version_folder(task.index, version), task.manifest, threads=1)
+        else:  # this machine's copy is another than the driver's
+            self.index = Index.open(task.index, version, threads=1)
         self.keys = Keys.load(task.folder / "keys")
         self.positives = Positives.load(task.folder / "positives")
 

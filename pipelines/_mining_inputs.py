@@ -82,7 +82,7 @@ def hash_documents(task: Task, staged: Staged, *, where: str) -> Positives:
 
     wanted = staged.ids.drop_null().unique()
     shared = ray.put(wanted)
-    folder = task.version_folder
+    folder = places.version_folder(task.index, task.manifest["version"])
     ranges = _document_ranges(folder, task.manifest)
     with places.where_it_is_read(task.index):
         found = list(tasks.each(scan_documents, [(*range_, task.titles, shared) for _, range_ in ranges]))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -14,8 +15,8 @@ from pipelines._ray import ray_session
 from pipelines.report import Report, recipe_family
 from rayvec import storage
 from rayvec.config import Config
-from rayvec.errors import MismatchError, UserError, VerificationError
-from rayvec.indexing import drafts, places, spec, versions
+from rayvec.errors import MismatchError, UserError
+from rayvec.indexing import drafts, places, spec
 from rayvec.indexing.spec import AUTO, Spec
 from rayvec.schema import ID, TEXT, TITLE
 from rayvec.storage import JsonObject
@@ -117,19 +118,19 @@ def index(config: IndexConfig) -> Report:
     dataset = EmbeddingsDataset.open(config.embeddings)
     queries = _queries(config, dataset)
     recipe, source = _recipe(config, dataset, queries), Source.of(dataset)
-    with places.working(config.output, resumes=True) as folder:
-        live = _live(folder, recipe, source, rebuild=config.rebuild)
-        if live is not None:
-            return _report(config, live, {}, reused=True)
+    is_wanted = partial(_is_wanted, None if config.rebuild else recipe, source)
+    with places.building(config.output, is_wanted) as place:
+        if place.finished is not None:
+            return _report(config, place.finished, {}, reused=True)
         seconds: dict[str, float] = {}
-        with drafts.new_version(folder) as draft, ray_session():
+        with drafts.new_version(place.folder) as draft, ray_session():
             asked = Corpus.of(queries) if queries else None
             facts = build_version(config, Corpus.of(dataset), dataset.payload, draft, seconds, asked)
             embedded = {"embedded": _embedded(dataset)}
-            manifest = draft.commit({**recipe, **embedded, **facts, **one_segment(facts, [source])})
+            manifest = draft.commit({**recipe, **embedded, **facts, **one_segment(facts, [source]), **place.facts})
         report = _report(config, manifest, seconds, reused=False)
-        storage.write_bytes(folder / "config.yaml", config.to_yaml().encode())
-        storage.write_json(folder / "report.json", report)
+        storage.write_bytes(place.folder / "config.yaml", config.to_yaml().encode())
+        storage.write_json(place.folder / "report.json", report)
     return report
 
 
@@ -293,27 +294,14 @@ def _embedded(dataset: EmbeddingsDataset) -> JsonObject | None:
     return None if settings is None else {name: value for name, value in settings.items() if name != "source"}
 
 
-def _live(output: Path, recipe: JsonObject, source: Source, *, rebuild: bool) -> JsonObject | None:
-    """The manifest of the live version, if it is whole and of this very recipe over these very embeddings.
-
-    Raises UserError where the output is the place of something else.
-    """
+def _is_wanted(recipe: JsonObject | None, source: Source, manifest: JsonObject) -> bool:
+    """Whether a version is of this very recipe over these very embeddings; none is where it is to be built anew."""
     from rayvec.indexing.segments import segments_of
 
-    if not (output / versions.CURRENT).exists():
-        return None
-    try:
-        folder = versions.version_folder(output)
-        manifest = versions.read_manifest(folder)
-        if rebuild or any(manifest.get(key) != value for key, value in recipe.items()):
-            return None
-        sources = [found.manifest_sha256 for segment in segments_of(manifest) for found in segment.sources]
-        if sources != [source.manifest_sha256] or manifest["count"] != source.rows:
-            return None
-        versions.verify(folder, manifest)
-    except VerificationError:
-        return None
-    return manifest
+    if recipe is None or any(manifest.get(key) != value for key, value in recipe.items()):
+        return False
+    sources = [found.manifest_sha256 for segment in segments_of(manifest) for found in segment.sources]
+    return sources == [source.manifest_sha256] and bool(manifest["count"] == source.rows)
 
 
 def _report(config: IndexConfig, manifest: JsonObject, seconds: dict[str, float], *, reused: bool) -> Report:

@@ -7,6 +7,7 @@ anything is trained. Knows the order; knows nothing of how a stage is done.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -53,7 +54,7 @@ class LineConfig(Config):
     supervised: TrainConfig | None = None
     #: With the encoder of the last stage that was trained; with its own encoder when none was.
     embed: EmbedConfig = EmbedConfig()
-    #: `output`: the local or mounted folder of the index; `index` in the line's output when empty.
+    #: `output`: the place of the index; `index` in the line's output when empty.
     index: IndexConfig = IndexConfig()
     #: On which judged data the encoder must prove itself before it is swapped in; null swaps unmeasured.
     measure: MeasureConfig | None = None
@@ -126,6 +127,11 @@ def _stages(config: LineConfig) -> dict[str, TrainConfig]:
 def _check(config: LineConfig, line: Line, home: str) -> None:
     """Raise UserError for what a step that is not done would refuse: hours after the first has begun, perhaps."""
     pending = {step.name for step in line.pending}
+    if not uris.is_local(index_place(config.index, home)) and os.environ.get("RAY_ADDRESS"):
+        from rayvec.indexing import tasks
+
+        with ray_session():
+            tasks.require_this_node()
     for name, stage in _stages(config).items():
         # One that has begun has prepared its examples, and needs no more.
         if name in pending and not storage.exists(uris.join(home, name, "training", "config.yaml")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.compact import corpus_over, sources_of
 from pipelines.report import Report
@@ -43,21 +43,20 @@ COLUMNS = (
 def list_index(uri: str) -> list[Report]:
     """What there is to know of each version of an index, oldest first. A damaged manifest is told, not raised."""
     live = places.current(uri)
-    seen: set[str] = set()
+    seen: set[Any] = set()
     return [_listed(uri, name, name == live, seen) for name in places.list_versions(uri)]
 
 
-def _listed(uri: str, name: str, live: bool, seen: set[str]) -> Report:
-    """One line; `seen` holds the files of the versions before, by checksum, and takes in this one's."""
-    row: Report = {"version": name, "live": live, "bytes": 0, "new_bytes": 0}
+def _listed(uri: str, name: str, live: bool, seen: set[Any]) -> Report:
+    """One line; `seen` holds what the versions before take on the disk, and takes in what this one does."""
+    sizes = places.sizes(uri, name)
+    row: Report = {"version": name, "live": live, "bytes": sum(size for _, size in sizes)}
+    row["new_bytes"] = sum(size for key, size in sizes if key not in seen)
+    seen.update(key for key, _ in sizes)
     try:
         manifest = places.read_manifest(uri, name)
     except VerificationError as error:
         return row | {"damage": str(error)}
-    sizes = {str(facts["sha256"]): int(facts["bytes"]) for facts in manifest["files"].values()}
-    row |= {"bytes": sum(int(facts["bytes"]) for facts in manifest["files"].values())}
-    row |= {"new_bytes": sum(size for sha256, size in sizes.items() if sha256 not in seen)}
-    seen.update(sizes)
     return row | {
         "made": str(manifest["made"])[:19].replace("T", " "),
         "documents": manifest["count"],

@@ -128,13 +128,14 @@ def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None
     Raises FileNotFoundError when the source is not there.
     """
     (fs, path), (other, to) = filesystem(source), filesystem(target)
-    if fs.get_file_info(path).type == pafs.FileType.File:
+    if info(source).type == pafs.FileType.File:
         names = [""]
     else:
         names = sorted(list_tree(source), key=lambda name: name == last)
     if not names:
         raise FileNotFoundError(f"{source} is not there, or is empty")
-    with storage_errors(target):
+    # Of what stands at the target first: a full disk is the target's, and what a store says has no number.
+    with storage_errors(source, "reading"), storage_errors(target):
         for name in names:
             place = f"{to}/{name}".rstrip("/")
             other.create_dir(place.rpartition("/")[0], recursive=True)
@@ -144,7 +145,8 @@ def copy_tree(source: str | Path, target: str | Path, *, last: str = "") -> None
 def cache_folder(kind: str, uri: str) -> Path:
     """Where this machine keeps a copy of what lies at a URI, in the user's cache (XDG_CACHE_HOME, or ~/.cache)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
-    return cache / "rayvec" / kind / sha256_bytes(uri.rstrip("/").encode())[:16]
+    place = f"{object_stores.s3_endpoint()} {uri}" if uri.startswith("s3://") else uri
+    return cache / "rayvec" / kind / sha256_bytes(place.rstrip("/").encode())[:16]
 
 
 def delete_tree(uri: str | Path) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import pytest
 from pipelines._ray import wait_for_room, worker_environment
 from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
+from tests.buckets import s3_server
 from tests.clusters import free_port, own_ray_folder
 from tests.runs import config as train_config
 from tests.runs import write_inputs
@@ -174,6 +175,21 @@ def test_an_index_is_built_on_three_nodes(nodes: Nodes, folder: Path) -> None:
     assert len(seen) == 3, f"tasks were seen on {len(seen)} nodes"
     verify = nodes.start("index", "--verify", str(folder / "index"), log=log)
     watch(verify, log, lambda: True)
+
+
+def test_an_index_in_a_bucket_is_built_where_its_driver_is(
+    nodes: Nodes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, seen = folder / "bucket.log", set[int]()
+    with s3_server(monkeypatch) as bucket:
+        there = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        driver = replace(nodes, environment=nodes.environment | there | {"XDG_CACHE_HOME": str(folder / "cache")})
+        values = {"embeddings": folder / "alone", "output": f"{bucket}/index", "factory": "IVF16,SQ8", "shards": 6}
+        build = driver.start("index", "--recipe", "hash.index", *settings(**values), log=log)
+        watch(build, log, lambda: seen.update(map(id, nodes.at_work("ray::"))))
+        assert not seen, "tasks were seen where the copy is not"
+        verify = driver.start("index", "--verify", f"{bucket}/index", log=log)
+        watch(verify, log, lambda: True)
 
 
 def test_training_has_its_workers_on_two_nodes(nodes: Nodes, folder: Path) -> None:

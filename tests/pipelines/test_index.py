@@ -14,7 +14,7 @@ from rayvec import storage
 from rayvec.data.embeddings import EmbeddingsDataset
 from rayvec.errors import ConcurrentWriterError, MismatchError, UserError, VerificationError
 from rayvec.fingerprint import Fingerprint
-from rayvec.indexing import build, reducing, shards, spec, versions
+from rayvec.indexing import build, reducing, shards, spec, tasks, versions
 from rayvec.indexing.corpus import Corpus
 from rayvec.indexing.searcher import Index
 from rayvec.indexing.tasks import Clock
@@ -283,6 +283,37 @@ def test_what_cannot_be_built_is_refused_with_the_cure(
     with pytest.raises(UserError, match=says):
         index(config(embeddings, tmp_path).replace(**changes))
     assert versions.list_versions(tmp_path) == []
+
+
+def test_tasks_that_need_this_machine_s_folders_run_here_beside_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    everywhere = (tasks.cluster_cpus(), tasks.node_cpus())
+    with tasks.on_this_node():
+        assert tasks.one(_node) == ray.get_runtime_context().get_node_id()
+        assert (tasks.cluster_cpus(), tasks.node_cpus()) == everywhere
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # a submitted driver may hold a CPU
+        assert tasks.node_cpus() == everywhere[1] - 1
+    assert tasks.node_cpus() == everywhere[1]
+    small = [{**node, "Resources": {"CPU": 1.0}} for node in ray.nodes()]
+    monkeypatch.setattr(ray, "nodes", lambda: small)
+    with pytest.raises(UserError, match="--entrypoint-num-cpus 1"):
+        tasks.require_this_node()
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.parametrize("rebuild", [True, False])
+def test_the_folder_of_embeddings_is_no_place_for_an_index(tmp_path: Path, rebuild: bool) -> None:
+    write_embeddings(tmp_path, VECTORS[:8], [f"text {row}" for row in range(8)])
+    before = storage.list_tree(tmp_path)
+    with pytest.raises(UserError, match="holds embeddings, not an index"):
+        index(config(tmp_path, tmp_path).replace(rebuild=rebuild))
+    assert storage.list_tree(tmp_path) == before
 
 
 def test_embeddings_of_nothing_are_refused(tmp_path: Path) -> None:

@@ -111,7 +111,6 @@ def test_what_is_missing_is_said_before_anything_runs(tmp_path: Path, changes: d
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"output": "memory://bucket/line"}, r"would go to memory://bucket/line/index: .* --set index\.output=DIR"),
         ({"corpus": {"path": "nowhere.jsonl"}}, r"nowhere\.jsonl does not exist"),
         ({"pairs": "nopairs.jsonl"}, r"no pairs at nopairs\.jsonl"),
         ({"measure": MeasureConfig()}, "data is required"),

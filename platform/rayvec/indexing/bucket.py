@@ -12,6 +12,7 @@ searches here: `mirrors` copies a version to the machine that does. Knows object
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from rayvec.errors import ConcurrentWriterError, UserError, VerificationError
 from rayvec.faults import failpoint
 from rayvec.indexing import versions
 from rayvec.indexing.versions import CURRENT, MANIFEST, NAME, VERSIONS, number, parse_manifest
+from rayvec.lease import Guard
 from rayvec.storage import JsonObject
 
 FILES = "files"
@@ -31,22 +33,22 @@ AT_ONCE = 8
 
 def current(uri: str) -> str:
     """The name of the live version. Raises UserError when there is no index, VerificationError when it is damaged."""
+    place = uris.join(uri, CURRENT)
     try:
-        name = storage.read_bytes(uris.join(uri, CURRENT)).strip().decode("utf-8", "replace")
+        data = storage.read_bytes(place)
+        if not data.endswith(b"\n"):  # of an object that grew between pyarrow's two requests, the end is missing
+            data = storage.read_bytes(place)
     except FileNotFoundError:
         raise UserError(f"{uri} holds no index (no {CURRENT} there): build one with python -m jobs.index") from None
-    if not NAME.fullmatch(name):
-        raise VerificationError(f"{uris.join(uri, CURRENT)} names {name!r}, which is not a version")
+    name = data.strip().decode("utf-8", "replace")
+    if not NAME.fullmatch(name) or not data.endswith(b"\n"):
+        raise VerificationError(f"{place} names {name!r}, which is not a version")
     return name
 
 
 def live_name(uri: str) -> str | None:
-    """The live version; None where there is no index yet. Raises UserError where something else is."""
-    if not storage.exists(uris.join(uri, CURRENT)):
-        return None
-    name = current(uri)
-    read_manifest(uri, name)
-    return name
+    """The same; None where there is no index yet."""
+    return current(uri) if storage.exists(uris.join(uri, CURRENT)) else None
 
 
 def list_versions(uri: str) -> list[str]:
@@ -60,13 +62,17 @@ def manifest_bytes(uri: str, name: str) -> bytes:
     try:
         return storage.read_bytes(_manifest(uri, name))
     except FileNotFoundError:
-        pass
-    if storage.exists(manifest_uri(uri, number(name) if NAME.fullmatch(name) else 0)):
+        refuse_embeddings(uri, name)
+    raise UserError(f"{uri} has no version {name!r}; there are: {', '.join(list_versions(uri)) or 'none'}")
+
+
+def refuse_embeddings(uri: str, name: str) -> None:
+    """Raise UserError where the name is of embeddings, which have a CURRENT too."""
+    if NAME.fullmatch(name) and storage.exists(manifest_uri(uri, number(name))):
         raise UserError(
             f"{uri} holds embeddings, not an index: give the place of an index, or build one of them with "
             "python -m jobs.index"
         )
-    raise UserError(f"{uri} has no version {name!r}; there are: {', '.join(list_versions(uri)) or 'none'}")
 
 
 def read_manifest(uri: str, name: str) -> JsonObject:
@@ -74,26 +80,33 @@ def read_manifest(uri: str, name: str) -> JsonObject:
     return parse_manifest(manifest_bytes(uri, name), name, _manifest(uri, name))
 
 
-def publish(uri: str, version: Path) -> JsonObject:
+def publish(uri: str, version: Path, guard: Guard, known: frozenset[str] = frozenset()) -> JsonObject:
     """Put a version of this machine there, whole, and make it the live one. Returns its manifest.
 
-    Files that are there are not sent again. Raises ConcurrentWriterError when another version has that name.
+    guard: of the lease, asked before what cannot be undone. known: checksums of files that are not sent where they are
+    there in their size; all others are sent, whatever is there.
+
+    Raises ConcurrentWriterError when another version has that name, or the lease is lost.
     """
     data = (version / MANIFEST).read_bytes()
     manifest = parse_manifest(data, version.name, version / MANIFEST)
     there = storage.list_sizes(uris.join(uri, FILES))
     new = {
-        str(facts["sha256"]): version / name
+        sha256: version / name
         for name, facts in manifest["files"].items()
-        if there.get(str(facts["sha256"])) != int(facts["bytes"])
+        for sha256 in [str(facts["sha256"])]
+        if sha256 not in known or there.get(sha256) != int(facts["bytes"])
     }
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(storage.copy_tree, new.values(), [_file(uri, sha256) for sha256 in new]))
     failpoint("before_rename")
+    guard.check()
+    check_files(uri, manifest)  # a run that held the index while this one could not reach it may have removed some
     if not storage.put_if_absent(_manifest(uri, version.name), data) and manifest_bytes(uri, version.name) != data:
         raise ConcurrentWriterError(f"another process has made {version.name} of {uri} meanwhile; run this one again")
     failpoint("before_current")
-    point_to(uri, version.name)
+    guard.check()
+    _point_to(uri, version.name)
     failpoint("after_current")
     return manifest
 
@@ -122,23 +135,25 @@ def _download(uri: str, path: Path, facts: JsonObject) -> None:
             raise VerificationError(
                 f"{_file(uri, sha256)} ({path.name}) is damaged; restore it or build the index again"
             )
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def point_to(uri: str, name: str) -> None:
-    """Make a version the live one."""
+def _point_to(uri: str, name: str) -> None:
     storage.write_bytes(uris.join(uri, CURRENT), f"{name}\n".encode())
 
 
-def rollback(uri: str, version: str | None = None) -> str:
+def rollback(uri: str, guard: Guard, version: str | None = None) -> str:
     """See `versions.rollback`; for who holds the index. That files are there in their sizes is all that is verified."""
     live = current(uri)
     if version is None:
         version = versions.before(live, list_versions(uri), lambda: read_manifest(uri, live), uri)
     check_files(uri, read_manifest(uri, version))
-    point_to(uri, version)
+    guard.check()
+    _point_to(uri, version)
     return version
 
 
@@ -152,17 +167,19 @@ def check_files(uri: str, manifest: JsonObject) -> None:
             raise VerificationError(f"{_file(uri, str(facts['sha256']))} ({name} of {manifest['version']}) {what}")
 
 
-def remove(uri: str, names: Iterable[str]) -> list[str]:
+def remove(uri: str, names: Iterable[str], guard: Guard) -> list[str]:
     """Remove versions, and then the files that no version has any more; for who holds the index. Returns the names.
 
     A version goes with its manifest: what a kill leaves of it are files of no version, which the next call removes.
     """
     gone = list(names)
     for name in gone:
+        guard.check()
         storage.delete(_manifest(uri, name))
     kept = {str(facts["sha256"]) for name in list_versions(uri) for facts in read_manifest(uri, name)["files"].values()}
     for sha256 in storage.list_names(uris.join(uri, FILES)):
         if sha256 not in kept:
+            guard.check()
             storage.delete(_file(uri, sha256))
     return gone
 

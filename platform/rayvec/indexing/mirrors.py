@@ -2,7 +2,8 @@
 
 A copy is an index folder as any other (see `versions`), in the user's cache: `fetch` brings a version, or the files of
 it that a process opens, and links what it shares with those that are there; `working` gives a job the live version, and
-what the job makes live goes to the bucket. Knows folders, objects, locks. Knows no FAISS.
+`building` one an empty place; what the job makes live there goes to the bucket. Knows folders, objects, locks. Knows no
+FAISS.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rayvec import storage, uris
@@ -20,7 +21,7 @@ from rayvec.errors import UserError, VerificationError
 from rayvec.failures import storage_errors
 from rayvec.indexing import bucket, versions
 from rayvec.indexing.part import WHOLE, Part
-from rayvec.lease import LEASE_S, sole_writer
+from rayvec.lease import LEASE_S, Guard, sole_writer
 from rayvec.storage import JsonObject
 
 _LOG = logging.getLogger(__name__)
@@ -28,6 +29,20 @@ _LOG = logging.getLogger(__name__)
 KEPT = 2
 #: What a job writes beside the versions, for people.
 REPORTS = ("config.yaml", "report.json", "dimensions.png")
+#: Names a version that was built here and is not in the bucket yet.
+UNSENT = "UNSENT"
+#: Is there when a job found a file of the copy damaged.
+SUSPECT = "SUSPECT"
+
+
+@dataclass(frozen=True)
+class Building:
+    """Where an index is built: the folder; the manifest of what is there already and needs no building, if it is; and
+    what a new manifest must say beside."""
+
+    folder: Path
+    finished: JsonObject | None
+    facts: JsonObject
 
 
 def folder_of(uri: str) -> Path:
@@ -38,38 +53,70 @@ def folder_of(uri: str) -> Path:
 def fetch(uri: str, name: str, part: Part = WHOLE, *, mend: bool = False) -> Path:
     """The folder of a version on this machine, with the files of a part of it, which are copied unless they are there.
 
-    mend: read those that are there, and copy what is damaged again. Other processes that want it wait. Raises UserError
-    when there is no such version, VerificationError, StorageError.
+    mend: read those that are there, and copy what is damaged again. Where something is copied, other processes that
+    want something wait. Raises UserError when there is no such version, VerificationError, StorageError.
     """
     data = bucket.manifest_bytes(uri, name)
-    manifest = versions.parse_manifest(data, name, f"{name} of {uri}")
+    manifest = part.cut(versions.parse_manifest(data, name, f"{name} of {uri}"))
     copy = folder_of(uri)
     folder = copy / versions.VERSIONS / name
-    with _alone(copy):
-        if _is_another(folder, data):  # of the same name, made here, and never published
-            shutil.rmtree(folder)
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+    if mend or not _is_whole(folder, manifest, data):
+        with _alone(copy), storage_errors(folder):
+            _make_way(copy, folder, data)
+            _remove_old(copy, name)  # first, for what they take on the disk
             _record(copy, name)
-            _bring(uri, copy, folder, part.cut(manifest), mend=mend)
+            folder.mkdir(parents=True, exist_ok=True)
+            _bring(uri, copy, folder, manifest, mend=mend)
             if not (folder / versions.MANIFEST).exists():
                 storage.write_bytes(folder / versions.MANIFEST, data)
-            # The file stays, since who has the version open has locked it; its time says when it was asked for.
-            os.utime(folder / versions.MANIFEST)
-        _remove_old(copy)
+    # The file stays, since who has the version open has locked it; its time says when it was asked for.
+    with contextlib.suppress(FileNotFoundError):  # gone meanwhile: who opens it is told
+        os.utime(folder / versions.MANIFEST)
     return folder
 
 
+def _is_whole(folder: Path, manifest: JsonObject, data: bytes) -> bool:
+    return _content(folder) == data and all(
+        _is_there(folder / name, facts) for name, facts in manifest["files"].items()
+    )
+
+
+def _content(folder: Path) -> bytes | None:
+    try:
+        return (folder / versions.MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _make_way(copy: Path, coming: Path, data: bytes) -> None:
+    """Remove another version of the same name, which was never in the bucket, or is not any more."""
+    if _content(coming) not in (None, data) and not versions.remove_unless_held(copy, coming.name):
+        raise UserError(
+            f"another {coming.name} was at the same place before, and is open on this machine; end the service that "
+            "has it, and start it again"
+        )
+
+
+def _remove_old(copy: Path, newest: str) -> None:
+    """Leave the newest, those asked for last, those that are open, and the one that a job works on."""
+    others = [copy / versions.VERSIONS / name for name in versions.list_versions(copy) if name != newest]
+    for folder in sorted(others, key=_asked_for, reverse=True)[KEPT - 1 :]:
+        if folder.name not in versions.live_name(copy):
+            versions.remove_unless_held(copy, folder.name)
+    versions.empty_trash(copy)
+
+
+def _asked_for(folder: Path) -> float:
+    try:
+        return (folder / versions.MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _record(copy: Path, *names: str) -> None:
+    """Set down names that are given, so that they are not given again."""
     known = versions.had_lived(copy) if (copy / versions.HISTORY).exists() else []
     versions.record(copy, *(name for name in names if name not in known))
-
-
-def _is_another(folder: Path, data: bytes) -> bool:
-    try:
-        return (folder / versions.MANIFEST).read_bytes() != data
-    except FileNotFoundError:
-        return False
 
 
 def _bring(uri: str, copy: Path, folder: Path, manifest: JsonObject, *, mend: bool) -> None:
@@ -109,74 +156,113 @@ def _files(copy: Path, besides: str) -> dict[str, Path]:
     return found
 
 
-def _remove_old(copy: Path) -> None:
-    """Leave the versions asked for last, those that are open, and the one that a job works on."""
-    there = [copy / versions.VERSIONS / one for one in versions.list_versions(copy)]
-    by_age = sorted(there, key=_asked_for, reverse=True)
-    kept = {*versions.live_name(copy), *(folder.name for folder in by_age[:KEPT])}
-    for folder in by_age:
-        if folder.name not in kept:
-            versions.remove_unless_held(copy, folder.name)
-    versions.empty_trash(copy)
+@contextlib.contextmanager
+def working(uri: str, *, lease_s: float = LEASE_S) -> Iterator[Path]:
+    """The folder to work in on an index in a bucket, alone: its live version lies there, and is the live one.
 
-
-def _asked_for(folder: Path) -> float:
-    try:
-        return (folder / versions.MANIFEST).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    What is live in the folder when the block ends well becomes live in the bucket; otherwise it is forgotten.
+    Raises ConcurrentWriterError when another run holds the index, UserError where there is none.
+    """
+    with sole_writer(uri, lease_s) as guard:
+        copy, live = folder_of(uri), bucket.current(uri)
+        _forget(copy)
+        manifest = versions.read_manifest(fetch(uri, live, mend=(copy / SUSPECT).exists()))
+        (copy / SUSPECT).unlink(missing_ok=True)
+        _begin(uri, copy, live, live)
+        try:
+            yield copy
+        except VerificationError as error:
+            (copy / SUSPECT).touch()
+            raise VerificationError(f"{error} (this is a copy, which the next run makes good)") from None
+        _publish(uri, live, copy, guard, _checksums(manifest))
 
 
 @contextlib.contextmanager
-def working(uri: str, *, lease_s: float = LEASE_S, resumes: bool = False) -> Iterator[Path]:
-    """The folder to work in on an index in a bucket, alone: its live version lies there, if it has one.
+def building(uri: str, is_wanted: Callable[[JsonObject], bool], *, lease_s: float = LEASE_S) -> Iterator[Building]:
+    """The folder to build an index in that goes to a bucket, alone. Nothing of what is live there is copied.
 
-    What is live in the folder when the block ends well becomes live in the bucket. Where that fails, the version stays
-    in the folder; resumes: it is taken for the live one, so that a job that would make the very same one sends it. Else
-    it is forgotten.
+    is_wanted: whether a manifest is of what would be built. Such a version is finished if it is live, or if it was
+    built here and could not be sent: then it is, when the block ends. Otherwise what is built in the block becomes live
+    in the bucket, whatever was there.
 
-    Raises ConcurrentWriterError when another run holds the index.
+    Raises ConcurrentWriterError when another run holds the index, UserError where something else is.
     """
     with sole_writer(uri, lease_s) as guard:
-        live, copy = bucket.live_name(uri), folder_of(uri)
-        if not (resumes and _is_next(copy, live)):
-            _start_from(uri, live, copy)
-        given = bucket.list_versions(uri)
-        with _alone(copy):
-            _record(copy, *given[-1:])  # numbers are not given twice
-        yield copy
-        guard.check()
-        _publish(uri, live, copy)
+        copy = folder_of(uri)
+        live, manifest = _live(uri)
+        if manifest is not None and is_wanted(manifest):
+            yield Building(copy, manifest, {})
+            return
+        unsent = _unsent(copy, live, is_wanted)
+        if unsent is None:
+            _forget(copy)
+        _begin(uri, copy, None if unsent is None else unsent["version"], live)
+        yield Building(copy, unsent, {"parent": live})
+        known = frozenset() if unsent is None else _checksums(unsent)
+        (copy / UNSENT).write_text("".join(versions.live_name(copy)))
+        _publish(uri, live, copy, guard, known)
+        (copy / UNSENT).unlink()
 
 
-def _is_next(copy: Path, live: str | None) -> bool:
-    """Whether the live version of the copy was made here after what is live in the bucket, and was not sent."""
+def _live(uri: str) -> tuple[str | None, JsonObject | None]:
+    """What is live in the bucket, and its manifest, if its files are there; None for what is not there or damaged."""
     try:
-        made = versions.read_manifest(versions.version_folder(copy))
-    except (UserError, VerificationError):
-        return False
-    return made["version"] != live and made["parent"] == live
+        name = bucket.live_name(uri)
+    except VerificationError:
+        return None, None
+    if name is None:
+        return None, None
+    try:
+        manifest = bucket.read_manifest(uri, name)
+        bucket.check_files(uri, manifest)
+    except VerificationError:
+        return name, None
+    except UserError:
+        bucket.refuse_embeddings(uri, name)
+        return name, None
+    return name, manifest
 
 
-def _start_from(uri: str, live: str | None, copy: Path) -> None:
-    if live is None:
-        (copy / versions.CURRENT).unlink(missing_ok=True)
-        return
-    fetch(uri, live)
+def _unsent(copy: Path, live: str | None, is_wanted: Callable[[JsonObject], bool]) -> JsonObject | None:
+    """The version that was built here after what is live in the bucket, and not sent; None if another is wanted."""
+    try:
+        manifest = versions.read_manifest(copy / versions.VERSIONS / (copy / UNSENT).read_text())
+    except (FileNotFoundError, NotADirectoryError, VerificationError):
+        return None
+    return manifest if manifest["parent"] == live and manifest["version"] != live and is_wanted(manifest) else None
+
+
+def _forget(copy: Path) -> None:
+    """Leave nothing of a job that did not come to its end."""
+    for name in (*REPORTS, UNSENT):
+        (copy / name).unlink(missing_ok=True)
+
+
+def _begin(uri: str, copy: Path, here: str | None, live: str | None) -> None:
+    """Make `here` the live version of the copy, or leave it without one; its next gets a number of its own."""
+    given = bucket.list_versions(uri)
     with _alone(copy):
-        versions.point_to(copy, live)
+        _record(copy, *given[-1:], *([live] if live else []))
+        if here is None:
+            (copy / versions.CURRENT).unlink(missing_ok=True)
+        else:
+            versions.point_to(copy, here)
 
 
-def _publish(uri: str, live: str | None, copy: Path) -> None:
+def _checksums(manifest: JsonObject) -> frozenset[str]:
+    return frozenset(str(facts["sha256"]) for facts in manifest["files"].values())
+
+
+def _publish(uri: str, live: str | None, copy: Path, guard: Guard, known: frozenset[str]) -> None:
     made = versions.live_name(copy)
     if made and made != [live]:
-        bucket.publish(uri, versions.version_folder(copy))
+        bucket.publish(uri, versions.version_folder(copy), guard, known)
+        with _alone(copy):
+            _remove_old(copy, *made)
     for name in REPORTS:
         if (copy / name).is_file():
             storage.copy_tree(copy / name, uris.join(uri, name))
             (copy / name).unlink()
-    with _alone(copy):
-        _remove_old(copy)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ What readers ask, of either. Knows URIs. Knows no FAISS.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rayvec import uris
 from rayvec.errors import VerificationError
 from rayvec.indexing import bucket, mirrors, tasks, versions
+from rayvec.indexing.mirrors import Building
 from rayvec.indexing.part import WHOLE, Part
 from rayvec.lease import LEASE_S, sole_writer
 from rayvec.storage import JsonObject
@@ -38,6 +40,21 @@ def read_manifest(uri: str | Path, version: str | None = None) -> JsonObject:
     if uris.is_local(uri):
         return versions.read_manifest(versions.version_folder(uri, version))
     return bucket.read_manifest(str(uri), version or bucket.current(str(uri)))
+
+
+def sizes(uri: str | Path, version: str) -> list[tuple[Any, int]]:
+    """Of each file of a version what it is known by, which those that share it have too, and its bytes.
+
+    Of one in a bucket whose manifest is damaged nothing is known.
+    """
+    if uris.is_local(uri):
+        stats = [path.stat() for path in versions.version_folder(uri, version).rglob("*") if path.is_file()]
+        return [((stat.st_dev, stat.st_ino), stat.st_size) for stat in stats]
+    try:
+        files = bucket.read_manifest(str(uri), version)["files"].values()
+    except VerificationError:
+        return []
+    return list({str(facts["sha256"]): int(facts["bytes"]) for facts in files}.items())
 
 
 def version_folder(uri: str | Path, version: str | None = None, part: Part = WHOLE) -> Path:
@@ -70,8 +87,8 @@ def where_it_is_read(uri: str | Path) -> contextlib.AbstractContextManager[None]
 
 
 @contextlib.contextmanager
-def working(uri: str, *, lease_s: float = LEASE_S, resumes: bool = False) -> Iterator[Path]:
-    """The folder in which a job works on an index: the index itself, or a copy on this machine of one in a bucket.
+def working(uri: str, *, lease_s: float = LEASE_S) -> Iterator[Path]:
+    """The folder in which a job changes an index: the index itself, or a copy on this machine of one in a bucket.
 
     What the job makes live there is made live in the bucket when the block ends well (see `mirrors.working`); Ray tasks
     then run on this machine, which has the copy.
@@ -79,8 +96,37 @@ def working(uri: str, *, lease_s: float = LEASE_S, resumes: bool = False) -> Ite
     if uris.is_local(uri):
         yield versions.local_folder(uri)
         return
-    with mirrors.working(uri, lease_s=lease_s, resumes=resumes) as folder, tasks.on_this_node():
+    with mirrors.working(uri, lease_s=lease_s) as folder, tasks.on_this_node():
         yield folder
+
+
+@contextlib.contextmanager
+def building(uri: str, is_wanted: Callable[[JsonObject], bool], *, lease_s: float = LEASE_S) -> Iterator[Building]:
+    """The folder in which a job builds an index anew, and what is there already (see `mirrors.building`).
+
+    is_wanted: whether a manifest is of what would be built. In a folder, such a version is verified.
+    """
+    if uris.is_local(uri):
+        folder = versions.local_folder(uri)
+        yield Building(folder, _finished(folder, is_wanted), {})
+        return
+    with mirrors.building(uri, is_wanted, lease_s=lease_s) as place, tasks.on_this_node():
+        yield place
+
+
+def _finished(folder: Path, is_wanted: Callable[[JsonObject], bool]) -> JsonObject | None:
+    """The manifest of the live version, if it is wanted and whole. Raises UserError where something else is."""
+    if not (folder / versions.CURRENT).exists():
+        return None
+    try:
+        live = versions.version_folder(folder)
+        manifest = versions.read_manifest(live)
+        if not is_wanted(manifest):
+            return None
+        versions.verify(live, manifest)
+    except VerificationError:
+        return None
+    return manifest
 
 
 def rollback(uri: str | Path, version: str | None = None) -> str:
@@ -91,8 +137,8 @@ def rollback(uri: str | Path, version: str | None = None) -> str:
     """
     if uris.is_local(uri):
         return versions.rollback(uri, version)
-    with sole_writer(str(uri)):
-        return bucket.rollback(str(uri), version)
+    with sole_writer(str(uri)) as guard:
+        return bucket.rollback(str(uri), guard, version)
 
 
 def prune(uri: str | Path, keep: int = 2) -> list[str]:
@@ -103,6 +149,6 @@ def prune(uri: str | Path, keep: int = 2) -> list[str]:
     if uris.is_local(uri):
         return versions.prune(uri, keep)
     versions.check_kept(keep)
-    with sole_writer(str(uri)):
+    with sole_writer(str(uri)) as guard:
         live, there = bucket.current(str(uri)), bucket.list_versions(str(uri))
-        return bucket.remove(str(uri), [name for name in there[:-keep] if name != live])
+        return bucket.remove(str(uri), [name for name in there[:-keep] if name != live], guard)

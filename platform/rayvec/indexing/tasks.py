@@ -18,6 +18,8 @@ from rayvec.errors import RayvecError, UserError
 
 T = TypeVar("T")
 _HERE: ContextVar[bool] = ContextVar("here", default=False)
+#: Set by Ray for the driver of a submitted job.
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _ON_THIS_NODE: ContextVar[bool] = ContextVar("on_this_node", default=False)
 
 
@@ -39,6 +41,12 @@ def on_this_node() -> Iterator[None]:
         yield
     finally:
         _ON_THIS_NODE.reset(token)
+
+
+def require_this_node() -> None:
+    """Raise UserError where tasks `on_this_node` would have no CPU. Asks the Ray that runs."""
+    with on_this_node():
+        _counts("CPU")
 
 
 def each(
@@ -154,12 +162,18 @@ def _counts(resource: str) -> list[int]:
     if _ON_THIS_NODE.get():
         mine = ray.get_runtime_context().get_node_id()
         alive = [node for node in alive if node["NodeID"] == mine]
-        if not any(node["Resources"].get("CPU", 0) >= 1 for node in alive):
-            raise UserError(
-                "an index in a bucket is built on the machine of the job's driver, and Ray gives no work to this one; "
-                "submit the job with --entrypoint-num-cpus 1, which takes it to a node that works"
-            )
-    return [int(node["Resources"].get(resource, 0)) for node in alive]
+    counts = [int(node["Resources"].get(resource, 0)) for node in alive]
+    if not _ON_THIS_NODE.get() or resource != "CPU":
+        return counts
+    # The driver of a submitted job may hold one of them (--entrypoint-num-cpus) for as long as it runs.
+    free = sum(counts) - (1 if _SUBMITTED in os.environ else 0)
+    if free < 1:
+        raise UserError(
+            "an index in a bucket is worked on where the job's driver runs, and Ray has no CPU for tasks on this "
+            f"machine ({sum(counts)} in all, of which a submitted driver may hold one); submit the job with "
+            "--entrypoint-num-cpus 1, which takes it to a node that works, of two CPUs or more"
+        )
+    return [free]
 
 
 def _placed() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def plan(config: ServeConfig) -> Plan:
     from rayvec.modeling.encoder import load_tokenizer_only
 
     if not config.index:
-        raise UserError("index is required; give the place of an index with --set index=DIR")
+        raise UserError("index is required; give the folder of an index with --set index=DIR")
     proxy.check(config)
     if config.keys:
         Keys.load(config.keys)
