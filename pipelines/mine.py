@@ -40,7 +40,7 @@ SAMPLES = 5
 class MineConfig(Rules):
     """Which pairs get negatives, from which index, by which rules, and where the result goes."""
 
-    #: The output of the index job: a folder that every worker sees, or a place in a bucket. Its documents have their texts.
+    #: The output of the index job: a folder that every worker sees, or in a bucket. Its documents have their texts.
     index: str = ""
     #: A jsonl, csv, tsv or Parquet file, a folder, a glob or a URI of them, with query, and positive (a text) or
     #: positive_id (of a document in the index), or both; or "pydocs", or a Parquet file of documents: first paragraphs
