@@ -32,6 +32,8 @@ class StorageError(RayvecError):
     """The storage failed: no space, no permission, an unreachable store."""
 
     exit_status = 5
+    #: The message without what a store's client says of it, which names machines; empty where that is no part of it.
+    brief = ""
 
 
 class QuarantineExceededError(RayvecError):

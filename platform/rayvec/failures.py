@@ -127,7 +127,9 @@ def of_store(uri: str, error: BaseException) -> StorageError:
     """The error to raise for what a store's client raised: one line with the URI and the cure."""
     text = " ".join(str(error).split())
     cure = next((cure for sign, cure in _CURES.items() if sign in text), _ELSE)
-    return StorageError(f"{uri}: {cure} ({text[:300]})")
+    told = StorageError(f"{uri}: {cure} ({text[:300]})")
+    told.brief = f"{uri}: {cure}"
+    return told
 
 
 def without_links(place: str | Path, error: OSError) -> StorageError | None:

@@ -123,23 +123,24 @@ def download(uri: str, files: Mapping[str, JsonObject], folder: Path) -> None:
 
 def _download(uri: str, path: Path, facts: JsonObject) -> None:
     sha256 = str(facts["sha256"])
-    part = path.with_name(f".{path.name}.part")
+    place, part = _file(uri, sha256), path.with_name(f".{path.name}.part")
     try:
-        try:
-            storage.copy_tree(_file(uri, sha256), part)
-        except FileNotFoundError:
-            raise VerificationError(
-                f"{_file(uri, sha256)} ({path.name}) is missing; restore it or build again"
-            ) from None
-        if storage.sha256_file(part) != sha256:
-            raise VerificationError(
-                f"{_file(uri, sha256)} ({path.name}) is damaged; restore it or build the index again"
-            )
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
+        # What was damaged on the way is whole the second time.
+        if not any(_arrives(place, part, sha256) for _ in range(2)):
+            raise VerificationError(f"{place} ({path.name}) is damaged; restore it or build the index again")
         part.replace(path)
+    except FileNotFoundError:
+        raise VerificationError(f"{place} ({path.name}) is missing; restore it or build the index again") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _arrives(place: str, part: Path, sha256: str) -> bool:
+    """Copy a file to this disk; whether it is what it should be."""
+    storage.copy_tree(place, part)
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return storage.sha256_file(part) == sha256
 
 
 def _point_to(uri: str, name: str) -> None:

@@ -35,7 +35,7 @@ class Refusal:
 
     def clear(self) -> None:
         """A version was taken."""
-        self._version = self._reason = ""
+        self._version = self._reason = self._brief = ""
         self._wait, self._again_at = self._first, math.inf
 
     def allows(self, version: str) -> bool:
@@ -48,6 +48,7 @@ class Refusal:
         if version != self._version:
             self.clear()
         self._version, self._reason = version, str(error) or type(error).__name__
+        self._brief = error.brief if isinstance(error, StorageError) and error.brief else self._reason
         if isinstance(error, NotYetError):
             self._again_at = 0.0
         elif isinstance(error, TRANSIENT):
@@ -58,10 +59,14 @@ class Refusal:
     @property
     def told(self) -> str | None:
         """What the log is to be told of it; None where nothing is refused."""
-        again = ", which is tried again" if self._again_at < math.inf else ""
-        return f"{self._version}{again}: {self._reason}" if self._version else None
+        return self._told(self._reason)
 
     @property
     def shown(self) -> str | None:
-        """The same for anyone who asks: of files their names, and not where they lie."""
-        return None if self.told is None else _FOLDERS.sub("", self.told)
+        """The same for anyone who asks: of files their names, and not where they lie, nor what a store's client says."""
+        told = self._told(self._brief)
+        return None if told is None else _FOLDERS.sub("", told)
+
+    def _told(self, reason: str) -> str | None:
+        again = ", which is tried again" if self._again_at < math.inf else ""
+        return f"{self._version}{again}: {reason}" if self._version else None

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from rayvec.errors import VerificationError
+from rayvec.failures import of_store
 from rayvec.serving.refusals import NotYetError, Refusal
 
 
@@ -31,6 +32,16 @@ def test_a_failure_that_may_pass_is_tried_again_later_each_time() -> None:
         waits.append(time.monotonic() - begin)
     assert all(wait >= least - 0.01 for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True))
     assert refusal.told == "v2, which is tried again: EIO"
+
+
+def test_who_asks_is_not_shown_what_the_client_of_a_store_says() -> None:
+    refusal = Refusal(1.0)
+    refusal.note(
+        "CURRENT", of_store("s3://bucket/a/CURRENT", OSError("AWS Error NETWORK_CONNECTION: to 10.0.0.7:9000"))
+    )
+    assert refusal.told is not None and "10.0.0.7" in refusal.told
+    assert refusal.shown is not None and "10.0.0.7" not in refusal.shown
+    assert refusal.shown.startswith("CURRENT, which is tried again: CURRENT: the store cannot be reached")
 
 
 def test_what_is_not_there_yet_is_tried_again_at_once_and_is_no_news() -> None:
