@@ -63,7 +63,7 @@ class Refusal:
 
     @property
     def shown(self) -> str | None:
-        """The same for anyone who asks: of files their names, and not where they lie, nor what a store's client says."""
+        """The same for anyone who asks: of files their names alone, and nothing that a store's client says."""
         told = self._told(self._brief)
         return None if told is None else _FOLDERS.sub("", told)
 
