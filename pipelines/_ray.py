@@ -41,6 +41,8 @@ ALONE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Training waits at each checkpoint, and at its end, until it is asked what it did, by default every 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Ray starts a process for each core before there is work; ours gets others, which have our environment.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 

@@ -22,8 +22,6 @@ ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Ray gives way to all else on its machine, as jobs of hours should; somebody waits for a service.
     "RAY_worker_niceness": "0",
-    # Ray starts a process for each core, in case tasks come; here none do.
-    "RAY_prestart_worker_first_driver": "0",
 }
 #: Requests and answers pass between processes inline or in small objects; nothing large is kept.
 OBJECT_STORE = 150_000_000
