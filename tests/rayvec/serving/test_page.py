@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [*texts_for(COUNT - 1), HOSTILE]
     rows = range(COUNT)
     extra = {
-        "share": pa.array([row / 4 for row in rows], pa.float64()),
+        "share": pa.array([None if row == 5 else row / 4 for row in rows], pa.float64()),
         "seen": pa.array([f"2024-01-{row + 1:02d}T12:00:00" for row in rows]).cast(pa.timestamp("ms")),
         "good": pa.array([row % 2 == 0 for row in rows]),
         "tags": pa.array([["even", "any"] if row % 2 == 0 else ["odd", "any"] for row in rows]),
@@ -260,7 +260,7 @@ def add_filter(page: sync_api.Page, column: str, test: str, value: str) -> sync_
     row.get_by_label("Column").select_option(column)
     row.get_by_label(f"Test of {column}").select_option(label=test)
     field = row.get_by_label(f"Value of {column}")
-    field.select_option(value) if column == "good" else field.fill(value)
+    field.select_option(label=value) if column == "good" or test == "has a value" else field.fill(value)
     return row
 
 
@@ -270,6 +270,8 @@ def add_filter(page: sync_api.Page, column: str, test: str, value: str) -> sync_
         ("line", "more than", "5", {6, 7}),
         ("line", "is one of", "3, 5,7,99", {3, 5, 7}),
         ("share", "less than", "0.6", {0, 1, 2}),
+        ("share", "has a value", "no", {5}),
+        ("tags", "has a value", "yes", set(range(8))),
         ("seen", "until", "2024-01-02T12:00", {0, 1}),
         ("good", "is not", "true", {1, 3, 5, 7}),
         ("tags", "is", "odd", {1, 3, 5, 7}),

@@ -3,10 +3,15 @@
 import { $, action, ask, el } from "./dom.js";
 
 const MAX_ROWS = 32;
-const LABELS = { eq: "is", ne: "is not", in: "is one of", gte: "at least", lte: "at most", gt: "more than", lt: "less than" };
+const LABELS = {
+  eq: "is", ne: "is not", in: "is one of", gte: "at least", lte: "at most", gt: "more than", lt: "less than", exists: "has a value",
+};
 const TIMES = { gte: "since", lte: "until", gt: "after", lt: "before" };
-const ORDERED = ["eq", "ne", "in", "gte", "lte", "gt", "lt"];
-const UNORDERED = ["eq", "ne", "in"];
+const ORDERED = ["eq", "ne", "in", "gte", "lte", "gt", "lt", "exists"];
+const UNORDERED = ["eq", "ne", "in", "exists"];
+/** What is chosen and not written: values that are true or false, and whether there is one. */
+const TRUTHS = [["true", "true"], ["false", "false"]];
+const WHETHER = [["true", "yes"], ["false", "no"]];
 
 /** What values of a kind look like: a reading that gives a value or throws what is wrong, and what to hint at. */
 const KINDS = {
@@ -14,8 +19,12 @@ const KINDS = {
   whole: { tests: ORDERED, read: whole, inputMode: "numeric", hint: "42" },
   number: { tests: ORDERED, read: number, inputMode: "decimal", hint: "0.5" },
   time: { tests: ORDERED, read: time, hint: "2024-01-31" },
-  truth: { tests: ["eq", "ne"], read: (text) => text === "true" },
+  truth: { tests: ["eq", "ne", "exists"], read: truth },
 };
+
+function truth(text) {
+  return text === "true";
+}
 
 function whole(text) {
   if (!/^[+-]?\d+$/.test(text)) throw new Error(`“${text}” is no whole number`);
@@ -81,26 +90,35 @@ export function addRow([name, test, value] = []) {
     if (kind.tests.includes(chosen)) tests.value = chosen;
     tests.setAttribute("aria-label", `Test of ${column.value}`);
     remove.setAttribute("aria-label", `Remove the filter on ${column.value}`);
-    place.replaceChildren(valueField(kind, column.value, text, wrong.id));
+    refill(text);
+  };
+  const refill = (text) => {
+    const { kind } = parts(row);
+    place.replaceChildren(valueField(kind, tests.value, column.value, text, wrong.id));
     hint(row);
   };
   column.addEventListener("change", () => fill(tests.value));
-  tests.addEventListener("change", () => hint(row));
+  tests.addEventListener("change", () => {
+    const { field, test: chosen } = parts(row);
+    refill((field.dataset.test === "exists") === (chosen === "exists") ? field.value : "");
+  });
   fill(test, value);
   $("conditions").append(row);
   $("add").hidden = rows().length >= MAX_ROWS;
   return row;
 }
 
-function valueField(kind, name, text, wrongId) {
-  const field = el(kind.name === "truth" ? "select" : "input");
-  if (kind.name === "truth") {
-    field.append(...options([["true", "true"], ["false", "false"]]));
+function valueField(kind, test, name, text, wrongId) {
+  const choice = test === "exists" ? WHETHER : kind.name === "truth" ? TRUTHS : null;
+  const field = el(choice ? "select" : "input");
+  if (choice) {
+    field.append(...options(choice));
     field.value = text === "false" ? "false" : "true";
   } else {
     Object.assign(field, { type: "text", value: text, maxLength: 1000, inputMode: kind.inputMode || "text", spellcheck: false });
     field.autocapitalize = "off";
   }
+  field.dataset.test = test;
   field.setAttribute("aria-label", `Value of ${name}`);
   field.setAttribute("aria-describedby", wrongId);
   return field;
@@ -108,7 +126,7 @@ function valueField(kind, name, text, wrongId) {
 
 function hint(row) {
   const { kind, test, field } = parts(row);
-  if (kind.name !== "truth") field.placeholder = test === "in" ? "one, another" : kind.hint || "";
+  if (field.tagName === "INPUT") field.placeholder = test === "in" ? "one, another" : kind.hint || "";
 }
 
 function parts(row) {
@@ -134,7 +152,7 @@ function condition(row, { strict }) {
     return null;
   }
   try {
-    const values = texts.map(kind.read);
+    const values = texts.map(test === "exists" ? truth : kind.read);
     return { field: name, [test]: test === "in" ? values : values[0] };
   } catch (error) {
     mark(row, `${name}: ${error.message}.`);
