@@ -17,6 +17,7 @@ from pipelines._ray import worker_environment
 from pipelines.compact import CompactConfig, compact
 from pipelines.embed import EmbedConfig, embed, verify
 from pipelines.index import IndexConfig, index
+from pipelines.mine import MineConfig, mine
 from pipelines.update import UpdateConfig, update
 from pipelines.versions import list_index, prune, roll_back, verify_index
 from rayvec import storage, uris
@@ -164,6 +165,26 @@ def test_an_index_lives_in_the_bucket(done: Done, bucket: str, tmp_path: Path, m
     assert prune(place, 1)["removed"] == ["v2"]
     with pytest.raises(UserError, match="holds embeddings, not an index"):
         index(build.replace(output=done[0].output, rebuild=True))
+
+
+@pytest.mark.nightly
+def test_an_index_in_the_bucket_is_mined_as_one_in_a_folder(
+    done: Done, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "driver"))
+    pairs = [{"query": f"record {i} of", "positive_id": f"d{i}"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    mined = []
+    for name, place in (("there", f"{bucket}/mined"), ("here", str(tmp_path / "index"))):
+        index(IndexConfig.parse({"embeddings": done[0].output, "output": place}))
+        output = tmp_path / f"{name}.jsonl"
+        rules = {"negatives": 2, "rank_stop": 20, "actors": 2}
+        report = mine(
+            MineConfig.parse({"index": place, "pairs": str(tmp_path / "pairs.jsonl"), "output": str(output), **rules})
+        )
+        assert report["output"] == str(output)
+        mined.append(output.read_bytes())
+    assert mined[0] == mined[1] and mined[0].count(b"negative") >= len(pairs)
 
 
 def test_a_run_beside_another_is_refused(done: Done) -> None:
